@@ -1,0 +1,101 @@
+"""What a kernel says of itself, once, for tests, benchmarks and compilation.
+
+From one `Declaration` follow, with no further code per kernel: equality with
+the reference in Triton's interpreter and on a GPU, gradient checks, operator
+checks, ahead-of-time compilation for GPUs that are not here, and the roofline.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+
+import lab.kernels
+
+
+class Cost(NamedTuple):
+    """The least an operation must do, whoever implements it."""
+
+    bytes: int  # every input read once, every output written once
+    flops: int  # floating-point operations; 0 where only bytes matter
+
+
+@dataclass(frozen=True)
+class Example:
+    """One set of sizes and options, and what is worth knowing about it.
+
+    ``options`` go to the declaration's ``inputs`` function. ``large`` ones
+    are for a GPU only; ``degenerate`` ones are the corners where bugs live.
+    """
+
+    name: str
+    options: dict[str, Any]
+    degenerate: bool = False
+    large: bool = False
+
+
+@dataclass(frozen=True)
+class Compile:
+    """One kernel with the configuration that ships, to compile without a GPU.
+
+    ``signature`` maps every argument of the kernel to its Triton type
+    (``"*fp32"``, ``"i32"``) and ``constants`` the compile-time ones to their
+    values. ``targets`` are left out where the lab never launches the kernel
+    there (matrix products on a T4 go through PyTorch). ``matrix_units`` says
+    that the compiled code must contain matrix instructions.
+    """
+
+    name: str
+    kernel: Any
+    signature: dict[str, str]
+    constants: dict[str, Any]
+    num_warps: int = 4
+    num_stages: int = 2
+    targets: tuple[str, ...] = ("sm_75", "sm_80", "sm_90", "sm_100", "gfx942")
+    matrix_units: bool = False
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """All that tests, benchmarks and the compiler must know of a kernel.
+
+    - ``operation``: the public function; ``reference`` and ``triton`` take
+      the same arguments, and so does ``cost``.
+    - ``inputs(seed, device, dtype, **options)``: the keyword arguments of one
+      call, reproducible from the seed.
+    - ``exact``: the fields of the result (or ``"result"`` for a lone tensor)
+      that must agree bit for bit; the others agree within ``tolerance``,
+      the largest error relative to the largest entry of the reference.
+    - ``differentiable``: the arguments that carry a gradient.
+    - ``specified(result, **inputs)``: the part of the result that is defined,
+      where an operation leaves some of its buffer open.
+    """
+
+    name: str
+    operation: Callable
+    reference: Callable
+    triton: Callable
+    inputs: Callable[..., dict[str, Any]]
+    examples: tuple[Example, ...]
+    cost: Callable[..., Cost]
+    compiles: tuple[Compile, ...]
+    exact: tuple[str, ...] = ()
+    differentiable: tuple[str, ...] = ()
+    tolerance: dict[torch.dtype, float] = field(
+        default_factory=lambda: {torch.float32: 1e-5}
+    )
+    specified: Callable = staticmethod(lambda result, **inputs: result)
+
+
+def all_declarations() -> list[Declaration]:
+    """Every kernel's declaration, by name, found in `lab.kernels`."""
+    modules = (
+        importlib.import_module(f"lab.kernels.{module.name}")
+        for module in pkgutil.iter_modules(lab.kernels.__path__)
+        if not module.name.startswith("_")
+    )
+    found = [m.DECLARATION for m in modules if hasattr(m, "DECLARATION")]
+    return sorted(found, key=lambda declaration: declaration.name)

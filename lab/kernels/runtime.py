@@ -1,0 +1,42 @@
+"""Where the kernels run: compiled on a GPU, interpreted, or as PyTorch.
+
+Triton reads its switches when it is imported and when a kernel is decorated,
+so this module is imported before any kernel (``lab.kernels`` sees to it).
+"""
+
+import os
+
+import torch
+
+# Triton 3.9 warns where this is unset and 3.10 changes the default; with it
+# set, the last bits of a result stay the same across versions.
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
+# without a GPU a kernel can still run, slowly, in Triton's interpreter
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def implementation() -> str:
+    """Name what the operators run on here, for the badge of a figure."""
+    if torch.cuda.is_available():
+        return f"Triton on {torch.cuda.get_device_name()}"
+    return "PyTorch reference on CPU"
+
+
+def device() -> str:
+    """The device the chapters put their tensors on: a GPU if there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def triton_has_tensor_cores(tensor: torch.Tensor) -> bool:
+    """Whether ``tl.dot`` reaches the matrix units of the tensor's device.
+
+    Below compute capability 8.0 (a T4 is 7.5) Triton compiles ``tl.dot`` to
+    plain multiply-adds that spill thousands of registers; there the matrix
+    products go through PyTorch and only the routing kernels through Triton.
+    """
+    if torch.version.hip or not tensor.is_cuda:
+        return True
+    return torch.cuda.get_device_capability(tensor.device) >= (8, 0)

@@ -1,0 +1,274 @@
+"""Top-k gate: each token picks its k best experts, and how much of each.
+
+Scores P = softmax(z) over all E columns of the logits z [T, E]. A token takes
+the k largest; ties go to the lowest index. The last ``null_experts`` columns
+stand for experts that do nothing (AdaMoE): a slot that picked one is empty.
+
+    renormalized   w_i = P_i / sum of P_j over the chosen true experts
+    raw            w_i = P_i
+
+The renormalized weights are computed as a softmax over the chosen logits,
+which is the same number and does not underflow when the null experts hold
+nearly all the mass. A token whose slots are all empty has weights 0.
+
+Bytes: 4 E read and 8 k written per token. The work is k rounds of max over E
+registers, about 3.5 E instructions a token at k = 8, so on a large GPU the
+kernel is bound by instructions rather than by memory.
+
+Source: Shazeer et al. 2017 (top-k gate); Zeng et al. 2024, AdaMoE, section 3
+(null experts, weights over the true experts only).
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lab.kernels.declaration import Compile, Cost, Declaration, Example
+from lab.kernels.gate_backward import gate_backward
+
+
+class Gate(NamedTuple):
+    """Who takes each token, in S slots, best first."""
+
+    experts: Tensor  # [T, S] int32, -1 in an empty slot
+    weights: Tensor  # [T, S], 0 in an empty slot
+
+
+def topk_gate(
+    logits: Tensor, k: int, null_experts: int = 0, renormalize: bool = True
+) -> Gate:
+    """Pick the k best of the logits [T, E] for each token, S = k slots.
+
+    Weights are fp32 (float64 for float64 logits). Differentiable in
+    ``logits`` through the weights; the selection itself has no gradient.
+    On a CPU, NaN or infinity is refused; on a GPU, where looking would stall
+    it, NaN counts as the lowest possible logit. O(T E k).
+    """
+    check_logits(logits)
+    T, E = logits.shape
+    if not 1 <= k <= E:
+        raise ValueError(f"k={k} is not within 1 to {E}, the number of experts")
+    if not 0 <= null_experts < E:
+        raise ValueError(
+            f"null_experts={null_experts} leaves no true expert of {E} columns;"
+            f" use 0 to {E - 1}"
+        )
+    return Gate(*_topk_gate(logits, k, null_experts, renormalize))
+
+
+def check_logits(logits: Tensor) -> None:
+    """Refuse logits that no gate can use, in one sentence."""
+    if logits.ndim != 2 or logits.shape[1] < 1:
+        raise ValueError(
+            f"logits have shape {tuple(logits.shape)};"
+            " a gate needs [tokens, experts] with at least one expert"
+        )
+    if not logits.is_floating_point():
+        raise TypeError(f"logits are {logits.dtype}; use a floating type")
+    if logits.device.type == "cpu" and not logits.isfinite().all():
+        raise ValueError(
+            f"logits hold {int((~logits.isfinite()).sum())} NaN or infinite"
+            " entries; to rule an expert out use a large negative number (-1e4)"
+        )
+
+
+def topk_gate_reference(
+    logits: Tensor, k: int, null_experts: int = 0, renormalize: bool = True
+) -> Gate:
+    """The gate in plain PyTorch, differentiable by autograd."""
+    T, E = logits.shape
+    z = logits if logits.dtype == torch.float64 else logits.float()
+    # a stable sort, because torch.topk leaves the order of ties open
+    chosen = z.argsort(dim=1, descending=True, stable=True)[:, :k]
+    is_null = chosen >= E - null_experts
+    if renormalize:
+        # softmax over the chosen true logits; 0 where there is none
+        lowest = torch.finfo(z.dtype).min
+        kept = z.gather(1, chosen).masked_fill(is_null, lowest)
+        weights = kept.softmax(dim=1)
+    else:
+        weights = z.softmax(dim=1).gather(1, chosen)
+    experts = chosen.masked_fill(is_null, -1).to(torch.int32)
+    return Gate(experts, weights.masked_fill(is_null, 0.0))
+
+
+@triton.jit
+def topk_gate_kernel(
+    logits_ptr,
+    experts_ptr,
+    weights_ptr,
+    T,
+    E,
+    true_experts,
+    stride_t,
+    K: tl.constexpr,
+    RENORMALIZE: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    t = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
+    e = tl.arange(0, BLOCK_E)
+    slots = tl.arange(0, BLOCK_K)
+    inside = (t[:, None] < T) & (e[None, :] < E)
+    # [BLOCK_T, BLOCK_E]
+    z = tl.load(
+        logits_ptr + t[:, None] * stride_t + e[None, :], mask=inside, other=0.0
+    ).to(tl.float32)
+    # NaN, which is unequal to itself, counts as the lowest number
+    z = tl.where(z == z, z, -3.4e38)
+    z = tl.where(e[None, :] < E, z, float("-inf"))
+
+    experts = tl.full([BLOCK_T, BLOCK_K], -1, tl.int32)
+    chosen = tl.full([BLOCK_T, BLOCK_K], float("-inf"), tl.float32)
+    left = z
+    for slot in tl.static_range(K):
+        best, index = tl.max(
+            left, 1, return_indices=True, return_indices_tie_break_left=True
+        )
+        here = (slots[None, :] == slot) & (index < true_experts)[:, None]
+        experts = tl.where(here, index[:, None], experts)
+        chosen = tl.where(here, best[:, None], chosen)
+        left = tl.where(e[None, :] == index[:, None], float("-inf"), left)
+
+    if RENORMALIZE:
+        top = tl.max(chosen, 1)
+        # a token with no true expert: any finite number, its sum is 0
+        top = tl.where(top == float("-inf"), 0.0, top)
+        share = tl.exp(chosen - top[:, None])
+        total = tl.sum(share, 1)
+        total = tl.where(total > 0.0, total, 1.0)
+    else:
+        top = tl.max(z, 1)
+        share = tl.exp(chosen - top[:, None])
+        total = tl.sum(tl.exp(z - top[:, None]), 1)
+
+    at = t[:, None] * K + slots[None, :]
+    inside = (t[:, None] < T) & (slots[None, :] < K)
+    tl.store(experts_ptr + at, experts, mask=inside)
+    tl.store(weights_ptr + at, share / total[:, None], mask=inside)
+
+
+def topk_gate_triton(
+    logits: Tensor, k: int, null_experts: int = 0, renormalize: bool = True
+) -> Gate:
+    """Launch the kernel; one program holds a block of whole rows."""
+    T, E = logits.shape
+    logits = logits.contiguous()
+    experts = logits.new_empty((T, k), dtype=torch.int32)
+    weights = logits.new_empty((T, k), dtype=torch.float32)
+    block_e = triton.next_power_of_2(E)
+    # 4096 logits a program keep the registers of 4 warps from spilling
+    block_t = max(1, min(128, 4096 // block_e))
+    if T:
+        topk_gate_kernel[(triton.cdiv(T, block_t),)](
+            logits, experts, weights,
+            T, E, E - null_experts, logits.stride(0),
+            K=k, RENORMALIZE=renormalize,
+            BLOCK_T=block_t, BLOCK_E=block_e,
+            BLOCK_K=triton.next_power_of_2(k),
+            num_warps=4,
+        )  # fmt: skip
+    return Gate(experts, weights)
+
+
+@torch.library.custom_op("lab::topk_gate", mutates_args=(), device_types="cpu")
+def _topk_gate(
+    logits: Tensor, k: int, null_experts: int, renormalize: bool
+) -> tuple[Tensor, Tensor]:
+    return tuple(topk_gate_reference(logits, k, null_experts, renormalize))
+
+
+@_topk_gate.register_kernel("cuda")
+def _(logits, k, null_experts, renormalize):
+    return tuple(topk_gate_triton(logits, k, null_experts, renormalize))
+
+
+@_topk_gate.register_fake
+def _(logits, k, null_experts, renormalize):
+    shape = (logits.shape[0], k)
+    wide = logits.dtype == torch.float64
+    return (
+        logits.new_empty(shape, dtype=torch.int32),
+        logits.new_empty(shape, dtype=torch.float64 if wide else torch.float32),
+    )
+
+
+def _remember(ctx, inputs, output):
+    logits, _, _, ctx.renormalize = inputs
+    experts, weights = output
+    ctx.mark_non_differentiable(experts)
+    ctx.save_for_backward(logits, experts, weights)
+
+
+def _backward(ctx, _, grad_weights):
+    grad = gate_backward(*ctx.saved_tensors, grad_weights, ctx.renormalize)
+    return grad, None, None, None
+
+
+_topk_gate.register_autograd(_backward, setup_context=_remember)
+
+
+def _inputs(
+    seed, device, dtype, T, E, k, null_experts=0, renormalize=True, ties=False
+):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(T, E, generator=generator, dtype=torch.float64)
+    if ties:
+        logits = logits.round()
+    return {
+        "logits": logits.to(device, dtype),
+        "k": k,
+        "null_experts": null_experts,
+        "renormalize": renormalize,
+    }
+
+
+def _cost(logits, k, null_experts=0, renormalize=True) -> Cost:
+    T, E = logits.shape
+    return Cost(T * (E * logits.element_size() + 8 * k), T * 4 * E)
+
+
+DECLARATION = Declaration(
+    name="topk_gate",
+    operation=topk_gate,
+    reference=topk_gate_reference,
+    triton=topk_gate_triton,
+    inputs=_inputs,
+    exact=("experts",),
+    differentiable=("logits",),
+    examples=(
+        Example("top 2 of 8", {"T": 1000, "E": 8, "k": 2}),
+        Example("top 8 of 64", {"T": 63, "E": 64, "k": 8}),
+        Example("raw", {"T": 63, "E": 12, "k": 3, "renormalize": False}),
+        Example("null", {"T": 129, "E": 16, "k": 3, "null_experts": 8}),
+        Example("one expert", {"T": 5, "E": 1, "k": 1}, degenerate=True),
+        Example("k = E", {"T": 33, "E": 7, "k": 7}, degenerate=True),
+        Example("no token", {"T": 0, "E": 8, "k": 2}, degenerate=True),
+        Example(
+            "ties",
+            {"T": 65, "E": 16, "k": 5, "null_experts": 9, "ties": True},
+            degenerate=True,
+        ),
+        Example("large", {"T": 32768, "E": 128, "k": 8}, large=True),
+    ),
+    cost=_cost,
+    compiles=(
+        Compile(
+            "E64 k8",
+            topk_gate_kernel,
+            signature={
+                "logits_ptr": "*fp32", "experts_ptr": "*i32",
+                "weights_ptr": "*fp32", "T": "i32", "E": "i32",
+                "true_experts": "i32", "stride_t": "i32",
+            },
+            constants={
+                "K": 8, "RENORMALIZE": True,
+                "BLOCK_T": 64, "BLOCK_E": 64, "BLOCK_K": 8,
+            },
+        ),
+    ),
+)  # fmt: skip
