@@ -1,0 +1,94 @@
+"""The parameters of a notebook, checked before any work.
+
+Papermill checks nothing: a misspelled name becomes a new variable and a word
+goes in where a number was meant. So the import cell of each notebook says
+what it takes, and `check_parameters` refuses the rest in one sentence.
+"""
+
+import ast
+import math
+from dataclasses import dataclass
+from numbers import Integral, Real
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What one parameter may be: `accepts` decides, `allowed` says it."""
+
+    accepts: object
+    allowed: str
+
+
+def span(low, high):
+    """A number from `low` to `high`, both included.
+
+    Whole bounds ask for a whole number; one bound with a decimal point lets
+    every number in between pass, whole ones too. An infinite bound is open.
+    """
+    whole = all(isinstance(b, Integral) or math.isinf(b) for b in (low, high))
+    kind, name = (Integral, "a whole number") if whole else (Real, "a number")
+
+    def accepts(value):
+        number = isinstance(value, kind) and not isinstance(value, bool)
+        return number and low <= value <= high
+
+    if math.isinf(high):
+        return Rule(accepts, f"{name} from {low} up")
+    return Rule(accepts, f"{name} from {low} to {high}")
+
+
+def choice(*values):
+    """One of `values`; `True` does not stand for 1, nor 1 for `True`."""
+
+    def accepts(value):
+        return any(value == v and _same_kind(value, v) for v in values)
+
+    return Rule(accepts, "one of " + ", ".join(repr(v) for v in values))
+
+
+def text():
+    """Any string, also the empty one."""
+    return Rule(lambda value: isinstance(value, str), "a text")
+
+
+def flag():
+    """`True` or `False`, not 0 or 1."""
+    return Rule(lambda value: isinstance(value, bool), "True or False")
+
+
+def check_parameters(names, **rules):
+    """Refuse what in `names`, a notebook's `globals()`, breaks its rule.
+
+    A name that papermill injected and no rule knows is refused as well: it is
+    read from IPython's history, the only place that still tells.
+    """
+    for name in _injected(names.get("In", ())):
+        if name not in rules:
+            raise ValueError(
+                f"{name} is not a parameter of this notebook; "
+                f"use one of {', '.join(rules)}"
+            )
+    for name, rule in rules.items():
+        if name not in names:
+            raise ValueError(
+                f"{name} has no value; give it {rule.allowed} "
+                "in the parameters cell"
+            )
+        if not rule.accepts(names[name]):
+            raise ValueError(
+                f"{name}={names[name]!r} is not allowed; use {rule.allowed}"
+            )
+
+
+def _injected(history):
+    """The names assigned in the cells that papermill put into `history`."""
+    for cell in history:
+        if not cell.startswith("# Parameters\n"):
+            continue
+        for node in ast.parse(cell).body:
+            if isinstance(node, ast.Assign):
+                yield from (target.id for target in node.targets)
+
+
+def _same_kind(one, other):
+    return isinstance(one, bool) == isinstance(other, bool)
