@@ -65,6 +65,18 @@ def gate_backward_reference(
 
 
 @triton.jit
+def finite(z):
+    """Fp32 logits with NaN and -inf as the lowest number, inf as the highest.
+
+    The gates' kernels use it too. An infinite logit would make a NaN of every
+    weight of its row, and -inf is how the kernels mark what is taken.
+    """
+    # NaN fails every comparison
+    z = tl.where(z > -3.4e38, z, -3.4e38)
+    return tl.where(z < 3.4e38, z, 3.4e38)
+
+
+@triton.jit
 def gate_backward_kernel(
     logits_ptr,
     experts_ptr,
@@ -95,16 +107,16 @@ def gate_backward_kernel(
     if RENORMALIZE:
         result = tl.zeros([BLOCK_T, BLOCK_E], tl.float32)
     else:
-        z = tl.load(logits_ptr + at_logits, mask=inside, other=0.0).to(
-            tl.float32
-        )
-        z = tl.where(z == z, z, -3.4e38)
+        z = tl.load(logits_ptr + at_logits, mask=inside, other=0.0)
+        z = finite(z.to(tl.float32))
         z = tl.where(e[None, :] < E, z, float("-inf"))
         share = tl.exp(z - tl.max(z, 1)[:, None])
         result = -share / tl.sum(share, 1)[:, None] * c[:, None]
 
     # scatter slot by slot: each logit hears from the slot that chose it
-    for slot in range(0, S):
+    # slots past the last one in use are empty for the whole block
+    used = tl.max(tl.max(tl.where(taken, slots[None, :] + 1, 0), 1), 0)
+    for slot in range(0, used):
         at = t * S + slot
         expert = tl.load(experts_ptr + at, mask=t < T, other=-1)
         taken = (t < T) & (expert >= 0)
@@ -128,7 +140,9 @@ def gate_backward_triton(
     """Launch the kernel; one program holds a block of whole rows."""
     T, E = logits.shape
     S = experts.shape[1]
-    grad_logits = torch.empty_like(logits, memory_format=torch.contiguous_format)
+    grad_logits = torch.empty_like(
+        logits, memory_format=torch.contiguous_format
+    )
     block_e = triton.next_power_of_2(E)
     block_s = triton.next_power_of_2(S)
     block_t = max(1, min(128, 4096 // max(block_e, block_s)))

@@ -27,7 +27,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lab.kernels.declaration import Compile, Cost, Declaration, Example
-from lab.kernels.gate_backward import gate_backward
+from lab.kernels.gate_backward import finite, gate_backward
 
 
 class Gate(NamedTuple):
@@ -45,16 +45,18 @@ def topk_gate(
     Weights are fp32 (float64 for float64 logits). Differentiable in
     ``logits`` through the weights; the selection itself has no gradient.
     On a CPU, NaN or infinity is refused; on a GPU, where looking would stall
-    it, NaN counts as the lowest possible logit. O(T E k).
+    it, NaN and -inf count as the lowest number, inf as the highest. O(T E k).
     """
     check_logits(logits)
-    T, E = logits.shape
+    _, E = logits.shape
     if not 1 <= k <= E:
-        raise ValueError(f"k={k} is not within 1 to {E}, the number of experts")
+        raise ValueError(
+            f"k={k} is not within 1 to {E}, the number of experts"
+        )
     if not 0 <= null_experts < E:
         raise ValueError(
-            f"null_experts={null_experts} leaves no true expert of {E} columns;"
-            f" use 0 to {E - 1}"
+            f"null_experts={null_experts} leaves no true expert of {E}"
+            f" columns; use 0 to {E - 1}"
         )
     return Gate(*_topk_gate(logits, k, null_experts, renormalize))
 
@@ -71,7 +73,7 @@ def check_logits(logits: Tensor) -> None:
     if logits.device.type == "cpu" and not logits.isfinite().all():
         raise ValueError(
             f"logits hold {int((~logits.isfinite()).sum())} NaN or infinite"
-            " entries; to rule an expert out use a large negative number (-1e4)"
+            " entries; to rule an expert out use a large negative number, -1e4"
         )
 
 
@@ -79,7 +81,7 @@ def topk_gate_reference(
     logits: Tensor, k: int, null_experts: int = 0, renormalize: bool = True
 ) -> Gate:
     """The gate in plain PyTorch, differentiable by autograd."""
-    T, E = logits.shape
+    _, E = logits.shape
     z = logits if logits.dtype == torch.float64 else logits.float()
     # a stable sort, because torch.topk leaves the order of ties open
     chosen = z.argsort(dim=1, descending=True, stable=True)[:, :k]
@@ -117,9 +119,8 @@ def topk_gate_kernel(
     # [BLOCK_T, BLOCK_E]
     z = tl.load(
         logits_ptr + t[:, None] * stride_t + e[None, :], mask=inside, other=0.0
-    ).to(tl.float32)
-    # NaN, which is unequal to itself, counts as the lowest number
-    z = tl.where(z == z, z, -3.4e38)
+    )
+    z = finite(z.to(tl.float32))
     z = tl.where(e[None, :] < E, z, float("-inf"))
 
     experts = tl.full([BLOCK_T, BLOCK_K], -1, tl.int32)
@@ -193,7 +194,9 @@ def _(logits, k, null_experts, renormalize):
     wide = logits.dtype == torch.float64
     return (
         logits.new_empty(shape, dtype=torch.int32),
-        logits.new_empty(shape, dtype=torch.float64 if wide else torch.float32),
+        logits.new_empty(
+            shape, dtype=torch.float64 if wide else torch.float32
+        ),
     )
 
 

@@ -1,0 +1,252 @@
+"""Top-p gate: each token takes its best experts until their mass reaches p.
+
+Scores P = softmax(z) over the E logits z of a token. Sorted best first, a
+token takes the smallest number t of experts with P_(1) + ... + P_(t) >= p, so
+always at least one. Seen from one expert, with no sorting at all:
+
+    keep i   iff   the mass strictly ahead of i is below p
+
+    raw            w_i = P_i                          (the paper's)
+    renormalized   w_i = P_i / sum of the kept P_j
+
+The same loop that adds up the mass ahead of i counts the experts ahead of it,
+which is the slot of i. Ties go to the lowest index; p = 1 keeps every expert,
+however small. A sum that equals p exactly is enough (the paper's >=; the
+authors' code asks for >, and takes one expert more there).
+
+Bytes: 4 E read and 8 E written per token. The work is E^2 comparisons a token.
+
+Source: Huang et al. 2024, "Harder Tasks Need More Experts", section 3.2.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lab.kernels.declaration import Compile, Cost, Declaration, Example
+from lab.kernels.gate_backward import finite, gate_backward
+from lab.kernels.topk_gate import Gate, check_logits
+
+
+def topp_gate(logits: Tensor, p: float, renormalize: bool = False) -> Gate:
+    """Fill the S = E slots of each token from logits [T, E] up to mass p.
+
+    Weights are fp32 (float64 for float64 logits). Differentiable in
+    ``logits`` through the weights; the selection itself has no gradient.
+    Sums are in fp32, so a mass within 1e-6 of p may fall on either side.
+    NaN and infinity as in `topk_gate`. O(T E^2) on a GPU, no sort.
+    """
+    check_logits(logits)
+    if not 0 < p <= 1:
+        raise ValueError(
+            f"p={p} is not within (0, 1]; use 1 to keep every expert or a"
+            " small p such as 0.01 to keep the best alone"
+        )
+    return Gate(*_topp_gate(logits, p, renormalize))
+
+
+def topp_gate_reference(
+    logits: Tensor, p: float, renormalize: bool = False
+) -> Gate:
+    """The gate in plain PyTorch, differentiable by autograd."""
+    z = logits if logits.dtype == torch.float64 else logits.float()
+    order = z.argsort(dim=1, descending=True, stable=True)
+    scores = z.softmax(dim=1).gather(1, order)
+    # an exclusive cumulative sum: the mass ahead of each expert
+    ahead = scores.detach().cumsum(dim=1).roll(1, dims=1)
+    ahead[:, 0] = 0.0
+    kept = (ahead < p) | (p == 1)
+    experts = order.masked_fill(~kept, -1).to(torch.int32)
+    weights = scores.masked_fill(~kept, 0.0)
+    if renormalize:
+        weights = weights / weights.sum(dim=1, keepdim=True)
+    return Gate(experts, weights)
+
+
+@triton.jit
+def topp_gate_kernel(
+    logits_ptr,
+    experts_ptr,
+    weights_ptr,
+    T,
+    E,
+    p,
+    stride_t,
+    KEEP_ALL: tl.constexpr,
+    RENORMALIZE: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+):
+    t = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
+    e = tl.arange(0, BLOCK_E)
+    is_expert = e[None, :] < E
+    inside = (t[:, None] < T) & is_expert
+    row_ptr = logits_ptr + t * stride_t
+    # [BLOCK_T, BLOCK_E]
+    z = tl.load(row_ptr[:, None] + e[None, :], mask=inside, other=0.0)
+    z = finite(z.to(tl.float32))
+    z = tl.where(is_expert, z, float("-inf"))
+    top = tl.max(z, 1)
+    share = tl.exp(z - top[:, None])
+    total = tl.sum(share, 1)
+
+    rank = tl.zeros([BLOCK_T, BLOCK_E], tl.int32)
+    mass = tl.zeros([BLOCK_T, BLOCK_E], tl.float32)
+    # column j comes from the cache again: registers cannot be indexed
+    for j in range(0, E):
+        z_j = tl.load(row_ptr + j, mask=t < T, other=0.0)
+        z_j = finite(z_j.to(tl.float32))[:, None]
+        is_ahead = (z_j > z) | ((z_j == z) & (j < e[None, :]))
+        rank += is_ahead.to(tl.int32)
+        mass += tl.where(is_ahead, tl.exp(z_j - top[:, None]), 0.0)
+
+    if KEEP_ALL:
+        kept = is_expert
+    else:
+        kept = is_expert & (mass < p * total[:, None])
+    share = tl.where(kept, share, 0.0)
+    if RENORMALIZE:
+        total = tl.sum(share, 1)
+
+    # the ranks of a row are a permutation, so each slot is written once
+    at = t[:, None] * E + rank
+    tl.store(experts_ptr + at, tl.where(kept, e[None, :], -1), mask=inside)
+    tl.store(weights_ptr + at, share / total[:, None], mask=inside)
+
+
+def topp_gate_triton(
+    logits: Tensor, p: float, renormalize: bool = False
+) -> Gate:
+    """Launch the kernel; one program holds a block of whole rows."""
+    T, E = logits.shape
+    logits = logits.contiguous()
+    experts = logits.new_empty((T, E), dtype=torch.int32)
+    weights = logits.new_empty((T, E), dtype=torch.float32)
+    block_e = triton.next_power_of_2(E)
+    # four tiles are alive at once: 2048 logits a program fit 4 warps
+    block_t = max(1, min(128, 2048 // block_e))
+    if T:
+        topp_gate_kernel[(triton.cdiv(T, block_t),)](
+            logits, experts, weights,
+            T, E, p, logits.stride(0),
+            KEEP_ALL=p == 1, RENORMALIZE=renormalize,
+            BLOCK_T=block_t, BLOCK_E=block_e,
+            num_warps=4,
+        )  # fmt: skip
+    return Gate(experts, weights)
+
+
+@torch.library.custom_op("lab::topp_gate", mutates_args=(), device_types="cpu")
+def _topp_gate(
+    logits: Tensor, p: float, renormalize: bool
+) -> tuple[Tensor, Tensor]:
+    return tuple(topp_gate_reference(logits, p, renormalize))
+
+
+@_topp_gate.register_kernel("cuda")
+def _(logits, p, renormalize):
+    return tuple(topp_gate_triton(logits, p, renormalize))
+
+
+@_topp_gate.register_fake
+def _(logits, p, renormalize):
+    wide = logits.dtype == torch.float64
+    return (
+        logits.new_empty(logits.shape, dtype=torch.int32),
+        logits.new_empty(
+            logits.shape, dtype=torch.float64 if wide else torch.float32
+        ),
+    )
+
+
+def _remember(ctx, inputs, output):
+    logits, _, ctx.renormalize = inputs
+    experts, weights = output
+    ctx.mark_non_differentiable(experts)
+    ctx.save_for_backward(logits, experts, weights)
+
+
+def _backward(ctx, _, grad_weights):
+    grad = gate_backward(*ctx.saved_tensors, grad_weights, ctx.renormalize)
+    return grad, None, None
+
+
+_topp_gate.register_autograd(_backward, setup_context=_remember)
+
+
+def near_threshold(logits: Tensor, p: float, margin: float) -> Tensor:
+    """Tokens [T] with a cumulative mass within ``margin`` of p, in float64.
+
+    There the set may depend on the order of a sum; everywhere else reference
+    and kernel must agree exactly, so tests compare them everywhere else.
+    """
+    scores = logits.double().softmax(dim=1).sort(dim=1, descending=True)[0]
+    # the last sum is 1 whatever the logits, and nothing lies behind it
+    sums = scores.cumsum(dim=1)[:, :-1]
+    return (p != 1) & ((sums - p).abs() <= margin).any(dim=1)
+
+
+def _inputs(seed, device, dtype, T, E, p, renormalize=False, ties=False):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(T, E, generator=generator, dtype=torch.float64)
+    if ties:
+        logits = logits.round()
+    logits = logits.to(dtype)
+    # sharpen, little by little, the tokens that lie on the threshold
+    while (near := near_threshold(logits, p, 1e-5)).any():
+        logits[near] *= 1.01
+    return {"logits": logits.to(device), "p": p, "renormalize": renormalize}
+
+
+def _cost(logits, p, renormalize=False) -> Cost:
+    T, E = logits.shape
+    return Cost(T * E * (logits.element_size() + 8), T * E * (E + 4))
+
+
+def _compile(E: int, block_t: int) -> Compile:
+    return Compile(
+        f"E{E}",
+        topp_gate_kernel,
+        signature={
+            "logits_ptr": "*fp32", "experts_ptr": "*i32",
+            "weights_ptr": "*fp32", "T": "i32", "E": "i32", "p": "fp32",
+            "stride_t": "i32",
+        },
+        constants={
+            "KEEP_ALL": False, "RENORMALIZE": False,
+            "BLOCK_T": block_t, "BLOCK_E": E,
+        },
+    )  # fmt: skip
+
+
+DECLARATION = Declaration(
+    name="topp_gate",
+    operation=topp_gate,
+    reference=topp_gate_reference,
+    triton=topp_gate_triton,
+    inputs=_inputs,
+    exact=("experts",),
+    differentiable=("logits",),
+    examples=(
+        Example("p 0.4 of 8", {"T": 1000, "E": 8, "p": 0.4}),
+        Example("p 0.4 of 16", {"T": 257, "E": 16, "p": 0.4}),
+        Example("p 0.9 of 64", {"T": 63, "E": 64, "p": 0.9}),
+        Example(
+            "renormalized", {"T": 129, "E": 12, "p": 0.7, "renormalize": True}
+        ),
+        Example("p = 1", {"T": 65, "E": 7, "p": 1.0}, degenerate=True),
+        Example("tiny p", {"T": 33, "E": 5, "p": 1e-3}, degenerate=True),
+        Example("one expert", {"T": 5, "E": 1, "p": 0.4}, degenerate=True),
+        Example("no token", {"T": 0, "E": 8, "p": 0.4}, degenerate=True),
+        Example(
+            "ties", {"T": 65, "E": 16, "p": 0.6, "ties": True}, degenerate=True
+        ),
+        Example("large", {"T": 32768, "E": 64, "p": 0.4}, large=True),
+    ),
+    cost=_cost,
+    compiles=(
+        _compile(8, 128), _compile(64, 32), _compile(128, 16),
+        _compile(256, 8),
+    ),
+)  # fmt: skip
