@@ -16,6 +16,11 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+if INTERPRETED:
+    # imports Triton, so the switches above must be set by now
+    from lab.kernels import interpreter
+
+    interpreter.install()
 
 
 def implementation() -> str:
