@@ -1,0 +1,157 @@
+"""The 57 chapters: what each is about, where it lies, whether it is ready.
+
+The records are `data/catalogue.toml`; everything with a list of chapters in
+it (the command line, the README's table, the atlas, the tests) asks here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+from lab.data import ROOT, read_text
+
+REPOSITORY = "routing-lab/routing-lab"
+BRANCH = "main"
+DECIDES = (
+    "a learned gate",
+    "a learned predictor",
+    "a language model",
+    "a rule",
+    "a solver",
+    "a search",
+    "a game",
+    "chance",
+)
+CONSTRAINTS = (
+    "accuracy",
+    "balance",
+    "bandwidth",
+    "budget",
+    "capacity",
+    "cost",
+    "data",
+    "deadline",
+    "latency",
+    "memory",
+    "visibility",
+)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of the six parts, a folder in `lab/` and one in `notebooks/`."""
+
+    number: int
+    name: str
+    title: str
+
+    @property
+    def folder(self) -> str:
+        return f"notebooks/{self.number}-{self.name}"
+
+
+PARTS = (
+    Part(1, "tokens", "Tokens: routing inside a model"),
+    Part(2, "serving", "Serving: routing work onto hardware"),
+    Part(3, "weights", "Weights: routing in weight space"),
+    Part(4, "models", "Models: routing prompts to models and agents"),
+    Part(5, "networks", "Networks: routing packets, flows and signals"),
+    Part(6, "paths", "Paths: routes, plans and graphs"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chapter:
+    """One paper, one notebook, one mechanism, under one name."""
+
+    number: str  # "02"
+    slug: str  # "adamoe"
+    title: str  # the chapter's own, "AdaMoE: experts that do nothing"
+    paper: str
+    authors: str
+    year: int
+    venue: str
+    url: str
+    code: str = ""  # the authors' repository, "" if none was found
+    part: Part
+    mechanism: str  # the name of its file in lab/<part>/
+    kernels: tuple[str, ...]  # operations in lab/kernels/
+    minutes: int
+    routed: str  # what is routed
+    decides: str  # who decides, one of DECIDES
+    constraint: str  # what holds it back, one of CONSTRAINTS
+
+    @property
+    def name(self) -> str:
+        return f"{self.number}-{self.slug}"
+
+    @property
+    def notebook(self) -> str:
+        """The notebook's path in the repository."""
+        return f"{self.part.folder}/{self.name}.ipynb"
+
+    @property
+    def path(self) -> Path:
+        """The notebook's path on this machine."""
+        return ROOT / self.notebook
+
+    @property
+    def ready(self) -> bool:
+        return self.path.is_file()
+
+    @property
+    def module(self) -> str:
+        """The mechanism to import, `lab.tokens.adamoe`."""
+        return f"lab.{self.part.name}.{self.mechanism}"
+
+    @property
+    def colab_url(self) -> str:
+        return (
+            "https://colab.research.google.com/github/"
+            f"{REPOSITORY}/blob/{BRANCH}/{self.notebook}"
+        )
+
+    @property
+    def binder_url(self) -> str:
+        return (
+            f"https://mybinder.org/v2/gh/{REPOSITORY}/{BRANCH}"
+            f"?urlpath=lab/tree/{self.notebook}"
+        )
+
+
+def _load() -> tuple[Chapter, ...]:
+    parts = {part.name: part for part in PARTS}
+    chapters = []
+    for record in tomllib.loads(read_text("catalogue.toml"))["chapter"]:
+        record["part"] = parts[record["part"]]
+        record["kernels"] = tuple(record["kernels"])
+        module = record["slug"].replace("-", "_")
+        record["mechanism"] = record.pop("module", module)
+        chapters.append(Chapter(**record))
+    return tuple(chapters)
+
+
+CHAPTERS = _load()
+
+
+def chapter(key: str | int) -> Chapter:
+    """The chapter with this number ("02", 2) or slug ("adamoe")."""
+    wanted = str(key).strip().lower()
+    if wanted.isdigit():
+        wanted = wanted.zfill(2)
+    names = {}
+    for one in CHAPTERS:
+        for name in (one.number, one.slug, one.name, one.mechanism):
+            names[name] = one
+    if wanted in names:
+        return names[wanted]
+    message = f"there is no chapter {str(key)!r}; chapters are 01 to 57"
+    near = difflib.get_close_matches(wanted, names, n=1, cutoff=0.6)
+    near += [n for n in names if n.replace("_", "").startswith(wanted)]
+    if near and wanted and not wanted.isdigit():
+        one = names[near[0]]
+        message += f", did you mean {one.slug} ({one.number})?"
+    raise ValueError(message)

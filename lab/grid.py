@@ -1,0 +1,178 @@
+"""Parameter values from outside: `-p top_k=1:4 -p null_experts=0,4,8`.
+
+papermill accepts any name and any type without a word; here both are
+checked against the notebook's `parameters` cell before anything runs.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+TYPES = {"int": int, "float": float, "bool": bool, "str": str}
+BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
+LIMIT = 10_000  # combinations; a longer list is a slip of the finger
+
+
+class Parameter(NamedTuple):
+    """One line of a notebook's `parameters` cell."""
+
+    name: str
+    type: str  # "int", "float", "bool" or "str"
+    default: str  # as written
+    help: str
+
+
+def declared(notebook: Path) -> dict[str, Parameter]:
+    """The parameters that `notebook` declares, in their order."""
+    from papermill import inspect_notebook
+
+    if not notebook.is_file():
+        raise FileNotFoundError(f"there is no notebook {notebook}")
+    found = inspect_notebook(str(notebook))
+    if not found:
+        raise ValueError(
+            f"{notebook.name} declares no parameters; tag one cell "
+            "`parameters` and write lines such as `top_k: int = 2`"
+        )
+    return {
+        name: Parameter(
+            name, one["inferred_type_name"], one["default"], one["help"]
+        )
+        for name, one in found.items()
+    }
+
+
+def one_value(text: str, parameter: Parameter) -> object:
+    """The value that `text` means for `parameter`."""
+    name, kind = parameter.name, parameter.type
+    if kind not in TYPES:
+        raise ValueError(
+            f"{name} has no type in the notebook; write `{name}: int = ...` "
+            "(or float, bool, str) in its parameters cell"
+        )
+    try:
+        value = BOOLEANS[text.lower()] if kind == "bool" else TYPES[kind](text)
+    except (KeyError, ValueError):
+        wanted = {
+            "int": "a whole number",
+            "float": "a number",
+            "bool": "true or false",
+        }
+        raise ValueError(
+            f"{name}={text} is not {wanted[kind]}; "
+            f"the notebook's default is {parameter.default}"
+        ) from None
+    if kind == "float" and not math.isfinite(value):
+        raise ValueError(f"{name}={text} is not finite; give a plain number")
+    return value
+
+
+def _range(text: str, parameter: Parameter) -> list[object]:
+    name = parameter.name
+    ends = [one_value(part, parameter) for part in text.split(":")]
+    if len(ends) == 2 and all(float(end).is_integer() for end in ends):
+        ends.append(type(ends[0])(1))
+    if len(ends) != 3:
+        raise ValueError(
+            f"{name}={text} is no range; write low:high or low:high:step"
+        )
+    low, high, step = ends
+    if step <= 0 or high < low:
+        raise ValueError(
+            f"{name}={text} is an empty range; write low:high:step with "
+            "low up to high and a step above 0"
+        )
+    # the small excess keeps 0.5 in 0.1:0.5:0.1
+    count = math.floor((high - low) / step + 1e-9) + 1
+    if count > LIMIT:
+        raise ValueError(
+            f"{name}={text} are {count} values; at most {LIMIT} are allowed"
+        )
+    values = [low + i * step for i in range(count)]
+    if parameter.type == "float":
+        values = [float(f"{value:.12g}") for value in values]
+    return values
+
+
+def parse(texts: list[str], notebook: Path) -> dict[str, list[object]]:
+    """The grid in `texts`, each `name=values` with values `4`, `0,4,8`,
+    `1:4` or `1:9:2` (both ends included); strings have no ranges.
+    """
+    known = declared(notebook)
+    grid: dict[str, list[object]] = {}
+    for text in texts:
+        name, equals, right = (part.strip() for part in text.partition("="))
+        if not equals or not name or not right:
+            raise ValueError(
+                f"-p {text} is not name=value; for example -p top_k=1:4"
+            )
+        check_name(name, known)
+        if name in grid:
+            raise ValueError(
+                f"{name} is given twice; write -p {name}=1,2 for two values"
+            )
+        values: list[object] = []
+        for part in right.split(","):
+            ranged = ":" in part and known[name].type in ("int", "float")
+            values += (
+                _range(part, known[name])
+                if ranged
+                else [one_value(part.strip(), known[name])]
+            )
+        grid[name] = list(dict.fromkeys(values))
+    return grid
+
+
+def check_name(name: str, known: dict[str, Parameter]) -> None:
+    """Refuses a `name` that is not among the `known` ones, or is `out`."""
+    if name == "out":
+        raise ValueError(
+            "out is set by the runner; use --out to choose the folder"
+        )
+    if name not in known:
+        names = [one for one in known if one != "out"]
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean {near[0]}?" if near else "there are"
+        raise ValueError(
+            f"the notebook has no parameter {name}; {hint} "
+            f"({', '.join(names)})"
+        )
+
+
+def check_values(
+    values: dict[str, object], known: dict[str, Parameter]
+) -> dict[str, object]:
+    """`values` with whole numbers made floats where a float is declared;
+    refuses unknown names and wrong types.
+    """
+    checked = {}
+    for name, value in values.items():
+        check_name(name, known)
+        kind = known[name].type
+        if kind == "float" and type(value) is int:
+            value = float(value)
+        if kind in TYPES and type(value) is not TYPES[kind]:
+            raise ValueError(
+                f"{name}={value!r} is of type {type(value).__name__}; the "
+                f"notebook wants {kind}, such as {known[name].default}"
+            )
+        checked[name] = value
+    return checked
+
+
+def combinations(grid: dict[str, list[object]]) -> list[dict[str, object]]:
+    """Every combination of the values in `grid`, the last name fastest."""
+    count = math.prod(len(values) for values in grid.values())
+    if count > LIMIT:
+        raise ValueError(
+            f"the grid has {count} combinations; at most {LIMIT} are "
+            "allowed, make a range shorter or its step longer"
+        )
+    return [
+        dict(zip(grid, values, strict=True))
+        for values in itertools.product(*grid.values())
+    ]
