@@ -1,0 +1,42 @@
+"""The figure archetypes: pure functions from plain data to `go.Figure`.
+
+Importing this package sets the plotly theme of the whole session.
+"""
+
+from lab.figures.choices import (
+    heatmap,
+    histogram,
+    load_heatmap,
+    selection_bars,
+)
+from lab.figures.kernels import block_grid, roofline
+from lab.figures.panels import panels
+from lab.figures.results import curves, trade_off
+from lab.figures.story import STEPS, first_look, steps
+from lab.figures.text import text_strip
+from lab.figures.theme import COLOURS, SCALE, SERIES, colour, drawn, number
+from lab.figures.verdicts import effect, rounded
+
+__all__ = [
+    "COLOURS",
+    "SCALE",
+    "SERIES",
+    "STEPS",
+    "block_grid",
+    "colour",
+    "curves",
+    "drawn",
+    "effect",
+    "first_look",
+    "heatmap",
+    "histogram",
+    "load_heatmap",
+    "number",
+    "panels",
+    "roofline",
+    "rounded",
+    "selection_bars",
+    "steps",
+    "text_strip",
+    "trade_off",
+]

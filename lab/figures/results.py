@@ -1,0 +1,221 @@
+"""What an experiment showed: curves and trade-offs."""
+
+from lab.figures.theme import (
+    COLOURS,
+    SERIES,
+    colour,
+    drawn,
+    number,
+    plain,
+    upright,
+)
+
+
+def curves(
+    x, lines, title, x_title, y_title, note="", colours=None, marks=None
+):
+    """One line for each entry of `lines`, a name and its values over `x`.
+
+    Values that are lists of runs (one list a seed) are drawn as their mean
+    with a band from the lowest to the highest run. `marks` are vertical
+    lines, a name and its place.
+    """
+    traces, colours = [], colours or {}
+    for place, (name, values) in enumerate(lines.items()):
+        shade = colour(colours.get(name, SERIES[place % len(SERIES)]))
+        traces += _band_and_line(plain(x), _runs(values), name, shade)
+    shapes, labels = [], []
+    for name, at in (marks or {}).items():
+        shapes.append(upright(at))
+        labels.append(
+            dict(
+                x=at,
+                y=1,
+                yref="paper",
+                xanchor="left",
+                yanchor="bottom",
+                text=name,
+                showarrow=False,
+                font=dict(color=COLOURS["cut"], size=12),
+            )
+        )
+    return drawn(
+        traces,
+        title,
+        note,
+        x=dict(title_text=x_title),
+        y=dict(title_text=y_title),
+        showlegend=len(lines) > 1,
+        shapes=shapes,
+        annotations=labels,
+    )
+
+
+def _band_and_line(x, runs, name, shade):
+    """The mean of `runs`, and a band where there are several."""
+    columns = list(zip(*runs, strict=True))
+    mean = [sum(column) / len(column) for column in columns]
+    several = len(runs) > 1
+    high = [max(column) for column in columns]
+    low = [min(column) for column in reversed(columns)]
+    band = dict(
+        type="scatter",
+        x=[*x, *reversed(x)] if several else [],
+        y=[*high, *low] if several else [],
+        fill="toself",
+        fillcolor=shade,
+        opacity=0.18,
+        line=dict(width=0),
+        mode="lines",
+        hoverinfo="skip",
+        showlegend=False,
+        legendgroup=name,
+        meta="backdrop",
+    )
+    line = dict(
+        type="scatter",
+        x=x,
+        y=mean,
+        mode="lines+markers" if len(mean) <= 24 else "lines",
+        line=dict(color=shade, width=2.2),
+        marker=dict(size=6),
+        name=name,
+        legendgroup=name,
+        hovertemplate="%{x:.4g}: %{y:.4g}<extra>" + name + "</extra>",
+    )
+    return [band, line]
+
+
+def trade_off(
+    arms,
+    between,
+    best,
+    compute="experts per token",
+    quality="bits per character",
+    digits=3,
+):
+    """Quality against compute, lower is better in both.
+
+    `arms` gives each name its runs, a list of computes and a list of
+    qualities, one entry a seed; bars reach from the lowest to the highest
+    seed. `between` names the two baselines that the line joins: what mixing
+    them would give. `best` is the arm that the title compares with it.
+    """
+    points = {n: (_mean(c), _mean(q)) for n, (c, q) in arms.items()}
+    (x0, y0), (x1, y1) = (points[name] for name in between)
+    x, y = points[best]
+    line = y0 + (y1 - y0) * (x - x0) / (x1 - x0) if x1 != x0 else y0
+    traces = [
+        dict(
+            type="scatter",
+            x=[x0, x1],
+            y=[y0, y1],
+            mode="lines",
+            line=dict(color=COLOURS["baseline"], dash="dot", width=1.5),
+            name=f"mixing {between[0]} and {between[1]}",
+            hoverinfo="skip",
+            meta="backdrop",
+        )
+    ]
+    shades = {
+        n: COLOURS["baseline" if n in between else "kept"] for n in arms
+    } | {best: COLOURS["best"]}
+    for name, (computes, qualities) in arms.items():
+        cx, cy = points[name]
+        traces.append(
+            dict(
+                type="scatter",
+                x=[cx],
+                y=[cy],
+                error_x=_reach(computes, cx, shades[name]),
+                error_y=_reach(qualities, cy, shades[name]),
+                mode="markers",
+                marker=dict(size=11, color=shades[name]),
+                name=name,
+                hovertemplate=(
+                    f"{name}: %{{y:.4g}} {quality} at %{{x:.3g}} {compute}"
+                    "<extra></extra>"
+                ),
+            )
+        )
+    traces.append(_names(arms, between, shades))
+    gap = y - line
+    title = (
+        f"{best}: {y:.{digits}f} {quality} at {number(x)} {compute}, "
+        f"{abs(gap):.{digits}f} {'above' if gap > 0 else 'below'} the line"
+    )
+    note = (
+        f"the line mixes {between[0]} and {between[1]}, below it is better; "
+        f"bars: lowest and highest of {len(arms[best][0])} seeds"
+    )
+    return drawn(
+        traces,
+        title,
+        note,
+        x=dict(title_text=compute, range=_room(arms, 0, 0.16)),
+        y=dict(title_text=quality, range=_room(arms, 1, 0.2)),
+        height=400,
+        showlegend=False,
+    )
+
+
+def _names(arms, between, shades):
+    """A label for each arm: the baselines' above, the others' beside them."""
+    ends = [c for computes, _ in arms.values() for c in computes]
+    middle = (min(ends) + 2 * max(ends)) / 3
+    places, sides = [], []
+    for name, (computes, qualities) in arms.items():
+        if name in between:
+            places.append((_mean(computes), max(qualities)))
+            sides.append("top center")
+        elif _mean(computes) > middle:
+            places.append((min(computes), _mean(qualities)))
+            sides.append("middle left")
+        else:
+            places.append((max(computes), _mean(qualities)))
+            sides.append("middle right")
+    return dict(
+        type="scatter",
+        x=[x for x, _ in places],
+        y=[y for _, y in places],
+        mode="text",
+        # the spaces keep the label off the marker
+        text=[
+            f"{n}<br> " if n in between else f"\u2003{n}\u2003" for n in arms
+        ],
+        textposition=sides,
+        textfont=dict(color=[shades[n] for n in arms], size=13),
+        cliponaxis=False,
+        hoverinfo="skip",
+        meta="backdrop",
+    )
+
+
+def _mean(values):
+    return sum(values) / len(values)
+
+
+def _runs(values):
+    values = plain(values)
+    nested = values and hasattr(values[0], "__len__")
+    return [plain(v) for v in values] if nested else [values]
+
+
+def _reach(runs, mean, shade):
+    return dict(
+        type="data",
+        symmetric=False,
+        array=[max(runs) - mean],
+        arrayminus=[mean - min(runs)],
+        color=shade,
+        thickness=1.5,
+        width=4,
+    )
+
+
+def _room(arms, axis, share):
+    """The range of one axis with room around it for the labels."""
+    values = [v for runs in arms.values() for v in runs[axis]]
+    low, high = min(values), max(values)
+    room = share * (high - low or 1)
+    return [low - room, high + room]

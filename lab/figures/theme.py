@@ -1,0 +1,180 @@
+"""One look for every figure: the palette, the template, the title.
+
+The colours are Okabe and Ito's, which stay apart for colour-blind readers. A
+thing keeps its colour in all chapters, so ask for it by what it is:
+`COLOURS["kept"]`. Figures that show arms of a comparison take `SERIES`.
+"""
+
+import textwrap
+
+import plotly.graph_objects as go
+import plotly.io as pio
+
+COLOURS = {
+    "kept": "#0072B2",  # chosen, taken, sent
+    "dropped": "#C4CAD1",  # not chosen
+    "null": "#CC79A7",  # chosen, but does nothing
+    "best": "#009E73",  # the one to look at
+    "baseline": "#5F6B78",  # what it is compared with
+    "cut": "#D55E00",  # a threshold, a bound, a claim
+    "mean": "#E69F00",  # what was measured, on average
+    "ink": "#22303C",
+    "faint": "#8A94A0",
+    "grid": "#E7EAEE",
+    "paper": "#FFFFFF",
+}
+SERIES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
+
+# from nothing to much, readable in grey; the pale one carries dark letters
+SCALE = (
+    (0.0, "#F3F6F9"),
+    (0.25, "#C3DAEA"),
+    (0.5, "#7FB5D5"),
+    (0.75, "#2F83B5"),
+    (1.0, "#0A3A5C"),
+)
+PALE = ((0.0, "#F5F7F9"), (0.5, "#B4D4E7"), (1.0, "#5FA8D0"))
+
+LINE = 76  # characters of a title that fit beside the file browser
+NARROW = 44  # the same in one of two panels
+
+
+def _template():
+    axis = dict(
+        gridcolor=COLOURS["grid"],
+        linecolor=COLOURS["faint"],
+        zeroline=False,
+        ticks="",
+        automargin=True,
+        title=dict(standoff=8, font=dict(size=13)),
+        tickfont=dict(size=12),
+    )
+    return go.layout.Template(
+        layout=dict(
+            font=dict(
+                family="Helvetica Neue, Helvetica, Arial, sans-serif",
+                size=13,
+                color=COLOURS["ink"],
+            ),
+            colorway=SERIES,
+            paper_bgcolor=COLOURS["paper"],
+            plot_bgcolor=COLOURS["paper"],
+            barmode="overlay",
+            bargap=0.25,
+            hovermode="closest",
+            hoverlabel=dict(font=dict(size=12)),
+            title=dict(
+                font=dict(size=15.5),
+                x=0,
+                xref="container",
+                xanchor="left",
+                y=1,
+                yref="container",
+                yanchor="top",
+                pad=dict(l=14),
+            ),
+            legend=dict(
+                orientation="h",
+                font=dict(size=12),
+                x=0,
+                y=0,
+                yref="container",
+                yanchor="bottom",
+            ),
+            xaxis=dict(axis, showgrid=False, showline=True),
+            yaxis=axis,
+        )
+    )
+
+
+pio.templates["routing-lab"] = _template()
+pio.templates.default = "routing-lab"
+
+
+def colour(role):
+    """The colour of `role`; a colour passes through unchanged."""
+    return COLOURS.get(role, role)
+
+
+def drawn(
+    traces,
+    title,
+    note="",
+    x=None,
+    y=None,
+    height=360,
+    showlegend=True,
+    margin=None,
+    **layout,
+):
+    """The figure of `traces`, with title, a quiet second line, and margins.
+
+    The margins are counted from the lines that the title needs, so nothing is
+    cut off; the legend lies flat below the x axis, where nothing else is.
+    Everything goes in at once: changing a figure afterwards is ten times
+    slower than building it, and a slider waits for it.
+    """
+    head = wrapped(title, LINE)
+    foot = wrapped(note, LINE + 12)
+    top = 26 + 20 * (1 + head.count("<br>"))
+    top += 16 * (1 + foot.count("<br>")) if note else 0
+    text = _two_voices(head, foot)
+    edges = dict(l=64, r=24, t=top, b=86 if showlegend else 54)
+    return go.Figure(
+        data=traces,
+        layout=dict(
+            # plotly sets a title of several lines higher than one of one
+            title=dict(text=text, pad_t=26 if "<br>" in text else 14),
+            margin=edges | (margin or {}),
+            height=height,
+            showlegend=showlegend,
+            xaxis=x or {},
+            yaxis=y or {},
+            **layout,
+        ),
+    )
+
+
+def _two_voices(head, foot):
+    quiet = f"font-size:12.5px;color:{COLOURS['faint']}"
+    return f"{head}<br><span style='{quiet}'>{foot}</span>" if foot else head
+
+
+def voices(figure):
+    """The title of `figure` and its quiet second line, each on one line."""
+    head, _, foot = (figure.layout.title.text or "").partition("<br><span")
+    foot = foot.partition(">")[2].removesuffix("</span>")
+    return head.replace("<br>", " "), foot.replace("<br>", " ")
+
+
+def upright(at):
+    """The dashed line of a threshold or an event."""
+    return dict(
+        type="line",
+        x0=at,
+        x1=at,
+        y0=0,
+        y1=1,
+        yref="paper",
+        line=dict(color=COLOURS["cut"], dash="dash", width=1.5),
+    )
+
+
+def wrapped(text, width):
+    """`text` broken into lines of at most `width` characters."""
+    flat = text.replace("<br>", " ")
+    return "<br>".join(textwrap.wrap(flat, width, break_long_words=False))
+
+
+def number(value, digits=3):
+    """`value` as a reader would write it: 3 significant digits, no e+03."""
+    if isinstance(value, int) or value == int(value):
+        return f"{int(value):,}".replace(",", "\u202f")
+    if abs(value) >= 1000:
+        return f"{round(value):,}".replace(",", "\u202f")
+    return f"{value:.{digits}g}"
+
+
+def plain(values):
+    """`values` as Python lists, from arrays and tensors too."""
+    return values.tolist() if hasattr(values, "tolist") else list(values)

@@ -1,0 +1,98 @@
+"""A claim's verdict, as a picture and as numbers."""
+
+import math
+
+from lab.figures.theme import COLOURS, drawn, plain, upright
+
+
+def effect(effects, low, high, threshold, side, word, what, unit):
+    """A claim's verdict: one dot a seed, their mean with its interval.
+
+    The claimed `side` ("above" or "below") of the threshold is shaded; the
+    claim is confirmed when the whole interval lies in it.
+    """
+    effects = plain(effects)
+    mean = sum(effects) / len(effects)
+    shade = COLOURS[
+        {"confirmed": "best", "refuted": "cut"}.get(word, "baseline")
+    ]
+    reach = [*effects, low, high, threshold]
+    span = max(reach) - min(reach) or abs(mean) or 1
+    left, right = min(reach) - 0.18 * span, max(reach) + 0.18 * span
+    interval = dict(
+        type="scatter",
+        x=[mean],
+        y=["mean"],
+        error_x=dict(
+            type="data",
+            symmetric=False,
+            array=[high - mean],
+            arrayminus=[mean - low],
+            color=shade,
+            thickness=3,
+            width=9,
+        ),
+        mode="markers",
+        marker=dict(size=13, color=shade),
+        name="mean, 95 % interval",
+        hovertemplate="mean %{x:.4g}<extra></extra>",
+    )
+    seeds = dict(
+        type="scatter",
+        x=effects,
+        y=["seeds"] * len(effects),
+        mode="markers",
+        marker=dict(
+            size=11, color="rgba(0,0,0,0)", line=dict(color=shade, width=2)
+        ),
+        name="one seed",
+        hovertemplate="%{x:.4g}<extra></extra>",
+    )
+    claimed = dict(
+        type="rect",
+        x0=threshold,
+        x1=right if side == "above" else left,
+        y0=0,
+        y1=1,
+        yref="paper",
+        fillcolor=COLOURS["best"],
+        opacity=0.09,
+        line=dict(width=0),
+    )
+    label = dict(
+        x=threshold,
+        y=1,
+        yref="paper",
+        yanchor="bottom",
+        xanchor="left" if side == "above" else "right",
+        text=f"claimed: {side} {threshold:g} {unit}",
+        showarrow=False,
+        font=dict(color=COLOURS["best"], size=12),
+    )
+    where = rounded(mean, low, high)
+    return drawn(
+        [interval, seeds],
+        f"{word.capitalize()}: {what} = {where[0]} {unit}",
+        f"95 % interval {where[1]} to {where[2]}, {len(effects)} seeds",
+        x=dict(title_text=f"{what} ({unit})", range=[left, right]),
+        y=dict(showgrid=False, range=[-0.6, 1.6]),
+        height=300,
+        showlegend=False,
+        margin=dict(t=82),
+        shapes=[claimed, upright(threshold)],
+        annotations=[label],
+    )
+
+
+def rounded(mean, low, high):
+    """The three as texts, to the first digit of the interval's half width.
+
+    Further digits differ from one machine to the next and mean nothing.
+    """
+    half = (high - low) / 2
+    size = half or abs(mean) / 100 or 1
+    places = max(0, -math.floor(math.log10(size)))
+    # "-0.0" is no number that a reader expects
+    return tuple(
+        f"{round(v, places) + 0:.{places}f}" for v in (mean, low, high)
+    )

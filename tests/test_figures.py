@@ -1,0 +1,252 @@
+"""Each archetype says in its title what its data say, and looks alike."""
+
+import time
+
+import plotly.graph_objects as go
+import plotly.io as pio
+import pytest
+import torch
+
+from lab import figures
+from lab.figures.text import broken
+from lab.figures.theme import voices
+
+P = [0.05, 0.31, 0.04, 0.22, 0.16, 0.09, 0.02, 0.11]
+ARMS = {
+    "top-1": ([1, 1, 1], [2.7, 2.6, 2.8]),
+    "top-2": ([2, 2, 2], [2.5, 2.4, 2.6]),
+    "ours": ([1.5, 1.4, 1.6], [2.55, 2.45, 2.65]),
+}
+TABLES = {1: [[1, 0], [0, 1]], 2: [[0.5, 0.5], [0.3, 0.7]]}
+
+# every archetype at a small size, also the gallery of examples
+EXAMPLES = {
+    "selection_bars": lambda: figures.selection_bars(P, {1, 3}, p=0.4),
+    "histogram": lambda: figures.histogram([1, 6, 3], expected=1.0),
+    "heatmap": lambda: figures.heatmap([[1, 2], [3, None]], "four cells"),
+    "load_heatmap": lambda: figures.load_heatmap([[10, 30], [20, 20]]),
+    "text_strip": lambda: figures.text_strip(
+        "a <b> & c", [1, 2, 3, 1, 2, 3, 1, 2, 3], "experts", "some text"
+    ),
+    "trade_off": lambda: figures.trade_off(ARMS, ("top-1", "top-2"), "ours"),
+    "curves": lambda: figures.curves(
+        [0, 1, 2], {"a": [[1, 2, 3], [3, 2, 1]], "b": [1, 1, 1]}, "t", "x", "y"
+    ),
+    "effect": lambda: figures.effect(
+        [1.0, 2.0, 3.0], -0.5, 4.5, 0.0, "above", "undecided", "gain", "bits"
+    ),
+    "roofline": lambda: figures.roofline(
+        {"ours": 20.0, "torch": 40.0}, 10.0, "gate", "a machine", "2026-11-24"
+    ),
+    "block_grid": lambda: figures.block_grid(6, 3, 4, 2, 48),
+    "steps": lambda: figures.steps({"select": "top-2"}, "five steps"),
+    "first_look": lambda: figures.first_look(
+        TABLES, "k", {1: "one each", 2: "two each"}, ["t", "h"], ["A", "B"]
+    ),
+}
+
+
+@pytest.fixture(params=EXAMPLES, ids=str)
+def figure(request):
+    return EXAMPLES[request.param]()
+
+
+def test_every_figure_has_a_title_and_a_height(figure):
+    assert isinstance(figure, go.Figure)
+    assert voices(figure)[0]
+    assert 150 <= figure.layout.height <= 620
+
+
+BARE = {"text_strip", "steps", "heatmap"}  # no axes, or named by the caller
+
+
+@pytest.mark.parametrize("name", sorted(set(EXAMPLES) - BARE))
+def test_every_axis_is_named_unless_its_ticks_are_words(name):
+    figure = EXAMPLES[name]()
+    assert figure.layout.xaxis.title.text
+    if name not in ("effect", "roofline"):
+        assert figure.layout.yaxis.title.text
+
+
+def test_every_figure_travels_as_json(figure):
+    assert pio.from_json(figure.to_json()).data
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_every_figure_is_built_fast_enough_to_follow_a_slider(name):
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        EXAMPLES[name]()
+        times.append(time.perf_counter() - start)
+    # 2 to 6 ms on an idle core, of the 100 ms that a move may take; the best
+    # of five because other work shares the machine
+    assert min(times) < 0.03
+
+
+def test_a_figure_may_be_a_panel():
+    names = [n for n in EXAMPLES if n != "first_look"]
+    for name in names:
+        panel = EXAMPLES[name]()
+        both = figures.panels([[panel, EXAMPLES["histogram"]()]], "two")
+        assert len(both.data) == len(panel.data) + 3
+        assert len(both.layout.shapes) == len(panel.layout.shapes)
+
+
+def test_selection_bars_sort_and_colour():
+    figure = figures.selection_bars(P, {1, 3}, p=0.4, item="the letter e")
+    kept, null, dropped, sums, cut = figure.data
+    assert list(kept.x) == [0, 1] and list(kept.y) == [0.31, 0.22]
+    assert list(kept.customdata) == ["1", "3"]
+    assert len(null.x) == 0 and len(dropped.x) == 6
+    assert list(sums.y)[:2] == pytest.approx([0.31, 0.53])
+    assert list(cut.y) == [0.4, 0.4]
+    assert kept.marker.color == figures.COLOURS["kept"]
+    assert voices(figure) == (
+        "The letter e uses 2 of 8 experts",
+        "they hold 0.53 of the probability; "
+        "the smallest set that reaches p = 0.4",
+    )
+
+
+def test_selection_bars_tell_nulls_from_experts():
+    figure = figures.selection_bars([0.2, 0.3, 0.1, 0.4], {1, 3}, nulls=[2, 3])
+    assert list(figure.data[1].y) == [0.4]
+    assert "1 of 2 experts and 1 that do nothing" in voices(figure)[0]
+
+
+def test_ties_are_sorted_by_the_lowest_index():
+    figure = figures.selection_bars([0.25] * 4, {0, 1})
+    assert list(figure.data[0].x) == [0, 1]
+
+
+def test_the_number_of_traces_does_not_depend_on_the_values():
+    one = figures.selection_bars(P, {1}, p=0.4)
+    two = figures.selection_bars(P, {1, 3}, nulls=[3])
+    assert len(one.data) == len(two.data)
+    assert len(figures.histogram([1]).data) == len(
+        figures.histogram([1, 2], expected=1).data
+    )
+
+
+def test_a_histogram_counts_from_its_start():
+    figure = figures.histogram([1, 6, 3], expected=1.5, start=1)
+    assert "2.20 experts per token on average, 1.50 expected" in (
+        figure.layout.title.text
+    )
+    assert list(figure.data[0].y) == pytest.approx([10, 60, 30])
+
+
+def test_the_fullest_expert_is_named():
+    figure = figures.load_heatmap(torch.tensor([[10.0, 30.0], [20.0, 20.0]]))
+    assert voices(figure) == (
+        "The fullest expert carries 1.50 times its fair share",
+        "it is expert 1 of layer 0",
+    )
+
+
+def test_an_idle_layer_is_drawn_too():
+    figures.load_heatmap([[0, 0], [0, 0]])
+
+
+def test_text_breaks_at_spaces_and_loses_nothing():
+    text = "the cat\n sat on a verylongwordindeed and so on "
+    lines = broken(text, 10)
+    assert "".join(lines) == text
+    assert max(map(len, lines)) <= 10
+    assert lines[0] == "the cat\n"
+
+
+def test_text_keeps_each_value_with_its_character():
+    text = "ab <cd&\nef"
+    figure = figures.text_strip(text, range(len(text)), "u", "t", width=4)
+    strip, pairs = (figure.data[0].text, figure.data[0].z), {}
+    for signs, values in zip(*strip, strict=True):
+        pairs |= {
+            v: s for s, v in zip(signs, values, strict=True) if v is not None
+        }
+    assert [pairs[i] for i in range(len(text))] == [
+        "a", "b", " ", "&lt;", "c", "d", "&amp;", "⏎", "e", "f",
+    ]  # fmt: skip
+
+
+def test_text_without_a_value_for_each_character_is_refused():
+    with pytest.raises(ValueError, match="2 values for 3 characters"):
+        figures.text_strip("abc", [1, 2], "u", "t")
+
+
+def test_the_trade_off_measures_against_the_line():
+    figure = figures.trade_off(ARMS, ("top-1", "top-2"), "ours", digits=2)
+    assert (
+        "2.55 bits per character at 1.5 experts per token, 0.05 below"
+        in (voices(figure)[0])
+    )
+
+
+def test_curves_draw_a_band_from_lowest_to_highest():
+    band, line, _, _ = EXAMPLES["curves"]().data
+    assert list(line.y) == [2, 2, 2]
+    assert list(band.y) == [3, 2, 3, 1, 2, 1]
+
+
+def test_an_effect_shows_its_verdict_and_its_seeds():
+    figure = EXAMPLES["effect"]()
+    assert voices(figure)[0] == "Undecided: gain = 2 bits"
+    assert list(figure.data[1].x) == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "values, texts",
+    [
+        ((14.21, 12.9, 15.5), ("14", "13", "16")),
+        ((0.0153, 0.0111, 0.0195), ("0.015", "0.011", "0.019")),
+        ((-0.0004, -0.02, 0.02), ("0.00", "-0.02", "0.02")),
+        ((2.0, 2.0, 2.0), ("2.00", "2.00", "2.00")),
+        ((0.0, 0.0, 0.0), ("0", "0", "0")),
+    ],
+)
+def test_numbers_are_rounded_to_what_they_are_worth(values, texts):
+    assert figures.rounded(*values) == texts
+
+
+def test_the_roofline_says_how_near_the_floor_is():
+    figure = EXAMPLES["roofline"]()
+    assert "50 % of what memory allows" in voices(figure)[0]
+    assert voices(figure)[1] == "recorded 2026-11-24 on a machine"
+
+
+def test_the_block_grid_masks_what_lies_past_the_edge():
+    figure = EXAMPLES["block_grid"]()
+    cells = [c for row in figure.data[0].z for c in row]
+    assert len(cells) == 8 * 4
+    assert cells.count(0) == 8 * 4 - 6 * 3
+    assert "4 programs of 4 tokens x 2 experts: 48 bytes" in voices(figure)[0]
+
+
+def test_the_first_look_has_a_frame_and_a_step_for_each_value():
+    figure = EXAMPLES["first_look"]()
+    assert [frame.name for frame in figure.frames] == ["1", "2"]
+    assert [s.label for s in figure.layout.sliders[0].steps] == ["1", "2"]
+    assert figure.frames[1].layout.title.text == "two each"
+
+
+def test_panels_keep_apart():
+    three = [EXAMPLES[n]() for n in ("histogram", "heatmap", "effect")]
+    figure = figures.panels([three[:2], three[2:]], "three")
+    one, two, below = (figure.layout[f"xaxis{i}"].domain for i in ("", 2, 3))
+    assert one[1] < two[0] and two[1] <= 1 and below == (0, 1)
+    assert figure.layout.yaxis3.domain[1] < figure.layout.yaxis.domain[0]
+    shapes = {(s.xref, s.yref) for s in figure.layout.shapes}
+    assert shapes == {("x3", "y3 domain")}
+
+
+def test_long_titles_are_broken_and_get_room():
+    short = figures.heatmap([[1]], "short")
+    long = figures.heatmap([[1]], "a rather long title " * 9)
+    assert long.layout.title.text.count("<br>") >= 2
+    assert long.layout.margin.t > short.layout.margin.t + 30
+
+
+def test_a_role_keeps_its_colour():
+    assert figures.colour("kept") == "#0072B2"
+    assert figures.colour("#123456") == "#123456"
