@@ -28,13 +28,16 @@ class Example:
     """One set of sizes and options, and what is worth knowing about it.
 
     ``options`` go to the declaration's ``inputs`` function. ``large`` ones
-    are for a GPU only; ``degenerate`` ones are the corners where bugs live.
+    are for a GPU only; ``degenerate`` ones are the corners where bugs live;
+    those not ``smooth`` have exact ties, where a small step changes a choice
+    and differences by a small step mean nothing.
     """
 
     name: str
     options: dict[str, Any]
     degenerate: bool = False
     large: bool = False
+    smooth: bool = True
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,8 @@ class Declaration:
       call, reproducible from the seed.
     - ``exact``: the fields of the result (or ``"result"`` for a lone tensor)
       that must agree bit for bit; the others agree within ``tolerance``,
-      the largest error relative to the largest entry of the reference.
+      the largest error relative to the largest entry of the reference. Its
+      keys are the dtypes that the operation is tested with.
     - ``differentiable``: the arguments that carry a gradient.
     - ``specified(result, **inputs)``: the part of the result that is defined,
       where an operation leaves some of its buffer open.
