@@ -1,0 +1,268 @@
+"""Live figures: knobs, a pure `draw`, and one figure that follows them.
+
+`explore(draw, chapter="02", top_k=IntSlider(...))` calls `draw(top_k=...)`
+whenever a knob moves and updates its figure in place. Whatever a knob does
+`view.set(top_k=4)` does too, so that a notebook cell, a test or papermill
+can move it. Without a front end the same call leaves a static picture.
+"""
+
+import html
+import os
+import shlex
+import sys
+import threading
+import time
+
+import ipywidgets as widgets
+import plotly.graph_objects as go
+from IPython import get_ipython
+from IPython.display import display
+
+from lab import catalogue, figures
+from lab.clipboard import CopyCommand
+from lab.figures.motion import bring, ghosts_of
+from lab.parameters import choice, flag, span
+
+KNOBS = 6
+
+
+def explore(draw, chapter, **controls):
+    """Show `draw(**values)` with a knob for each value; return the `View`.
+
+    `draw` takes the values of `controls` by name and returns a figure; it
+    must not depend on anything else that moves. `chapter` is the number or
+    the slug whose notebook takes the same names as parameters.
+    """
+    if not 0 < len(controls) <= KNOBS:
+        raise ValueError(
+            f"{len(controls)} knobs are not allowed; give 1 to {KNOBS}, "
+            "the one that shows the idea first"
+        )
+    view = View(draw, catalogue.chapter(chapter).notebook, controls)
+    if get_ipython() is not None:
+        display(view)
+    return view
+
+
+class View:
+    """A figure and its knobs; made by `explore`."""
+
+    def __init__(self, draw, notebook, controls):
+        self._draw = draw
+        self._notebook = notebook
+        self._controls = controls
+        self._ghosts = []
+        # callbacks may come from another thread than the cells
+        self._lock = threading.RLock()
+        self._held = False
+        self.error = ""
+        start = time.perf_counter()
+        first = draw(**self.values)
+        self._milliseconds = 1e3 * (time.perf_counter() - start)
+        self._drawn = self.values
+        self._traces = [trace.to_plotly_json() for trace in first.data]
+        self._live = has_front_end()
+        self.figure = (go.FigureWidget if self._live else go.Figure)(first)
+        for control in controls.values():
+            control.observe(self._moved, "value")
+        self._box = self._dressed() if self._live else None
+
+    @property
+    def values(self):
+        """What the knobs stand on, by name."""
+        return {name: c.value for name, c in self._controls.items()}
+
+    @property
+    def title(self):
+        """What the figure says, on one line."""
+        text = self.figure.layout.title.text or ""
+        return text.partition("<br><span")[0].replace("<br>", " ")
+
+    @property
+    def command(self):
+        """The papermill command that runs the notebook at these values."""
+        words = ["papermill", self._notebook, "out.ipynb"]
+        for name, value in self.values.items():
+            # -r hands a text over as it is, -p would read "1" as a number
+            words += ["-r" if isinstance(value, str) else "-p", name]
+            words.append(shlex.quote(str(value)))
+        return " ".join(words)
+
+    def set(self, **values):
+        """Move knobs to `values` and redraw, with or without a front end.
+
+        Refuses an unknown name and a value that the knob cannot take. If
+        `draw` fails, the knobs go back and the error is raised.
+        """
+        for name, value in values.items():
+            self._check(name, value)
+        with self._lock:
+            before = self.values
+            self._assign(values)
+            try:
+                self._redraw()
+            except Exception:
+                self._assign(before)
+                raise
+            self._tell()
+
+    def pin(self):
+        """Keep the present curves as pale ghosts; a second call clears them.
+
+        Only what is drawn with bars, lines or points can be compared so;
+        a heatmap has no ghost.
+        """
+        with self._lock:
+            ghosts = [] if self._ghosts else ghosts_of(self._traces)
+            self._show(self._traces, ghosts, self.figure.layout)
+        return len(ghosts)
+
+    def _ipython_display_(self):
+        display(self._box if self._live else self.figure)
+
+    def _moved(self, _change):
+        if self._held:
+            return
+        with self._lock:
+            try:
+                self._redraw()
+            except Exception as error:
+                self.error = sentence(error)
+            self._tell()
+
+    def _assign(self, values):
+        self._held = True
+        try:
+            for name, value in values.items():
+                self._controls[name].value = value
+        finally:
+            self._held = False
+
+    def _redraw(self):
+        """Draw the present values, unless that is what is shown already.
+
+        While a slider is dragged its front end sends one value and keeps the
+        newest until this is done, so redraws cannot pile up and the last
+        value wins.
+        """
+        values = self.values
+        if values == self._drawn and not self.error:
+            return
+        start = time.perf_counter()
+        new = self._draw(**values)
+        traces = [trace.to_plotly_json() for trace in new.data]
+        self._show(traces, self._ghosts, new.layout)
+        self._milliseconds = 1e3 * (time.perf_counter() - start)
+        self._drawn, self.error = values, ""
+
+    def _show(self, traces, ghosts, layout):
+        before = [*self._traces, *self._ghosts]
+        bring(self.figure, before, [*traces, *ghosts], layout)
+        self._traces, self._ghosts = traces, ghosts
+
+    def _check(self, name, value):
+        if name not in self._controls:
+            raise ValueError(
+                f"{name} is not a knob of this view; "
+                f"use one of {', '.join(self._controls)}"
+            )
+        rule = _rule(self._controls[name])
+        if rule and not rule.accepts(value):
+            raise ValueError(
+                f"{name}={value!r} is not allowed; use {rule.allowed}"
+            )
+
+    def _dressed(self):
+        """The knobs, the figure, and the line of buttons below it."""
+        for name, control in self._controls.items():
+            control.description = control.description or name.replace("_", " ")
+            control.style.description_width = "120px"
+            control.layout.width = "360px"
+        self._badge = widgets.HTML(layout=widgets.Layout(flex="1 1 auto"))
+        self._pin = widgets.Button(
+            description="Pin",
+            tooltip="keep this curve for comparison",
+            layout=widgets.Layout(width="90px"),
+        )
+        self._pin.on_click(self._pinned)
+        self._copy = CopyCommand()
+        self._tell()
+        knobs = widgets.Box(
+            list(self._controls.values()),
+            layout=widgets.Layout(display="flex", flex_flow="row wrap"),
+        )
+        line = widgets.HBox(
+            [self._pin, self._badge],
+            layout=widgets.Layout(align_items="center"),
+        )
+        return widgets.VBox([knobs, self.figure, line, self._copy])
+
+    def _pinned(self, _button):
+        count = self.pin()
+        self._pin.description = "Unpin" if count else "Pin"
+        self._tell()
+
+    def _tell(self):
+        """Say under the figure what is shown, how it ran and how long."""
+        if not self._live:
+            return
+        shown = ", ".join(f"{n} = {_short(v)}" for n, v in self._drawn.items())
+        words = [shown, implementation(), f"{self._milliseconds:.0f} ms"]
+        text = " · ".join(word for word in words if word)
+        colour = figures.COLOURS["faint"]
+        if self.error:
+            text = f"{self.error} The picture still shows {shown}."
+            colour = figures.COLOURS["cut"]
+        # the handle of a slider has no name that a screen reader could say
+        self._badge.value = (
+            '<div role="status" aria-live="polite" class="routing-lab-badge" '
+            f'style="color:{colour};line-height:1.4">{html.escape(text)}</div>'
+        )
+        self._copy.command = self.command
+
+
+def has_front_end():
+    """Whether somebody is looking: JupyterLab, Colab, VS Code or Voila.
+
+    Papermill and nbval start their kernels without a server, and a figure
+    that carries 5 MB of widget state would be wasted on them.
+    """
+    shell = get_ipython()
+    return (
+        "JPY_SESSION_NAME" in os.environ
+        or "google.colab" in sys.modules
+        or (shell is not None and "__vsc_ipynb_file__" in shell.user_ns)
+        or os.environ.get("SERVER_SOFTWARE", "").startswith("voila")
+    )
+
+
+def implementation():
+    """What the kernels ran on; nothing for a chapter without kernels."""
+    runtime = sys.modules.get("lab.kernels.runtime")
+    return runtime.implementation() if runtime else ""
+
+
+def sentence(error):
+    """`error` as one sentence: its kind and the first line it says."""
+    first = (str(error).strip().splitlines() or ["no message"])[0]
+    return f"{type(error).__name__}: {first.rstrip('.')}."
+
+
+def _rule(control):
+    """What `control` can be set to, or `None` where any value goes."""
+    if hasattr(control, "_options_values"):
+        return choice(*control._options_values)
+    if isinstance(control.value, bool):
+        return flag()
+    low, high = getattr(control, "min", None), getattr(control, "max", None)
+    if low is None or high is None or isinstance(control.value, tuple):
+        return None
+    if hasattr(control, "base"):
+        low, high = control.base**low, control.base**high
+    if isinstance(control.value, float):
+        low, high = float(low), float(high)
+    return span(low, high)
+
+
+def _short(value):
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,220 @@
+"""A view moves from code as from a slider, with and without a front end."""
+
+import threading
+
+import ipywidgets as widgets
+import plotly.graph_objects as go
+import pytest
+
+from lab import explore as module
+from lab import figures
+from lab.explore import explore
+from lab.figures.motion import bring
+
+
+def draw(top_k, share=0.5):
+    if top_k == 7:
+        raise RuntimeError("seven is broken.\nand a second line")
+    return figures.histogram([0] * top_k + [share * 10], expected=top_k)
+
+
+def knobs():
+    return dict(
+        top_k=widgets.IntSlider(value=2, min=1, max=8),
+        share=widgets.FloatSlider(value=0.5, min=0.1, max=1.0),
+    )
+
+
+@pytest.fixture(params=["live", "headless"])
+def view(request, monkeypatch):
+    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
+    if request.param == "live":
+        monkeypatch.setenv("JPY_SESSION_NAME", "chapter.ipynb")
+    return explore(draw, chapter="02", **knobs())
+
+
+def test_a_front_end_gets_a_widget_and_papermill_a_figure(view):
+    kind = go.FigureWidget if module.has_front_end() else go.Figure
+    assert type(view.figure) is kind
+
+
+def test_set_moves_the_knob_and_the_figure(view):
+    view.set(top_k=4)
+    assert view.values == {"top_k": 4, "share": 0.5}
+    assert view.title == "4.00 experts per token on average, 4.00 expected"
+    assert list(view.figure.data[0].x) == [0, 1, 2, 3, 4]
+
+
+def test_set_takes_several_values_and_draws_once(view, monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        view, "_draw", lambda **v: calls.append(v) or draw(**v)
+    )
+    view.set(top_k=3, share=0.7)
+    assert calls == [{"top_k": 3, "share": 0.7}]
+
+
+def test_moving_a_knob_moves_the_figure(view):
+    view._controls["top_k"].value = 5
+    assert view.title.startswith("5.00 experts")
+
+
+def test_a_value_that_is_shown_already_is_not_drawn_again(view, monkeypatch):
+    monkeypatch.setattr(view, "_draw", lambda **_: pytest.fail("drawn"))
+    view._moved(None)
+
+
+@pytest.mark.parametrize(
+    "values, words",
+    [
+        (dict(top_k=9), "top_k=9 is not allowed; use a whole number from 1"),
+        (dict(top_k=2.5), "top_k=2.5 is not allowed"),
+        (dict(top_k=True), "top_k=True is not allowed"),
+        (dict(share=0.05), "use a number from 0.1 to 1.0"),
+        (dict(k=2), "k is not a knob of this view; use one of top_k, share"),
+    ],
+)
+def test_set_refuses_what_the_knob_cannot_take(view, values, words):
+    with pytest.raises(ValueError, match=words):
+        view.set(**values)
+    assert view.values == {"top_k": 2, "share": 0.5}
+
+
+def test_a_failing_draw_keeps_the_last_good_picture(view):
+    view._controls["top_k"].value = 7
+    assert view.error == "RuntimeError: seven is broken."
+    assert view.title.startswith("2.00 experts")
+    view._controls["top_k"].value = 3
+    assert view.error == ""
+    assert view.title.startswith("3.00 experts")
+
+
+def test_going_back_after_a_failure_clears_it(view):
+    view._controls["top_k"].value = 7
+    view._controls["top_k"].value = 2
+    assert view.error == ""
+
+
+def test_set_raises_what_draw_raised_and_puts_the_knobs_back(view):
+    with pytest.raises(RuntimeError, match="seven is broken"):
+        view.set(top_k=7)
+    assert view.values["top_k"] == 2
+    assert view.title.startswith("2.00 experts")
+
+
+def test_a_pinned_curve_stays_while_the_other_moves(view):
+    before = list(view.figure.data[0].x)
+    assert view.pin() == 3
+    view.set(top_k=5)
+    assert len(view.figure.data) == 6
+    assert list(view.figure.data[3].x) == before
+    assert view.figure.data[3].showlegend is False
+    assert list(view.figure.data[0].x) == [0, 1, 2, 3, 4, 5]
+    assert view.pin() == 0
+    assert len(view.figure.data) == 3
+
+
+def test_the_command_reproduces_the_view(view):
+    view.set(top_k=4)
+    assert view.command == (
+        "papermill notebooks/1-tokens/02-adamoe.ipynb out.ipynb "
+        "-p top_k 4 -p share 0.5"
+    )
+
+
+def test_texts_in_the_command_are_quoted_and_handed_over_as_they_are():
+    view = explore(
+        lambda name: figures.histogram([1]),
+        chapter="02",
+        name=widgets.Dropdown(options=["two words", "1"]),
+    )
+    assert view.command.endswith("-r name 'two words'")
+
+
+def test_the_badge_says_what_is_shown_and_how_it_ran(monkeypatch):
+    monkeypatch.setenv("JPY_SESSION_NAME", "chapter.ipynb")
+    view = explore(draw, chapter="02", **knobs())
+    assert "top_k = 2, share = 0.5" in view._badge.value
+    assert " ms" in view._badge.value
+    view._controls["top_k"].value = 7
+    assert "seven is broken. The picture still shows" in view._badge.value
+
+
+def test_the_implementation_is_named_once_kernels_are_loaded():
+    import lab.kernels  # noqa: F401
+
+    assert module.implementation()
+
+
+def test_more_than_six_knobs_are_refused():
+    many = {f"k{i}": widgets.IntSlider() for i in range(7)}
+    with pytest.raises(ValueError, match="7 knobs are not allowed"):
+        explore(draw, chapter="02", **many)
+    with pytest.raises(ValueError, match="0 knobs are not allowed"):
+        explore(draw, chapter="02")
+
+
+def test_an_unknown_chapter_is_refused():
+    with pytest.raises(ValueError, match="no chapter"):
+        explore(draw, chapter="99", **knobs())
+
+
+def test_other_kinds_of_knob_know_what_they_take():
+    view = explore(
+        lambda **_: figures.histogram([1]),
+        chapter="02",
+        log=widgets.FloatLogSlider(value=1, base=10, min=-4, max=0),
+        loss=widgets.Dropdown(options=[("null", 1), ("plain", 2)]),
+        on=widgets.Checkbox(value=True),
+    )
+    view.set(log=0.0001, loss=2, on=False)
+    for wrong in (dict(log=2.0), dict(loss=3), dict(on=1)):
+        with pytest.raises(ValueError, match="is not allowed"):
+            view.set(**wrong)
+
+
+def test_moves_from_two_threads_end_at_the_knobs_values(view):
+    def run(values):
+        for value in values:
+            view.set(top_k=value)
+
+    threads = [
+        threading.Thread(target=run, args=(order,))
+        for order in ([1, 3, 5], [6, 4, 2])
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert view.title.startswith(f"{view.values['top_k']}.00 experts")
+
+
+def changed(first, second):
+    figure = go.Figure(first)
+    shown = [t.to_plotly_json() for t in first.data]
+    wanted = [t.to_plotly_json() for t in second.data]
+    bring(figure, shown, wanted, second.layout)
+    return figure
+
+
+def test_any_figure_becomes_any_other():
+    bars = figures.selection_bars([0.6, 0.4], {0}, p=0.5)
+    table = figures.heatmap([[1, 2]], "a table")
+    effect = figures.effect([1, 2], 0, 3, 1, "above", "undecided", "a", "b")
+    both = figures.panels([[bars, effect]], "two")
+    for first in (bars, table, effect, both):
+        for second in (bars, table, effect, both):
+            figure = changed(first, second)
+            new = figure.to_plotly_json()["data"]
+            for trace, wanted in zip(new, second.data, strict=True):
+                wanted = wanted.to_plotly_json()
+                assert {k: trace[k] for k in wanted} == wanted
+                assert all(trace[k] is None for k in trace if k not in wanted)
+            for name in ("shapes", "annotations"):
+                assert figure.layout[name] == second.layout[name]
+            assert figure.layout.title.text == second.layout.title.text
+
+
+def test_the_template_is_not_sent_again():
+    figure = changed(figures.histogram([1]), figures.histogram([1, 2]))
+    assert figure.layout.template.layout.font.size == 13
