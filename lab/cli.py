@@ -1,0 +1,246 @@
+"""The `lab` command.
+
+Everything heavy is imported by the command that needs it, so that help and
+lists come at once. A mistake of the user's is one sentence and status 2.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+try:
+    import typer
+    from rich.console import Console
+    from rich.table import Table
+except ModuleNotFoundError as error:
+    sys.exit(
+        f"the lab command needs {error.name}: pip install -e '.[lab]' in the "
+        "repository, or run `make lab` once"
+    )
+
+# click's base class of wrong options; typer may carry a click of its own
+MISUSE = next(c for c in typer.BadParameter.__mro__ if "Click" in c.__name__)
+
+app = typer.Typer(
+    help="Routing Lab: 57 papers on routing, one living notebook each.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+out = Console()
+err = Console(stderr=True, soft_wrap=True, highlight=False)
+
+WhichChapter = Annotated[
+    str, typer.Argument(help="number or slug (02, adamoe), or a .ipynb file")
+]
+SomeChapters = Annotated[
+    list[str] | None, typer.Argument(help="numbers or slugs; all if none")
+]
+Values = Annotated[
+    list[str] | None,
+    typer.Option("-p", help="name=value, of the notebook's parameters"),
+]
+Grid = Annotated[
+    list[str] | None,
+    typer.Option("-p", help="name=values: 4, or 0,4,8, or 1:4, or 1:9:2"),
+]
+Folder = Annotated[
+    Path | None, typer.Option("--out", help="folder for the results")
+]
+
+
+def main() -> None:
+    """Runs the command; mistakes become one sentence and status 2."""
+    try:
+        status = app(standalone_mode=False)
+    except MISUSE as error:
+        say(f"{error.format_message().rstrip('.')}; see `lab --help`")
+        status = 2
+    except (typer.Abort, KeyboardInterrupt):
+        say("stopped")
+        status = 130
+    except (ValueError, OSError, NotImplementedError) as error:
+        say(str(error))
+        status = 2
+    except RuntimeError as error:
+        # a notebook's own sentence; any other one keeps its traceback
+        if type(error).__name__ != "NotebookFailed":
+            raise
+        say(str(error))
+        status = 1
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def say(sentence: str) -> None:
+    """One sentence on the error stream, as it is."""
+    err.print(sentence, markup=False)
+
+
+@app.command("list")
+def list_chapters() -> None:
+    """All chapters by part, and which are ready."""
+    from lab.catalogue import CHAPTERS, PARTS
+
+    for part in PARTS:
+        mine = [one for one in CHAPTERS if one.part == part]
+        table = Table(
+            title=f"{part.number}  {part.title}",
+            title_justify="left",
+            box=None,
+            pad_edge=False,
+        )
+        table.add_column("", style="bold")
+        table.add_column("chapter", ratio=1)
+        table.add_column("slug", style="cyan", no_wrap=True)
+        table.add_column("min", justify="right")
+        table.add_column("")
+        for one in mine:
+            state = "[green]ready[/]" if one.ready else "[dim]to come[/]"
+            row = (one.number, one.title, one.slug, str(one.minutes))
+            table.add_row(*row, state)
+        out.print(table, "")
+    ready = sum(one.ready for one in CHAPTERS)
+    out.print(f"{ready} of {len(CHAPTERS)} chapters are ready")
+
+
+@app.command()
+def run(chapter: WhichChapter, p: Values = None, out_: Folder = None) -> None:
+    """Run a notebook without a browser, with other parameters."""
+    from lab import grid, headless, results
+
+    notebook = headless.notebook_of(chapter)
+    values = grid.parse(p or [], notebook)
+    several = [name for name, some in values.items() if len(some) > 1]
+    if several:
+        raise ValueError(
+            f"{several[0]} has several values and `lab run` takes one; "
+            "use `lab sweep`"
+        )
+    parameters = {name: some[0] for name, some in values.items()}
+    folder = out_ or Path("runs") / notebook.stem / results.key(parameters)
+    done = headless.run_chapter(notebook, parameters, folder, progress=True)
+    table = Table("score", "value", box=None, pad_edge=False)
+    for name, value in results.flat(done.scores).items():
+        table.add_row(name, str(value))
+    out.print(table)
+    out.print(f"{done.seconds:.0f} s; everything is in {folder}")
+
+
+@app.command()
+def sweep(
+    chapter: WhichChapter,
+    p: Grid = None,
+    out_: Folder = None,
+    workers: Annotated[int, typer.Option(help="processes")] = 2,
+    scheduler: Annotated[
+        str | None, typer.Option(help="address of a running Dask scheduler")
+    ] = None,
+) -> None:
+    """Run a notebook for each combination of values; call again to go on."""
+    from lab import grid, headless, results
+
+    notebook = headless.notebook_of(chapter)
+    values = grid.parse(p or [], notebook)
+    folder = out_ or results.default_folder(notebook, values)
+    try:
+        done = headless.sweep(
+            notebook, values, folder, scheduler, workers, progress=True
+        )
+    except KeyboardInterrupt:
+        say(f"stopped; {folder} keeps what is done, the same command goes on")
+        raise typer.Exit(130) from None
+    for job, sentence in done.failed.items():
+        say(f"{job}: {sentence}")
+    out.print(
+        f"{done.done} of {done.total} combinations done, {done.reused} of "
+        f"them before; everything is in {folder}"
+    )
+    if done.failed:
+        say(f"{len(done.failed)} failed; the same command tries them again")
+        raise typer.Exit(1)
+
+
+@app.command()
+def claims(
+    chapters: SomeChapters = None,
+    run: Annotated[
+        bool, typer.Option("--run", help="recompute them; takes minutes")
+    ] = False,
+) -> None:
+    """The ledger: what the papers claim and what came out here."""
+    import importlib
+
+    from lab.catalogue import CHAPTERS, chapter
+
+    chosen = [chapter(one) for one in chapters or []] or [
+        one for one in CHAPTERS if one.ready
+    ]
+    from lab import claims as ledger
+
+    for one in chosen:
+        if not one.ready:
+            raise ValueError(f"chapter {one.number} is still to come")
+        for claim in importlib.import_module(one.module).CLAIMS:
+            if run:
+                ledger.record(ledger.run(claim))
+    out.print(ledger.table([one.number for one in chosen]))
+
+
+@app.command(
+    context_settings={
+        "allow_extra_args": True,
+        "ignore_unknown_options": True,
+        "help_option_names": [],
+    }
+)
+def bench(context: typer.Context) -> None:
+    """Measure the kernels; `lab bench --help` shows what can be asked."""
+    from lab import bench as kernels
+
+    kernels.main(context.args)
+
+
+@app.command()
+def doctor() -> None:
+    """What this machine will run, and why."""
+    from lab.doctor import findings, look
+
+    colours = {"ok": "green", "note": "yellow", "problem": "red"}
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column()
+    found = findings(look())
+    for one in found:
+        table.add_row(f"[{colours[one.level]}]{one.level}[/]", one.what)
+        if one.way_out:
+            table.add_row("", f"[dim]{one.way_out}[/]")
+    out.print(table)
+    if any(one.level == "problem" for one in found):
+        raise typer.Exit(1)
+
+
+@app.command()
+def render(notebooks: SomeChapters = None) -> None:
+    """Execute notebooks and store their pictures and checked numbers."""
+    from lab import headless, rendering, structure
+
+    paths = [headless.notebook_of(one) for one in notebooks or []]
+    failed = 0
+    with rendering.one_browser():
+        for path in paths or structure.notebooks():
+            try:
+                changed = rendering.render(path)
+            except headless.NotebookFailed as error:
+                say(f"{path.name}: {error}")
+                failed += 1
+                continue
+            state = "stored anew" if changed else "unchanged"
+            out.print(f"{path.name}: {state}")
+    if failed:
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    main()

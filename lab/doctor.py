@@ -1,0 +1,238 @@
+"""Says what this machine will run, and why: `lab doctor`.
+
+`look()` gathers the facts, `findings(facts)` judges them; the judgement is a
+pure function, so a test can ask about machines it does not have.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+from importlib import metadata
+from typing import NamedTuple
+
+GIB = 2**30
+
+
+class Facts(NamedTuple):
+    """What there is to know about a machine."""
+
+    python: tuple[int, int, int]
+    system: str  # "Linux", "Darwin", "Windows"
+    versions: dict[str, str]  # of the packages that are installed
+    gpu: str  # its name, "" for none that torch can use
+    capability: tuple[int, int]  # (0, 0) without an NVIDIA GPU
+    gpu_gib: float
+    rocm: bool
+    driver: bool  # an NVIDIA driver is there
+    interpret: str  # TRITON_INTERPRET as the user set it
+    cores: int
+    memory_gib: float
+    disk_gib: float
+    browser: str | None
+
+
+class Finding(NamedTuple):
+    """One line of the report."""
+
+    level: str  # "ok", "note" or "problem"
+    what: str
+    way_out: str = ""
+
+
+PACKAGES = (
+    "torch",
+    "triton",
+    "plotly",
+    "ipywidgets",
+    "anywidget",
+    "jupyterlab",
+    "papermill",
+    "distributed",
+    "kaleido",
+)
+
+
+def look() -> Facts:
+    """The facts of this machine; takes a second, for torch is imported."""
+    # before torch: lab.kernels sets this variable where there is no GPU
+    interpret = os.environ.get("TRITON_INTERPRET", "")
+    import torch
+
+    from lab.rendering import browser
+
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    gpu, capability, gpu_gib = "", (0, 0), 0.0
+    rocm = getattr(torch.version, "hip", None) is not None
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        gpu, gpu_gib = properties.name, properties.total_memory / GIB
+        capability = (0, 0) if rocm else torch.cuda.get_device_capability(0)
+    return Facts(
+        python=sys.version_info[:3],
+        system=platform.system(),
+        versions=versions,
+        gpu=gpu,
+        capability=capability,
+        gpu_gib=gpu_gib,
+        rocm=rocm,
+        driver=shutil.which("nvidia-smi") is not None,
+        interpret=interpret,
+        cores=len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count() or 1,
+        memory_gib=_memory() / GIB,
+        disk_gib=shutil.disk_usage(".").free / GIB,
+        browser=browser(),
+    )
+
+
+def _memory() -> int:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError):
+        return 0
+
+
+def findings(facts: Facts) -> list[Finding]:
+    """The report, in reading order."""
+    return [
+        _python(facts),
+        *_packages(facts),
+        *_gpu(facts),
+        _kernels(facts),
+        _pictures(facts),
+        *_room(facts),
+    ]
+
+
+def _python(facts: Facts) -> Finding:
+    version = ".".join(map(str, facts.python))
+    if facts.python < (3, 11):
+        return Finding(
+            "problem",
+            f"Python {version} is too old",
+            "install Python 3.11 or newer, then `make lab`",
+        )
+    return Finding("ok", f"Python {version} on {facts.system}")
+
+
+def _packages(facts: Facts) -> list[Finding]:
+    missing = [name for name in PACKAGES if name not in facts.versions]
+    if facts.system != "Linux" and "triton" in missing:
+        missing.remove("triton")
+    there = [
+        f"{n} {facts.versions[n]}" for n in PACKAGES[:3] if n not in missing
+    ]
+    there = [one for one in there if one]
+    found = [Finding("ok", ", ".join(there))]
+    if missing:
+        found.append(
+            Finding(
+                "problem",
+                f"not installed: {', '.join(missing)}",
+                "pip install -e '.[lab]' -c constraints.txt",
+            )
+        )
+    return found
+
+
+def _gpu(facts: Facts) -> list[Finding]:
+    if not facts.gpu and facts.driver:
+        return [
+            Finding(
+                "problem",
+                "an NVIDIA driver is here, but this torch cannot use a GPU",
+                "remove .venv and run `make lab`, which then takes the CUDA "
+                "build",
+            )
+        ]
+    if not facts.gpu:
+        return [
+            Finding(
+                "note",
+                "no GPU: every chapter runs, at its small sizes",
+                "for a GPU without one, open a chapter on Colab",
+            )
+        ]
+    kind = (
+        "ROCm"
+        if facts.rocm
+        else "compute capability {}.{}".format(*facts.capability)
+    )
+    size = f"{facts.gpu_gib:.0f} GiB"
+    found = [Finding("ok", f"{facts.gpu}, {kind}, {size}")]
+    if not facts.rocm and facts.capability < (8, 0):
+        found.append(
+            Finding(
+                "note",
+                "below capability 8.0 Triton has no tensor cores: matrix "
+                "products go through torch, everything else through Triton",
+                "times of matrix products here say nothing about the kernels",
+            )
+        )
+    return found
+
+
+def _kernels(facts: Facts) -> Finding:
+    if "triton" not in facts.versions:
+        return Finding(
+            "note",
+            "no Triton here: the PyTorch references run, the kernels are "
+            "shown",
+            "Triton exists for Linux; on Windows use WSL",
+        )
+    if facts.gpu and facts.interpret == "1":
+        return Finding(
+            "note",
+            "TRITON_INTERPRET=1 is set: kernels are interpreted, slowly, "
+            "though there is a GPU",
+            "unset TRITON_INTERPRET",
+        )
+    if facts.gpu:
+        return Finding("ok", "kernels are compiled by Triton for this GPU")
+    return Finding(
+        "ok",
+        "the PyTorch references run; the Triton kernels are checked against "
+        "them in Triton's interpreter",
+    )
+
+
+def _pictures(facts: Facts) -> Finding:
+    if facts.browser:
+        return Finding("ok", f"pictures are drawn by {facts.browser}")
+    return Finding(
+        "note",
+        "no Chromium or Chrome: live figures work, `lab render` does not",
+        "install chromium, or run `playwright install chromium`",
+    )
+
+
+def _room(facts: Facts) -> list[Finding]:
+    cores = f"{facts.cores} core" + ("s" if facts.cores > 1 else "")
+    memory = f"{facts.memory_gib:.0f} GiB of memory"
+    found = [Finding("ok", f"{cores}, {memory}")]
+    # a kernel with torch and a live figure takes 0.4 GiB, the server 0.1
+    if 0 < facts.memory_gib < 3:
+        found = [
+            Finding(
+                "note",
+                f"{cores}, only {memory}: three open chapters fit",
+                "shut down kernels you have finished with",
+            )
+        ]
+    disk = f"{facts.disk_gib:.0f} GiB free on this disk"
+    if facts.disk_gib < 1:
+        found.append(
+            Finding("problem", f"only {disk}", "free some; runs leave files")
+        )
+    else:
+        found.append(Finding("ok", disk))
+    return found

@@ -1,0 +1,121 @@
+"""One function over many jobs, on Dask: embedded, or any scheduler's workers.
+
+It knows nothing of notebooks. A worker that is killed is started again and
+its job with it; a job that kills its worker each time is given up.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+KILLED = (
+    "its worker process died again and again, perhaps for want of memory; "
+    "try fewer workers"
+)
+
+
+def fan_out(
+    function: Callable[[dict], dict],
+    jobs: list[dict],
+    scheduler: str | None = None,
+    workers: int = 2,
+    title: str = "",
+) -> Iterator[tuple[dict, dict]]:
+    """Yields each of `jobs` with `function(job)` as soon as it is there.
+
+    An exception becomes the answer {"error": one sentence}. `scheduler` is
+    the address of a running Dask scheduler; a `title` shows a progress bar.
+    """
+    from distributed import as_completed
+
+    if not jobs:
+        return
+    with (
+        _client(scheduler, min(workers, len(jobs))) as client,
+        _bar(len(jobs), title) as advance,
+    ):
+        waiting, jobs_of = iter(jobs), {}
+        running = as_completed()
+
+        def submit(count: int) -> None:
+            for job in itertools.islice(waiting, count):
+                future = client.submit(function, job, pure=False)
+                jobs_of[future.key] = job
+                running.add(future)
+
+        # a few ahead of the workers, not all: a stop has little to cancel
+        submit(2 * (sum(client.nthreads().values()) or workers))
+        for future in running:
+            answer = _answer(future)
+            advance("error" in answer)
+            yield jobs_of.pop(future.key), answer
+            submit(1)
+
+
+def _answer(future) -> dict[str, object]:
+    error = future.exception()
+    if error is None:
+        return future.result()
+    if type(error).__name__ == "KilledWorker":
+        return {"error": KILLED}
+    return {"error": f"{type(error).__name__}: {error}".split("\n")[0]}
+
+
+@contextmanager
+def _client(scheduler: str | None, workers: int):
+    """A Dask client: of the scheduler at this address, or of a local one."""
+    from distributed import Client, LocalCluster
+
+    if scheduler:
+        try:
+            client = Client(scheduler, timeout="5s")
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"no Dask scheduler answers at {scheduler}; start one with "
+                "`dask scheduler` or leave --scheduler out"
+            ) from error
+        with client:
+            yield client
+        return
+    # its own complaints about dying workers would cover the progress bar
+    quiet = logging.CRITICAL
+    with (
+        LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,
+            processes=True,
+            dashboard_address=":0",
+            silence_logs=quiet,
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        yield client
+
+
+@contextmanager
+def _bar(total: int, title: str):
+    """A bar that counts jobs and failures; none without a title."""
+    if not title:
+        yield lambda failed: None
+        return
+    from rich import progress as parts
+
+    columns = (
+        parts.TextColumn("{task.description}"),
+        parts.BarColumn(),
+        parts.MofNCompleteColumn(),
+        parts.TimeRemainingColumn(),
+    )
+    with parts.Progress(*columns) as bar:
+        task, failures = bar.add_task(title, total=total), 0
+
+        def advance(failed: bool) -> None:
+            nonlocal failures
+            failures += failed
+            text = f"{title}, {failures} failed" if failures else title
+            bar.update(task, advance=1, description=text)
+
+        yield advance

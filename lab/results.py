@@ -1,0 +1,232 @@
+"""The folder of a sweep: one file per finished run, one table, one figure.
+
+sweep.json      which notebook, which version of the code, which grid
+results/*.json  one finished run each, named by its parameters
+results.parquet, figure.html, figure.png   written when the sweep ends
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import os
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+
+
+def write_json(path: Path, value: object) -> None:
+    """Writes `value` whole or not at all: no reader meets half a file."""
+    text = json.dumps(value, indent=1, sort_keys=True) + "\n"
+    replace(path, text.encode("utf-8"))
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Puts `content` at `path` in one step, by renaming a finished file."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".part-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+def _digest(value: object) -> str:
+    text = json.dumps(value, sort_keys=True)
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
+
+
+def key(job: dict[str, object]) -> str:
+    """The name of a run: a digest of its parameters and their values."""
+    return _digest(job)
+
+
+def as_text(job: dict[str, object]) -> str:
+    """The parameters as a reader writes them: `top_k=2 loss=null`."""
+    return " ".join(f"{name}={value}" for name, value in job.items())
+
+
+def version(notebook: Path) -> str:
+    """A digest of the notebook's code and of all it imports from `lab`.
+
+    Words, outputs and cells that nothing runs do not count.
+    """
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    code = [
+        "".join(cell["source"])
+        for cell in cells
+        if cell["cell_type"] == "code"
+    ]
+    seen: dict[str, str] = {}
+    for cell in code:
+        lines = cell.split("\n")
+        # IPython's own lines are no Python
+        plain = [line for line in lines if not line.lstrip().startswith("%")]
+        _follow("\n".join(plain), seen)
+    return _digest([code, sorted(seen.items())])
+
+
+def _follow(code: str, seen: dict[str, str]) -> None:
+    """Adds the source of every `lab` module that `code` imports."""
+    try:
+        tree = ast.parse(code)
+    except SyntaxError:
+        return
+    for node in ast.walk(tree):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module]
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+        for name in names:
+            if name.split(".")[0] == "lab" and name not in seen:
+                source = _source(name)
+                if source is not None:
+                    seen[name] = source
+                    _follow(source, seen)
+
+
+def _source(module: str) -> str | None:
+    try:
+        found = find_spec(module)
+    except ModuleNotFoundError:
+        return None
+    if found is None or not found.origin or found.origin == "frozen":
+        return None
+    return Path(found.origin).read_text(encoding="utf-8")
+
+
+def default_folder(notebook: Path, grid: dict[str, list[object]]) -> Path:
+    """The same sweep of the same code has the same folder, to go on in."""
+    name = f"{notebook.stem}-{_digest([version(notebook), grid])[:8]}"
+    return Path("runs") / name
+
+
+def open_folder(
+    folder: Path, notebook: Path, grid: dict[str, list[object]]
+) -> Path:
+    """Makes `folder` a sweep's, or checks that it is this very sweep's."""
+    mine = {
+        "notebook": notebook.name,
+        "version": version(notebook),
+        "grid": grid,
+    }
+    manifest = folder / "sweep.json"
+    way_out = "give another folder with --out, or remove this one"
+    if manifest.is_file():
+        theirs = json.loads(manifest.read_text(encoding="utf-8"))
+        for what, words in (
+            ("notebook", "of another notebook"),
+            ("version", "of another version of the notebook or its code"),
+            ("grid", "of another grid"),
+        ):
+            if theirs.get(what) != mine[what]:
+                raise ValueError(f"{folder} holds results {words}; {way_out}")
+    elif folder.is_dir() and any(folder.iterdir()):
+        raise ValueError(f"{folder} holds something else; {way_out}")
+    (folder / "results").mkdir(parents=True, exist_ok=True)
+    write_json(manifest, mine)
+    return folder
+
+
+def store(folder: Path, job: dict[str, object], answer: dict) -> None:
+    """Keeps one finished run."""
+    record = {"parameters": job, **answer}
+    write_json(folder / "results" / f"{key(job)}.json", record)
+
+
+def finished(folder: Path, jobs: list[dict]) -> dict[str, dict]:
+    """The finished ones of `jobs`, by key."""
+    found = {}
+    for job in jobs:
+        path = folder / "results" / f"{key(job)}.json"
+        if path.is_file():
+            found[key(job)] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def flat(scores: dict, prefix: str = "") -> dict[str, object]:
+    """Nested scores as one row: {"a": {"b": 1}} is {"a.b": 1}."""
+    row = {}
+    for name, value in scores.items():
+        if isinstance(value, dict):
+            row |= flat(value, f"{prefix}{name}.")
+        elif isinstance(value, list):
+            row[prefix + name] = json.dumps(value)
+        else:
+            row[prefix + name] = value
+    return row
+
+
+def summarise(
+    folder: Path, jobs: list[dict], swept: list[str], name: str
+) -> tuple[Path | None, list[Path]]:
+    """Writes the table and the figure of what has finished, in grid order."""
+    import pandas
+
+    found = finished(folder, jobs)
+    done = [found[key(job)] for job in jobs if key(job) in found]
+    if not done:
+        return None, []
+    rows = [
+        # a score keeps clear of a parameter with the same name
+        one["parameters"]
+        | {
+            (f"score_{k}" if k in swept else k): v
+            for k, v in flat(one["scores"]).items()
+        }
+        | {"seconds": one["seconds"]}
+        for one in done
+    ]
+    table = pandas.DataFrame(rows)
+    path = folder / "results.parquet"
+    part = folder / ".part-results.parquet"
+    table.to_parquet(part, index=False)
+    os.replace(part, path)
+    return path, _draw(table, folder, swept, name)
+
+
+def _draw(table, folder: Path, swept: list[str], name: str) -> list[Path]:
+    """The first numeric score against the first swept parameter, one line
+    for each value of the second; further parameters are averaged over.
+    """
+    import plotly.graph_objects as go
+
+    import lab.figures  # noqa: F401, sets the lab's theme
+
+    numeric = table.drop(columns=[*swept, "seconds"]).select_dtypes("number")
+    if not len(numeric.columns):
+        return []
+    score, x = numeric.columns[0], swept[0]
+    figure = go.Figure()
+    groups = [("", table)]
+    if len(swept) > 1:
+        groups = [
+            (f"{swept[1]} = {value}", part)
+            for value, part in table.groupby(swept[1], sort=False)
+        ]
+    for label, part in groups:
+        mean = part.groupby(x, sort=False)[score].mean()
+        figure.add_scatter(
+            x=mean.index.tolist(),
+            y=mean.tolist(),
+            mode="lines+markers",
+            name=label,
+        )
+    figure.update_layout(
+        title=f"{name}: {score} against {x}, {len(table)} runs",
+        xaxis_title=x,
+        yaxis_title=score,
+        showlegend=len(groups) > 1,
+    )
+    html = folder / "figure.html"
+    # the 5 MB of plotly.js lie beside it once, not inside; works offline
+    figure.write_html(html, include_plotlyjs="directory")
+    return [html]
