@@ -35,7 +35,7 @@ def view(request, monkeypatch):
 
 def test_a_front_end_gets_a_widget_and_papermill_a_figure(view):
     kind = go.FigureWidget if module.has_front_end() else go.Figure
-    assert type(view.figure) is kind
+    assert isinstance(view.figure, kind)
 
 
 def test_set_moves_the_knob_and_the_figure(view):
