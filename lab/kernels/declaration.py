@@ -45,7 +45,8 @@ class Compile:
     """One kernel with the configuration that ships, to compile without a GPU.
 
     ``signature`` maps every argument of the kernel to its Triton type
-    (``"*fp32"``, ``"i32"``) and ``constants`` the compile-time ones to their
+    (``"*fp32"``, ``"i32"``, or ``"i32:16"`` for a size that 16 divides, which
+    compiles to other code) and ``constants`` the compile-time ones to their
     values. ``targets`` are left out where the lab never launches the kernel
     there (matrix products on a T4 go through PyTorch). ``matrix_units`` says
     that the compiled code must contain matrix instructions.

@@ -114,21 +114,26 @@ def gate_backward_kernel(
         share = tl.exp(z - tl.max(z, 1)[:, None])
         result = -share / tl.sum(share, 1)[:, None] * c[:, None]
 
-    # scatter slot by slot: each logit hears from the slot that chose it
+    # scatter slot by slot: each logit hears from the slot that chose it;
     # slots past the last one in use are empty for the whole block
     used = tl.max(tl.max(tl.where(taken, slots[None, :] + 1, 0), 1), 0)
     for slot in range(0, used):
-        at = t * S + slot
-        expert = tl.load(experts_ptr + at, mask=t < T, other=-1)
-        taken = (t < T) & (expert >= 0)
-        weight = tl.load(weights_ptr + at, mask=taken, other=0.0)
-        pull = tl.load(grad_weights_ptr + at, mask=taken, other=0.0)
-        if RENORMALIZE:
-            pull = pull - c
-        mine = e[None, :] == expert[:, None]
-        result += tl.where(mine, (weight * pull)[:, None], 0.0)
+        at_slot = t * S + slot
+        chosen = tl.load(experts_ptr + at_slot, mask=t < T, other=-1)
+        is_taken = (t < T) & (chosen >= 0)
+        w = tl.load(weights_ptr + at_slot, mask=is_taken, other=0.0)
+        g = tl.load(grad_weights_ptr + at_slot, mask=is_taken, other=0.0)
+        pull = w * (g - c) if RENORMALIZE else w * g
+        result += tl.where(e[None, :] == chosen[:, None], pull[:, None], 0.0)
 
     tl.store(grad_logits_ptr + at_logits, result, mask=inside)
+
+
+def blocks(E: int, S: int) -> tuple[int, int, int]:
+    """Tokens, logits and slots of one program's tile: whole rows."""
+    block_e, block_s = triton.next_power_of_2(E), triton.next_power_of_2(S)
+    # S is at most E; tiles of 4096 entries would spill at S = E = 64
+    return max(1, min(128, 2048 // block_e)), block_e, block_s
 
 
 def gate_backward_triton(
@@ -144,9 +149,7 @@ def gate_backward_triton(
     grad_logits = torch.empty_like(
         logits, memory_format=torch.contiguous_format
     )
-    block_e = triton.next_power_of_2(E)
-    block_s = triton.next_power_of_2(S)
-    block_t = max(1, min(128, 4096 // max(block_e, block_s)))
+    block_t, block_e, block_s = blocks(E, S)
     if T:
         gate_backward_kernel[(triton.cdiv(T, block_t),)](
             logits.contiguous(), experts.contiguous(), weights.contiguous(),
@@ -214,6 +217,25 @@ def _example(name, T, E, S, renormalize, **kind):
     return Example(name, sizes, **kind)
 
 
+def _compile(E: int, S: int, renormalize: bool) -> Compile:
+    block_t, block_e, block_s = blocks(E, S)
+    # Triton compiles anew for sizes that 16 divides, and better
+    size = "i32:16" if E % 16 == 0 else "i32"
+    return Compile(
+        f"E{E} S{S}" if renormalize else f"E{E} S{S} raw",
+        gate_backward_kernel,
+        signature={
+            "logits_ptr": "*fp32", "experts_ptr": "*i32",
+            "weights_ptr": "*fp32", "grad_weights_ptr": "*fp32",
+            "grad_logits_ptr": "*fp32", "T": "i32", "E": size, "S": "i32",
+        },
+        constants={
+            "RENORMALIZE": renormalize,
+            "BLOCK_T": block_t, "BLOCK_E": block_e, "BLOCK_S": block_s,
+        },
+    )  # fmt: skip
+
+
 DECLARATION = Declaration(
     name="gate_backward",
     operation=gate_backward,
@@ -234,19 +256,7 @@ DECLARATION = Declaration(
     ),
     cost=_cost,
     compiles=(
-        Compile(
-            "E64 k8",
-            gate_backward_kernel,
-            signature={
-                "logits_ptr": "*fp32", "experts_ptr": "*i32",
-                "weights_ptr": "*fp32", "grad_weights_ptr": "*fp32",
-                "grad_logits_ptr": "*fp32", "T": "i32", "E": "i32",
-                "S": "i32",
-            },
-            constants={
-                "RENORMALIZE": True,
-                "BLOCK_T": 64, "BLOCK_E": 64, "BLOCK_S": 8,
-            },
-        ),
+        *(_compile(E, 8, True) for E in (8, 64, 128, 256)),
+        *(_compile(E, E, False) for E in (8, 64, 128, 256)),
     ),
 )  # fmt: skip

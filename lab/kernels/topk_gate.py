@@ -153,6 +153,13 @@ def topk_gate_kernel(
     tl.store(weights_ptr + at, share / total[:, None], mask=inside)
 
 
+def blocks(E: int) -> tuple[int, int]:
+    """Tokens and logits of one program's tile: whole rows, 2048 logits."""
+    # 4096 logits would take all 255 registers of 4 warps and spill
+    block_e = triton.next_power_of_2(E)
+    return max(1, min(128, 2048 // block_e)), block_e
+
+
 def topk_gate_triton(
     logits: Tensor, k: int, null_experts: int = 0, renormalize: bool = True
 ) -> Gate:
@@ -161,9 +168,7 @@ def topk_gate_triton(
     logits = logits.contiguous()
     experts = logits.new_empty((T, k), dtype=torch.int32)
     weights = logits.new_empty((T, k), dtype=torch.float32)
-    block_e = triton.next_power_of_2(E)
-    # 4096 logits a program keep the registers of 4 warps from spilling
-    block_t = max(1, min(128, 4096 // block_e))
+    block_t, block_e = blocks(E)
     if T:
         topk_gate_kernel[(triton.cdiv(T, block_t),)](
             logits, experts, weights,
@@ -235,6 +240,26 @@ def _cost(logits, k, null_experts=0, renormalize=True) -> Cost:
     return Cost(T * (E * logits.element_size() + 8 * k), T * 4 * E)
 
 
+def _compile(E: int, k: int, renormalize: bool = True) -> Compile:
+    block_t, block_e = blocks(E)
+    # Triton compiles anew for sizes that 16 divides, and better
+    size = "i32:16" if E % 16 == 0 else "i32"
+    return Compile(
+        f"E{E} k{k}" if renormalize else f"E{E} k{k} raw",
+        topk_gate_kernel,
+        signature={
+            "logits_ptr": "*fp32", "experts_ptr": "*i32",
+            "weights_ptr": "*fp32", "T": "i32", "E": size,
+            "true_experts": "i32", "stride_t": size,
+        },
+        constants={
+            "K": k, "RENORMALIZE": renormalize,
+            "BLOCK_T": block_t, "BLOCK_E": block_e,
+            "BLOCK_K": triton.next_power_of_2(k),
+        },
+    )  # fmt: skip
+
+
 DECLARATION = Declaration(
     name="topk_gate",
     operation=topk_gate,
@@ -265,18 +290,7 @@ DECLARATION = Declaration(
     ),
     cost=_cost,
     compiles=(
-        Compile(
-            "E64 k8",
-            topk_gate_kernel,
-            signature={
-                "logits_ptr": "*fp32", "experts_ptr": "*i32",
-                "weights_ptr": "*fp32", "T": "i32", "E": "i32",
-                "true_experts": "i32", "stride_t": "i32",
-            },
-            constants={
-                "K": 8, "RENORMALIZE": True,
-                "BLOCK_T": 64, "BLOCK_E": 64, "BLOCK_K": 8,
-            },
-        ),
+        _compile(8, 2), _compile(64, 8), _compile(128, 8), _compile(256, 8),
+        _compile(16, 3, renormalize=False),
     ),
 )  # fmt: skip

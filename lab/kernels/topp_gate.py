@@ -115,6 +115,14 @@ def topp_gate_kernel(
     tl.store(weights_ptr + at, share / total[:, None], mask=inside)
 
 
+def blocks(E: int) -> tuple[int, int]:
+    """Tokens and logits of one program's tile: whole rows, 1024 logits."""
+    # four such tiles are alive at once in some 64 registers of 4 warps, so
+    # that eight programs share a multiprocessor; 2048 logits take 128
+    block_e = triton.next_power_of_2(E)
+    return max(1, min(128, 1024 // block_e)), block_e
+
+
 def topp_gate_triton(
     logits: Tensor, p: float, renormalize: bool = False
 ) -> Gate:
@@ -123,9 +131,7 @@ def topp_gate_triton(
     logits = logits.contiguous()
     experts = logits.new_empty((T, E), dtype=torch.int32)
     weights = logits.new_empty((T, E), dtype=torch.float32)
-    block_e = triton.next_power_of_2(E)
-    # four tiles are alive at once: 2048 logits a program fit 4 warps
-    block_t = max(1, min(128, 2048 // block_e))
+    block_t, block_e = blocks(E)
     if T:
         topp_gate_kernel[(triton.cdiv(T, block_t),)](
             logits, experts, weights,
@@ -204,18 +210,21 @@ def _cost(logits, p, renormalize=False) -> Cost:
     return Cost(T * E * (logits.element_size() + 8), T * E * (E + 4))
 
 
-def _compile(E: int, block_t: int) -> Compile:
+def _compile(E: int, renormalize: bool = False) -> Compile:
+    block_t, block_e = blocks(E)
+    # Triton compiles anew for sizes that 16 divides, and better
+    size = "i32:16" if E % 16 == 0 else "i32"
     return Compile(
-        f"E{E}",
+        f"E{E} renormalized" if renormalize else f"E{E}",
         topp_gate_kernel,
         signature={
             "logits_ptr": "*fp32", "experts_ptr": "*i32",
-            "weights_ptr": "*fp32", "T": "i32", "E": "i32", "p": "fp32",
-            "stride_t": "i32",
+            "weights_ptr": "*fp32", "T": "i32", "E": size, "p": "fp32",
+            "stride_t": size,
         },
         constants={
-            "KEEP_ALL": False, "RENORMALIZE": False,
-            "BLOCK_T": block_t, "BLOCK_E": E,
+            "KEEP_ALL": False, "RENORMALIZE": renormalize,
+            "BLOCK_T": block_t, "BLOCK_E": block_e,
         },
     )  # fmt: skip
 
@@ -253,7 +262,7 @@ DECLARATION = Declaration(
     ),
     cost=_cost,
     compiles=(
-        _compile(8, 128), _compile(64, 32), _compile(128, 16),
-        _compile(256, 8),
+        *map(_compile, (8, 64, 128, 256)),
+        _compile(64, renormalize=True),
     ),
 )  # fmt: skip
