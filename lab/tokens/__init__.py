@@ -1,0 +1,10 @@
+"""Part 1, tokens: routing inside a model. One file per paper.
+
+Shared by the chapters of this part:
+
+============  ============================================================
+``text``      the real text that the models read, and its alphabet
+``char_lm``   a small character language model with experts, any router
+``routers``   what a router is; the top-k router; balance and entropy loss
+============  ============================================================
+"""

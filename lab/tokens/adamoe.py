@@ -1,0 +1,469 @@
+"""AdaMoE: experts that do nothing (chapter 02).
+
+Zeng, Miao, Gao, Zhang, Deng, "AdaMoE: Token-Adaptive Routing with Null
+Experts for Mixture-of-Experts Language Models", Findings of EMNLP 2024. The
+router may also choose among m null experts, which output 0 and cost nothing,
+and k is raised. Each token still makes k choices, but the number of true
+experts it pays for is its own.
+
+    P = softmax(x W)         over n true and m null experts
+    T = the true ones among the k best
+    y = sum of w_i E_i(x) over T,  w_i = P_i / sum of P_j over T
+    loss = alpha (n + m) sum of f~_i P_i                            (eq. 6)
+
+f~_i is the share of tokens that chose expert i; for a null expert, the mean
+over all nulls, so that the loss never tells one null from another. A token
+with T empty passes through on its residual alone. Under perfect balance the
+mean load is k n / (n + m).
+
+The authors' Mixtral code averages the null loads over an empty slice, so it
+trains with the ordinary balance loss; their LoRA code follows eq. 6, up to
+the factor k. This version follows eq. 6. Ties go to the lowest index.
+"""
+
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lab.claims import Claim
+from lab.exercises import Exercise
+from lab.kernels.topk_gate import Gate, topk_gate
+from lab.tokens import checkpoints
+from lab.tokens.char_lm import (
+    DIM,
+    CharLM,
+    Evaluation,
+    Look,
+    evaluate,
+    look,
+    train,
+)
+from lab.tokens.routers import (
+    Router,
+    Routing,
+    TopKRouter,
+    balance_loss,
+    choice_rate,
+    weight_table,
+)
+
+EXPERTS = 8  # n, as in Mixtral
+PRETRAINED_K = 2
+PHASE_1_STEPS = 600  # top-2 on code
+PHASE_2_STEPS = 300  # then every arm on prose
+PHASE_2_RATE = 3e-3
+ALPHA = (2e-2, 1e-4)  # first and second half of phase 2
+
+
+class AdaMoERouter(Router):
+    """Top-k among n true experts and, in the last columns, m null ones.
+
+    ``balance`` is alpha. ``loss`` is "null" (eq. 6) or "ordinary" (the plain
+    balance loss). ``normalize`` says over what the weights add up to 1: the
+    "true" chosen experts (the paper), or "all" chosen ones, where the nulls
+    keep their share and the output shrinks.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        experts: int,
+        null_experts: int,
+        k: int,
+        balance: float = ALPHA[0],
+        loss: str = "null",
+        normalize: str = "true",
+    ) -> None:
+        super().__init__(dim, experts + null_experts)
+        self.null_experts = null_experts
+        self.k = k
+        self.balance = balance
+        self.loss = loss
+        self.normalize = normalize
+
+    def forward(self, hidden: Tensor, memory: Any = None) -> Routing:
+        logits = hidden @ self.weight
+        gate = route(logits, self.k, self.null_experts, self.normalize)
+        scores = logits.softmax(dim=1)
+        if self.loss == "null":
+            loss = null_loss(gate.experts, scores, self.null_experts)
+        else:
+            columns = topk_gate(logits, self.k).experts
+            loss = balance_loss(columns, scores)
+        return Routing(gate, scores, self.balance * loss)
+
+
+def route(
+    logits: Tensor, k: int, null_experts: int, normalize: str = "true"
+) -> Gate:
+    """Choose for each row of the logits [T, n + m]; null slots are empty."""
+    if normalize == "true":
+        return topk_gate(logits, k, null_experts)
+    if normalize != "all":
+        raise ValueError(f'normalize={normalize!r} is not "true" or "all"')
+    experts, weights = topk_gate(logits, k)
+    is_null = experts >= logits.shape[1] - null_experts
+    return Gate(
+        experts.masked_fill(is_null, -1), weights.masked_fill(is_null, 0.0)
+    )
+
+
+def null_loss(experts: Tensor, scores: Tensor, null_experts: int) -> Tensor:
+    """(n + m) * sum of f~_i P_i (eq. 6, without alpha).
+
+    ``experts`` [T, k] with -1 for a null choice, ``scores`` [T, n + m]. At
+    perfect balance it is k.
+    """
+    T, columns = scores.shape
+    true_experts = columns - null_experts
+    rate = choice_rate(experts, true_experts)
+    if null_experts:
+        null_choices = (experts < 0).sum() / max(1, T)
+        share = (null_choices / null_experts).expand(null_experts)
+        rate = torch.cat([rate, share])
+    return columns * (rate * scores.mean(dim=0)).sum()
+
+
+def add_null_experts(
+    weight: Tensor, null_experts: int, start: str = "copy", seed: int = 0
+) -> Tensor:
+    """Widen a trained router's weight [D, n] to [D, n + m].
+
+    "copy" repeats the true columns (the authors' loader), which makes every
+    null an exact twin of a true expert, so the tie rule decides at first;
+    "nudge" adds noise of a hundredth of the weights' spread to the twins;
+    "random" draws new columns with the spread of the old ones.
+    """
+    D, n = weight.shape
+    if null_experts % n and start != "random":
+        raise ValueError(
+            f"null_experts={null_experts} is not a multiple of the {n} true"
+            ' experts that are copied; use one, or start="random"'
+        )
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(D, null_experts, generator=generator) * weight.std()
+    copies = weight.repeat(1, null_experts // n)
+    if start == "copy":
+        nulls = copies
+    elif start == "nudge":
+        nulls = copies + 0.01 * noise
+    elif start == "random":
+        nulls = noise
+    else:
+        raise ValueError(f'start={start!r} is not "copy", "nudge" or "random"')
+    return torch.cat([weight, nulls], dim=1)
+
+
+def expected_load(k: int, null_experts: int, experts: int = EXPERTS) -> float:
+    """True experts per token when all are chosen alike: k n / (n + m)."""
+    return k * experts / (experts + null_experts)
+
+
+@cache
+def pretrained(seed: int, steps: int = PHASE_1_STEPS) -> CharLM:
+    """Phase 1: a top-2 model trained on code. Copy it before changing it."""
+    model = CharLM(
+        lambda _: TopKRouter(DIM, EXPERTS, PRETRAINED_K), EXPERTS, seed
+    )
+    return train(model, "code", steps, seed)
+
+
+class Arm(NamedTuple):
+    """One way to adapt the pretrained model, and what came of it."""
+
+    bits: float  # bits per character on the prose test text
+    load: float  # true experts per token and layer
+    load_shares: list[float]  # share of (token, layer) pairs with load 0..k
+
+
+class Result(NamedTuple):
+    """One seed: arms that share model, data, order and steps."""
+
+    top_1: Arm
+    top_2: Arm
+    null_loss: Arm  # AdaMoE as published
+    ordinary_loss: Arm  # AdaMoE with the plain balance loss
+
+
+def experiment(
+    seed: int,
+    top_k: int = 3,
+    null_experts: int = 8,
+    steps: int = PHASE_2_STEPS,
+    pretraining_steps: int = PHASE_1_STEPS,
+) -> Result:
+    """Adapt one pretrained top-2 model in four ways, and compare."""
+    budget = {"steps": steps, "pretraining_steps": pretraining_steps}
+    return Result(
+        top_1=arm(seed, 1, 0, **budget),
+        top_2=arm(seed, 2, 0, **budget),
+        null_loss=arm(seed, top_k, null_experts, **budget),
+        ordinary_loss=arm(
+            seed, top_k, null_experts, loss="ordinary", **budget
+        ),
+    )
+
+
+@cache
+def arm(seed: int, top_k: int, null_experts: int, **options) -> Arm:
+    """Adapt with k choices among 8 true and ``null_experts`` null experts.
+
+    Without null experts this is plain top-k, trained in the same way.
+    """
+    model = adapted(seed, top_k, null_experts, **options)
+    return describe(evaluate(model, "prose"), top_k)
+
+
+def describe(evaluation: Evaluation, top_k: int) -> Arm:
+    """Reduce an evaluation to the numbers that the claims speak of."""
+    counts = torch.bincount(evaluation.experts.flatten(), minlength=top_k + 1)
+    return Arm(
+        bits=evaluation.bits_per_character,
+        load=evaluation.mean_experts,
+        load_shares=(counts / counts.sum()).tolist(),
+    )
+
+
+def adapted(
+    seed: int,
+    top_k: int,
+    null_experts: int,
+    loss: str = "null",
+    normalize: str = "true",
+    start: str = "copy",
+    alpha: tuple[float, float] = ALPHA,
+    steps: int = PHASE_2_STEPS,
+    pretraining_steps: int = PHASE_1_STEPS,
+) -> CharLM:
+    """Phase 2: give the pretrained model null experts and train it on prose.
+
+    The weight of the balance loss is ``alpha[0]`` in the first half of the
+    steps and ``alpha[1]`` in the second.
+    """
+    weights = pretrained(seed, pretraining_steps).state_dict()
+    for name in weights:
+        if name.endswith("router.weight"):
+            weights[name] = add_null_experts(
+                weights[name], null_experts, start, seed
+            )
+    model = untrained(top_k, null_experts, loss, normalize)
+    model.load_state_dict(weights)
+
+    def anneal(step: int, _) -> None:
+        for layer in model.layers:
+            layer.router.balance = alpha[0 if 2 * step < steps else 1]
+
+    return train(
+        model, "prose", steps, seed, peak_rate=PHASE_2_RATE, on_step=anneal
+    )
+
+
+def untrained(
+    top_k: int, null_experts: int, loss: str = "null", normalize: str = "true"
+) -> CharLM:
+    """The character model with an AdaMoE router in every layer.
+
+    Without null experts it is the plain top-k router of this part, the
+    baseline: there a lone expert is weighted by its raw score, which serves
+    top-1 better than the weight 1 that AdaMoE's rule would give it.
+    """
+
+    def router(_: int) -> Router:
+        if not null_experts:
+            return TopKRouter(DIM, EXPERTS, top_k)
+        return AdaMoERouter(
+            DIM, EXPERTS, null_experts, top_k, loss=loss, normalize=normalize
+        )
+
+    return CharLM(router, EXPERTS)
+
+
+TRAINED_K = {0: 2, 8: 3, 16: 4, 32: 6}  # null experts: k they learned with
+LOSSES = ("null", "ordinary")
+SCHEDULES = {"annealed": ALPHA, "weak": (1e-4, 1e-4)}
+
+
+def picture(
+    null_experts: int = 8,
+    top_k: int = 3,
+    loss: str = "null",
+    schedule: str = "annealed",
+    normalize: str = "true",
+) -> Look:
+    """Let a recorded model read with k choices per token.
+
+    ``null_experts``, ``loss`` and ``schedule`` choose the model, which
+    learned with `TRAINED_K` choices; ``top_k`` and ``normalize`` act on its
+    routers now, without training again.
+    """
+    model = recorded(null_experts, loss, schedule)
+    for layer in model.layers:
+        layer.router.k = top_k
+        layer.router.normalize = normalize
+    return look(model)
+
+
+@cache
+def baseline(k: int) -> tuple[float, float]:
+    """Load and bits of plain top-k adapted in the same way, same sample."""
+    model = checkpoints.load(f"adapted-top-{k}", untrained(k, 0))
+    sample = look(model).sample
+    return sample.mean_experts, sample.bits_per_character
+
+
+@cache
+def recorded(null_experts: int, loss: str, schedule: str) -> CharLM:
+    """The model of `train_checkpoints` with these settings."""
+    model = untrained(TRAINED_K[null_experts], null_experts, loss)
+    return checkpoints.load(_checkpoint(null_experts, loss, schedule), model)
+
+
+def train_checkpoints(progress: Callable = iter) -> None:
+    """Train every recorded model anew, seed 0: about a minute and a half."""
+    wanted = [
+        (null_experts, loss, schedule)
+        for null_experts in TRAINED_K
+        for loss in LOSSES
+        for schedule in SCHEDULES
+        if null_experts or loss == "null"  # without nulls both are one
+    ]
+    for null_experts, loss, schedule in progress(wanted):
+        k, alpha = TRAINED_K[null_experts], SCHEDULES[schedule]
+        model = adapted(0, k, null_experts, loss=loss, alpha=alpha)
+        checkpoints.save(
+            _checkpoint(null_experts, loss, schedule), model, seed=0
+        )
+    for k in (1, 2):
+        checkpoints.save(f"adapted-top-{k}", adapted(0, k, 0), seed=0)
+
+
+def _checkpoint(null_experts: int, loss: str, schedule: str) -> str:
+    if not null_experts:
+        loss = "null"
+    return f"adamoe-{null_experts}-nulls-{loss}-loss-{schedule}"
+
+
+def _saving(seed: int, **parameters) -> float:
+    """Percent of top-2's expert calls that AdaMoE does not make."""
+    result = experiment(seed, **parameters)
+    return 100 * (1 - result.null_loss.load / result.top_2.load)
+
+
+def _quality(seed: int, **parameters) -> float:
+    """Bits per character that AdaMoE loses against top-2."""
+    result = experiment(seed, **parameters)
+    return result.null_loss.bits - result.top_2.bits
+
+
+def _against_mixing(seed: int, **parameters) -> float:
+    """Bits lost against the line from top-1 to top-2 at the same load."""
+    one, two, adamoe, _ = experiment(seed, **parameters)
+    share = adamoe.load - one.load
+    return adamoe.bits - (one.bits + share * (two.bits - one.bits))
+
+
+def _null_loss(seed: int, **parameters) -> float:
+    """Bits per character that eq. 6 loses against the plain balance loss."""
+    result = experiment(seed, **parameters)
+    return result.null_loss.bits - result.ordinary_loss.bits
+
+
+FULL = {
+    "top_k": 3,
+    "null_experts": 8,
+    "steps": PHASE_2_STEPS,
+    "pretraining_steps": PHASE_1_STEPS,
+}
+SHORT = {**FULL, "steps": 60, "pretraining_steps": 60}
+SMALL = (
+    "A character model of three layers, pretrained on code and adapted to"
+    " prose; the paper fine-tunes Mixtral-8x7B. Compute means expert calls."
+)
+
+_claim = partial(
+    Claim, chapter="02", parameters=FULL, reduced=SHORT, limits=SMALL
+)
+
+CLAIMS = (
+    _claim(
+        slug="fewer-expert-calls",
+        sentence="AdaMoE with 8 null experts and k = 3 saves 14.5 % of the"
+        " FLOPs of top-2 (ARC-C, Mixtral-8x7B).",
+        source="abstract; table 2",
+        effect="expert calls saved against top-2",
+        unit="%",
+        experiment=_saving,
+        threshold=14.5,
+        side="above",
+    ),
+    _claim(
+        slug="no-worse-than-top-2",
+        sentence="The saving costs no quality: accuracy rises from 87.46 to"
+        " 89.15 (ARC-C), from 84.64 to 85.35 on six tasks.",
+        source="table 2",
+        effect="bits per character, AdaMoE minus top-2",
+        unit="bits",
+        experiment=_quality,
+        threshold=0.01,
+        side="below",
+    ),
+    _claim(
+        slug="better-than-mixing",
+        sentence="Choosing the load by token beats spending the same compute"
+        " blindly (implied by the two claims above).",
+        source="our reading",
+        effect="bits per character, AdaMoE minus the line from top-1 to"
+        " top-2 at equal load",
+        unit="bits",
+        experiment=_against_mixing,
+        threshold=0.0,
+        side="below",
+    ),
+    _claim(
+        slug="null-loss-helps",
+        sentence="Averaging the null experts' loads in the balance loss"
+        " helps (RTE 67.51 against 56.68).",
+        source="ablation of the loss",
+        effect="bits per character, null loss minus ordinary loss",
+        unit="bits",
+        experiment=_null_loss,
+        threshold=0.0,
+        side="below",
+    ),
+    _claim(
+        slug="language-model-accuracy",
+        sentence="The gains hold on six question-answering tasks.",
+        source="table 2",
+        effect="mean accuracy on six tasks, AdaMoE minus top-2",
+        unit="points",
+        experiment=None,
+        threshold=0.0,
+        side="above",
+        out_of_reach="it needs fine-tuning a language model of 47 billion"
+        " parameters",
+    ),
+)
+
+
+def _true_weights(logits: Tensor, k: int, null_experts: int) -> Tensor:
+    """The weight of every true expert, [T, n], 0 where it was not chosen."""
+    gate = topk_gate(logits, k, null_experts)
+    return weight_table(gate, logits.shape[1] - null_experts)
+
+
+_LOGITS = torch.tensor(
+    [[2.0, 1.0, 0.0, -1.0, 1.5, 0.5], [0.0, 0.0, 0.0, 0.0, 3.0, 2.0]]
+)
+
+EXERCISES = {
+    "exercise-1": Exercise(slug="exercise-1", answer=(8, 3)),
+    "exercise-2": Exercise(
+        slug="exercise-2",
+        answer=_true_weights,
+        cases=[(_LOGITS, 3, 2), (_LOGITS, 2, 2), (_LOGITS, 6, 2)],
+    ),
+    "exercise-3": Exercise(slug="exercise-3", answer=0.0, tolerance=1e-12),
+}

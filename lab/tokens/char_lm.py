@@ -1,0 +1,216 @@
+"""A small character language model whose layers are mixtures of experts.
+
+It reads 12 characters and predicts the next one:
+
+    characters → embedding (12 each) → linear to D = 48
+    → 3 × [x + experts(layer norm x), chosen by a router]
+    → layer norm → scores of the 97 symbols
+
+Small enough to train in seconds on two CPU cores, and real: it learns real
+text, and its routers face real tokens, easy and hard. Every router of this
+part plugs in, so that all of them can be compared like with like.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lab.kernels.moe_layer import moe_layer
+from lab.tokens.routers import Router, Routing, choice_rate
+from lab.tokens.text import ALPHABET, decode, split
+
+CONTEXT = 12  # characters the model sees
+EMBEDDING = 12  # numbers per character
+DIM = 48  # D, width of a token's hidden vector
+HIDDEN = 32  # F, hidden units of one expert
+LAYERS = 3
+BATCH = 512  # characters predicted in one training step
+PASSAGE = slice(14988, 15236)  # of the test text, for the chapters' pictures
+
+
+class Prediction(NamedTuple):
+    logits: Tensor  # [T, symbols]
+    routings: list[Routing]  # one per layer
+
+
+class Experts(nn.Module):
+    """One mixture layer: x + sum of gate weight times expert of norm(x)."""
+
+    def __init__(self, router: Router, experts: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(DIM)
+        self.router = router
+        self.w_up = nn.Parameter(torch.empty(experts, DIM, HIDDEN))
+        self.w_down = nn.Parameter(torch.empty(experts, HIDDEN, DIM))
+
+    def forward(self, x: Tensor, memory: object) -> tuple[Tensor, Routing]:
+        tokens = self.norm(x)
+        routing = self.router(tokens, memory)
+        y = moe_layer(tokens, routing.gate, self.w_up, self.w_down, "relu")
+        return x + y, routing
+
+
+class CharLM(nn.Module):
+    """The model with a router per layer, made by ``make_router(layer)``.
+
+    All matrices, the routers' included, are drawn from the seed, normal with
+    variance 1 / (3 fan-in) as in ``nn.Linear``, so two models of one seed
+    start equal wherever their shapes agree.
+    """
+
+    def __init__(
+        self,
+        make_router: Callable[[int], Router],
+        experts: int = 8,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(len(ALPHABET), EMBEDDING)
+        self.enter = nn.Linear(CONTEXT * EMBEDDING, DIM)
+        self.layers = nn.ModuleList(
+            Experts(make_router(layer), experts) for layer in range(LAYERS)
+        )
+        self.norm = nn.LayerNorm(DIM)
+        self.leave = nn.Linear(DIM, len(ALPHABET))
+        generator = torch.Generator().manual_seed(seed)
+        for name, weight in self.named_parameters():
+            if weight.ndim >= 2:
+                # nn.Linear keeps its matrix as [out, in], ours are [in, out]
+                stored_out_in = name in ("enter.weight", "leave.weight")
+                fan_in = weight.shape[-1 if stored_out_in else -2]
+                scale = 1 if "embedding" in name else (3 * fan_in) ** -0.5
+                nn.init.normal_(weight, std=scale, generator=generator)
+
+    def forward(self, context: Tensor) -> Prediction:
+        """Predict the character after each context [T, 12]."""
+        x = self.enter(self.embedding(context).flatten(1))
+        routings, memory = [], None
+        for layer in self.layers:
+            x, routing = layer(x, memory)
+            memory = routing.memory
+            routings.append(routing)
+        return Prediction(self.leave(self.norm(x)), routings)
+
+
+def windows(ids: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
+    """Contexts [T, 12] and targets [T] for the positions ``at`` [T] of ids.
+
+    Position i predicts ids[i] from the 12 characters before it.
+    """
+    before = torch.arange(-CONTEXT, 0, device=at.device)
+    return ids[at[:, None] + before], ids[at]
+
+
+def train(
+    model: CharLM,
+    domain: str,
+    steps: int,
+    seed: int,
+    batch: int = BATCH,
+    peak_rate: float = 1e-2,
+    progress: Callable[[Iterable], Iterable] = iter,
+    on_step: Callable[[int, Prediction], None] | None = None,
+) -> CharLM:
+    """Train in place on the text of ``domain`` and return the model.
+
+    Adam with a one-cycle learning rate. The batches are drawn from the seed,
+    so every router sees the same characters in the same order. ``progress``
+    wraps the steps (a progress bar); ``on_step(step, prediction)`` is called
+    before each update, for schedules and measurements.
+    """
+    if steps < 1:
+        raise ValueError(f"steps={steps} trains nothing; use 1 or more")
+    device = model.leave.weight.device
+    ids = split(domain).train.to(device)
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.Adam(model.parameters(), lr=peak_rate, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, peak_rate, total_steps=steps + 1
+    )
+    model.train()
+    for step in progress(range(steps)):
+        at = torch.randint(CONTEXT, len(ids), (batch,), generator=generator)
+        context, target = windows(ids, at.to(device))
+        prediction = model(context)
+        if on_step:
+            on_step(step, prediction)
+        loss = F.cross_entropy(prediction.logits, target)
+        loss = loss + sum(routing.loss for routing in prediction.routings)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return model
+
+
+class Evaluation(NamedTuple):
+    """What a model does on characters it has not learned."""
+
+    token_loss: Tensor  # [T] in bits
+    experts: Tensor  # [T, layers] int64, experts that worked on each token
+    load: Tensor  # [layers, E] share of the tokens that chose each expert
+    scores: list[Tensor]  # a layer's router scores [T, E]
+    chosen: list[Tensor]  # and its experts [T, S], best first, -1 if empty
+
+    @property
+    def bits_per_character(self) -> float:
+        return self.token_loss.mean().item()
+
+    @property
+    def mean_experts(self) -> float:
+        """Mean number of experts per token and layer."""
+        return self.experts.double().mean().item()
+
+
+@torch.no_grad()
+def evaluate(model: CharLM, domain: str, positions: int = 16384) -> Evaluation:
+    """Measure on ``positions`` characters spread evenly over the test text."""
+    ids = split(domain).validation.to(model.leave.weight.device)
+    if not 1 <= positions <= len(ids) - CONTEXT:
+        raise ValueError(
+            f"positions={positions} is not within 1 to {len(ids) - CONTEXT},"
+            f" the characters of the {domain} test text"
+        )
+    at = torch.linspace(CONTEXT, len(ids) - 1, positions).long().to(ids.device)
+    return measure(model, *windows(ids, at))
+
+
+@torch.no_grad()
+def measure(model: CharLM, context: Tensor, target: Tensor) -> Evaluation:
+    """Loss and routing for contexts [T, 12] and their targets [T]."""
+    model.eval()
+    logits, routings = model(context)
+    nats = F.cross_entropy(logits, target, reduction="none")
+    chosen = [routing.gate.experts for routing in routings]
+    experts = model.layers[0].w_up.shape[0]
+    return Evaluation(
+        token_loss=nats / math.log(2),
+        experts=torch.stack([(e >= 0).sum(1) for e in chosen], dim=1),
+        load=torch.stack([choice_rate(e, experts) for e in chosen]),
+        scores=[routing.scores for routing in routings],
+        chosen=chosen,
+    )
+
+
+class Look(NamedTuple):
+    """A trained model at work, for a picture."""
+
+    text: str  # the 248 characters of the passage
+    passage: Evaluation  # what the model does on them
+    sample: Evaluation  # and on 2048 characters from all over the test text
+
+
+def look(model: CharLM, domain: str = "prose") -> Look:
+    """Let ``model`` read the passage of the pictures, and a wider sample."""
+    ids = split(domain).validation.to(model.leave.weight.device)
+    at = torch.arange(PASSAGE.start, PASSAGE.stop, device=ids.device)
+    context, target = windows(ids, at)
+    return Look(
+        text=decode(target),
+        passage=measure(model, context, target),
+        sample=evaluate(model, domain, 2048),
+    )

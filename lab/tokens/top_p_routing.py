@@ -1,0 +1,435 @@
+"""Top-p dynamic routing: harder tokens get more experts (chapter 01).
+
+Huang, An, Zhuang et al., "Harder Tasks Need More Experts: Dynamic Routing in
+MoE Models", ACL 2024. Instead of a fixed k, a token activates the smallest
+set of its most probable experts whose probabilities add up to p; an entropy
+loss keeps the router sharp enough for that set to stay small.
+
+    P = softmax(x W)                     over all N experts
+    S = the best t experts, t = min { t : P_(1) + ... + P_(t) >= p }
+    y = sum of P_i E_i(x) over S         raw probabilities, not renormalized
+    loss = L_lm + alpha N sum f_i Q_i + beta H(P)
+
+alpha = 1e-2, beta = 1e-4, p = 0.4 in the paper. Compared with the authors'
+code (inference only): there a partial sum that equals p exactly keeps one
+expert more (``>`` for the paper's ``>=``); this version follows the paper.
+Their experts are SwiGLU, ours are ReLU, as in all chapters of this part.
+"""
+
+import itertools
+import math
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any, NamedTuple
+
+import torch
+from scipy import stats
+from torch import Tensor
+
+from lab.claims import Claim
+from lab.exercises import Exercise
+from lab.kernels.topp_gate import topp_gate
+from lab.tokens import checkpoints
+from lab.tokens.char_lm import (
+    BATCH,
+    DIM,
+    CharLM,
+    Evaluation,
+    Look,
+    evaluate,
+    look,
+    train,
+)
+from lab.tokens.routers import (
+    Router,
+    Routing,
+    TopKRouter,
+    balance_loss,
+    entropy,
+)
+
+
+class TopPRouter(Router):
+    """Each token takes its best experts until their mass reaches p.
+
+    ``balance`` is alpha, ``entropy_weight`` is beta; the logits are divided
+    by ``temperature`` (1 in the paper). All can be changed after training.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        experts: int,
+        p: float = 0.4,
+        balance: float = 1e-2,
+        entropy_weight: float = 1e-4,
+        temperature: float = 1.0,
+    ) -> None:
+        super().__init__(dim, experts)
+        self.p = p
+        self.balance = balance
+        self.entropy_weight = entropy_weight
+        self.temperature = temperature
+
+    def forward(self, hidden: Tensor, memory: Any = None) -> Routing:
+        logits = hidden @ self.weight / self.temperature
+        gate = topp_gate(logits, self.p)
+        scores = logits.softmax(dim=1)
+        loss = self.balance * balance_loss(gate.experts, scores)
+        loss = loss + self.entropy_weight * entropy(logits)
+        return Routing(gate, scores, loss)
+
+
+class Arm(NamedTuple):
+    """What one trained model shows on the test text."""
+
+    bits: float  # bits per character
+    experts: float  # mean per token and layer
+    experts_by_layer: list[float]  # [layers]
+    difficulty_rho: float  # Spearman rank correlation, experts with loss
+    experts_easy: float  # mean on the tenth of the tokens with least loss
+    experts_hard: float  # and on the tenth with most
+    experts_early: float  # mean in the second tenth of the training steps
+    experts_late: float  # and in the last tenth
+
+
+class Result(NamedTuple):
+    """One seed of the experiment: three routers, same data and budget."""
+
+    top_1: Arm
+    top_2: Arm
+    top_p: Arm
+
+
+def experiment(
+    seed: int,
+    p: float = 0.4,
+    entropy_weight: float = 1e-4,
+    experts: int = 8,
+    steps: int = 600,
+    domain: str = "prose",
+) -> Result:
+    """Train top-1, top-2 and top-p on the same characters, and compare."""
+    shared = {"experts": experts, "steps": steps, "domain": domain}
+    return Result(
+        top_1=top_k_arm(seed, 1, **shared),
+        top_2=top_k_arm(seed, 2, **shared),
+        top_p=top_p_arm(seed, p, entropy_weight, **shared),
+    )
+
+
+@cache
+def top_k_arm(seed: int, k: int, experts: int, steps: int, domain: str) -> Arm:
+    """The baseline with exactly k experts per token, renormalized."""
+    model = top_k_model(seed, k, experts)
+    return _train_and_measure(model, seed, steps, domain)
+
+
+@cache
+def top_p_arm(
+    seed: int,
+    p: float,
+    entropy_weight: float,
+    experts: int,
+    steps: int,
+    domain: str,
+) -> Arm:
+    """Top-p routing with the given threshold and entropy weight."""
+    model = top_p_model(seed, p, entropy_weight, experts)
+    return _train_and_measure(model, seed, steps, domain)
+
+
+def top_k_model(seed: int, k: int, experts: int) -> CharLM:
+    """An untrained character model with a top-k router in every layer."""
+    return CharLM(lambda _: TopKRouter(DIM, experts, k), experts, seed)
+
+
+def top_p_model(
+    seed: int, p: float, entropy_weight: float, experts: int
+) -> CharLM:
+    """An untrained character model with a top-p router in every layer."""
+
+    def router(_: int) -> Router:
+        return TopPRouter(DIM, experts, p, entropy_weight=entropy_weight)
+
+    return CharLM(router, experts, seed)
+
+
+ENTROPY_WEIGHTS = (0.0, 1e-4, 1e-2, 1e-1)  # of the recorded models
+EXPERTS = (4, 8, 16)
+
+
+def picture(
+    p: float = 0.4,
+    temperature: float = 1.0,
+    entropy_weight: float = 1e-4,
+    experts: int = 8,
+) -> Look:
+    """Let a recorded model read with other knobs than it learned with.
+
+    ``entropy_weight`` and ``experts`` choose the model; ``p`` and
+    ``temperature`` act on its routers now, without training again.
+    """
+    model = recorded("top-p", experts, entropy_weight)
+    for layer in model.layers:
+        layer.router.p = p
+        layer.router.temperature = temperature
+    return look(model)
+
+
+@cache
+def baseline(k: int, experts: int) -> tuple[float, float]:
+    """Experts per token and bits of the recorded top-k model, same sample."""
+    sample = look(recorded(f"top-{k}", experts)).sample
+    return sample.mean_experts, sample.bits_per_character
+
+
+@cache
+def recorded(
+    router: str, experts: int, entropy_weight: float | None = None
+) -> CharLM:
+    """A model of `train_checkpoints`: router "top-1", "top-2" or "top-p"."""
+    model = _untrained(router, experts, entropy_weight)
+    return checkpoints.load(
+        _checkpoint(router, experts, entropy_weight), model
+    )
+
+
+def train_checkpoints(progress: Callable = iter, steps: int = 600) -> None:
+    """Train every recorded model anew, seed 0, on prose: two minutes."""
+    wanted = [
+        *itertools.product(("top-1", "top-2"), EXPERTS, (None,)),
+        *itertools.product(("top-p",), EXPERTS, ENTROPY_WEIGHTS),
+    ]
+    for settings in progress(wanted):
+        model = train(_untrained(*settings), "prose", steps, seed=0)
+        checkpoints.save(_checkpoint(*settings), model, steps=steps, seed=0)
+
+
+def _untrained(
+    router: str, experts: int, entropy_weight: float | None
+) -> CharLM:
+    if router == "top-p":
+        return top_p_model(0, 0.4, entropy_weight, experts)
+    return top_k_model(0, int(router.removeprefix("top-")), experts)
+
+
+def _checkpoint(
+    router: str, experts: int, entropy_weight: float | None
+) -> str:
+    name = f"{router}-of-{experts}"
+    return name if router != "top-p" else f"{name}-entropy-{entropy_weight:g}"
+
+
+def _train_and_measure(
+    model: CharLM, seed: int, steps: int, domain: str
+) -> Arm:
+    working = []  # mean number of experts per token, step by step
+
+    def watch(_: int, prediction) -> None:
+        chosen = [r.gate.experts >= 0 for r in prediction.routings]
+        working.append(torch.stack([c.sum() for c in chosen]).sum())
+
+    train(model, domain, steps, seed, on_step=watch)
+    per_token = torch.stack(working).double() / (BATCH * len(model.layers))
+    tenth = max(1, steps // 10)
+    return describe(
+        evaluate(model, domain),
+        early=per_token[tenth : 2 * tenth].mean().item(),
+        late=per_token[-tenth:].mean().item(),
+    )
+
+
+def describe(evaluation: Evaluation, early: float, late: float) -> Arm:
+    """Reduce an evaluation to the numbers that the claims speak of."""
+    loss, experts = evaluation.token_loss, evaluation.experts.double()
+    per_token = experts.mean(dim=1)
+    # the rank correlation of a constant number of experts is undefined
+    varies = bool((per_token != per_token[0]).any())
+    rho = stats.spearmanr(per_token, loss).statistic if varies else 0.0
+    by_loss = loss.argsort(stable=True)
+    tenth = len(loss) // 10
+    return Arm(
+        bits=evaluation.bits_per_character,
+        experts=evaluation.mean_experts,
+        experts_by_layer=experts.mean(dim=0).tolist(),
+        difficulty_rho=float(rho),
+        experts_easy=per_token[by_loss[:tenth]].mean().item(),
+        experts_hard=per_token[by_loss[-tenth:]].mean().item(),
+        experts_early=early,
+        experts_late=late,
+    )
+
+
+def _quality(seed: int, **parameters) -> float:
+    """Bits per character that top-p loses against top-2."""
+    result = experiment(seed, **parameters)
+    return result.top_p.bits - result.top_2.bits
+
+
+def _compute(seed: int, **parameters) -> float:
+    """Experts per token, as a share of top-2's, in percent."""
+    result = experiment(seed, **parameters)
+    return 100 * result.top_p.experts / result.top_2.experts
+
+
+def _against_mixing(seed: int, **parameters) -> float:
+    """Bits lost against the line from top-1 to top-2 at the same compute."""
+    one, two, top_p = experiment(seed, **parameters)
+    share = top_p.experts - one.experts
+    return top_p.bits - (one.bits + share * (two.bits - one.bits))
+
+
+def _difficulty(seed: int, **parameters) -> float:
+    """Rank correlation of a token's experts with its loss."""
+    return experiment(seed, **parameters).top_p.difficulty_rho
+
+
+def _fall(seed: int, **parameters) -> float:
+    """Experts per token early in the training minus late."""
+    top_p = experiment(seed, **parameters).top_p
+    return top_p.experts_early - top_p.experts_late
+
+
+def _depth(seed: int, **parameters) -> float:
+    """Experts per token in the first layer minus in the last."""
+    by_layer = experiment(seed, **parameters).top_p.experts_by_layer
+    return by_layer[0] - by_layer[-1]
+
+
+def _kept(scores: Tensor, p: float) -> Tensor:
+    """Which of the scores [N] top-p keeps, as booleans [N]."""
+    experts = topp_gate(scores.log()[None], p).experts[0]
+    return (torch.arange(len(scores))[:, None] == experts).any(dim=1)
+
+
+FULL = {"p": 0.4, "entropy_weight": 1e-4, "experts": 8, "steps": 600}
+SHORT = {**FULL, "steps": 100}
+SMALL = (
+    "A character model of three layers and 8 experts, trained for seconds;"
+    " the paper trains up to 24 layers and 16 experts on 100 billion tokens."
+)
+
+_claim = partial(
+    Claim, chapter="01", parameters=FULL, reduced=SHORT, limits=SMALL
+)
+
+CLAIMS = (
+    _claim(
+        slug="quality-of-top-2",
+        sentence="Top-p routing is better than top-2 on average"
+        " (42.3 against 41.6 points over five tasks).",
+        source="abstract; main table",
+        effect="bits per character, top-p minus top-2",
+        unit="bits",
+        experiment=_quality,
+        threshold=0.01,
+        side="below",
+    ),
+    _claim(
+        slug="under-90-percent",
+        sentence="It activates fewer than 90 % of top-2's parameters.",
+        source="abstract",
+        effect="experts per token, in percent of top-2's",
+        unit="%",
+        experiment=_compute,
+        threshold=90.0,
+        side="below",
+    ),
+    _claim(
+        slug="better-than-mixing",
+        sentence="Choosing the number by token beats spending the same"
+        " compute blindly (implied by the two claims above).",
+        source="our reading",
+        effect="bits per character, top-p minus the line from top-1 to top-2"
+        " at equal compute",
+        unit="bits",
+        experiment=_against_mixing,
+        threshold=0.0,
+        side="below",
+    ),
+    _claim(
+        slug="harder-tokens-more-experts",
+        sentence="Harder inputs get more experts (1.87 on BBH, 1.76 on"
+        " average).",
+        source="section 5; table of activated experts",
+        effect="rank correlation of a token's experts with its loss",
+        unit="rho",
+        experiment=_difficulty,
+        threshold=0.05,
+        side="above",
+        limits="The paper compares tasks, we compare tokens: no model of this"
+        " size can do the tasks.",
+    ),
+    _claim(
+        slug="harder-tokens-sharp-router",
+        sentence="Harder inputs get more experts, with an entropy weight a"
+        " hundred times the paper's.",
+        source="our variation, beta = 1e-2",
+        effect="rank correlation of a token's experts with its loss",
+        unit="rho",
+        experiment=_difficulty,
+        threshold=0.05,
+        side="above",
+        parameters={**FULL, "entropy_weight": 1e-2},
+        reduced={**SHORT, "entropy_weight": 1e-2},
+    ),
+    _claim(
+        slug="fewer-as-training-goes-on",
+        sentence="The number of experts falls during training (from 2.42 at"
+        " 8 billion tokens to 1.82 at 100 billion).",
+        source="training curves",
+        effect="experts per token in the second tenth of the training minus"
+        " in the last",
+        unit="experts",
+        experiment=_fall,
+        threshold=0.0,
+        side="above",
+    ),
+    _claim(
+        slug="lower-layers-use-more",
+        sentence="Lower layers use more experts (up to about 4 in the first,"
+        " about 1 in the last).",
+        source="layer analysis",
+        effect="experts per token in the first layer minus in the last",
+        unit="experts",
+        experiment=_depth,
+        threshold=0.0,
+        side="above",
+        limits="Three layers can show a slope, not the profile of 24.",
+    ),
+    _claim(
+        slug="reasoning-tasks",
+        sentence="The largest gain is on BBH, the hardest benchmark (25.6"
+        " against 23.3).",
+        source="main table",
+        effect="accuracy on BBH, top-p minus top-2",
+        unit="points",
+        experiment=None,
+        threshold=0.0,
+        side="above",
+        out_of_reach="it needs language models trained on billions of tokens",
+    ),
+)
+
+EXERCISES = {
+    "exercise-1": Exercise(
+        slug="exercise-1",
+        answer=[{0}, {0}, {0, 2}, {0, 2, 3, 4}],
+    ),
+    "exercise-2": Exercise(
+        slug="exercise-2",
+        answer=lambda experts, p: math.ceil(round(p * experts, 9)),
+        cases=[(16, 0.4), (8, 0.5), (10, 1.0), (4, 0.1)],
+    ),
+    "exercise-3": Exercise(
+        slug="exercise-3",
+        answer=_kept,
+        cases=[
+            (torch.tensor([0.35, 0.05, 0.3, 0.2, 0.1]), 0.6),
+            (torch.tensor([0.25, 0.25, 0.25, 0.25]), 0.5),
+            (torch.tensor([0.1, 0.9]), 0.4),
+            (torch.tensor([1.0]), 1.0),
+        ],
+    ),
+}
