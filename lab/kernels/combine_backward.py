@@ -12,13 +12,24 @@ Bytes: g and v read once, dv written twice (it starts at zero, because rows
 past the last expert must not hold garbage), 12 per slot.
 """
 
+from typing import NamedTuple
+
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
+
+from lab.kernels.declaration import Compile, Cost, Declaration, Example
+
+
+class CombineGradients(NamedTuple):
+    expert_rows: Tensor  # [R, H]
+    weights: Tensor  # [T, S]
 
 
 def combine_backward(
     expert_rows: Tensor, rows: Tensor, weights: Tensor, grad: Tensor
-) -> tuple[Tensor, Tensor]:
+) -> CombineGradients:
     """Gradients of expert_rows [R, H] and weights [T, S] from grad [T, H].
 
     ``rows`` [T, S] points from slots to rows, -1 from an empty slot, and
@@ -29,22 +40,88 @@ def combine_backward(
             f"grad has shape {tuple(grad.shape)}; {len(rows)} tokens of width"
             f" {expert_rows.shape[1]} were combined"
         )
-    return _combine_backward(expert_rows, rows, weights, grad)
+    return CombineGradients(
+        *_combine_backward(expert_rows, rows, weights, grad)
+    )
 
 
 def combine_backward_reference(
     expert_rows: Tensor, rows: Tensor, weights: Tensor, grad: Tensor
-) -> tuple[Tensor, Tensor]:
+) -> CombineGradients:
     """Both formulas in plain PyTorch, over the filled slots."""
-    token, slot = (rows >= 0).nonzero(as_tuple=True)
-    row = rows[token, slot].long()
+    slot = (rows.flatten() >= 0).nonzero()[:, 0]
+    row = rows.flatten().index_select(0, slot)
     wide = torch.promote_types(expert_rows.dtype, weights.dtype)
-    w, v, g = weights[token, slot], expert_rows[row].to(wide), grad.to(wide)
-    grad_rows = torch.zeros_like(expert_rows)
-    grad_rows[row] = (w[:, None] * g[token]).to(expert_rows.dtype)
-    grad_weights = torch.zeros_like(weights)
-    grad_weights[token, slot] = (v * g[token]).sum(dim=1).to(weights.dtype)
-    return grad_rows, grad_weights
+    v = expert_rows.index_select(0, row).to(wide)
+    g = grad.index_select(0, slot // rows.shape[1]).to(wide)
+    w = weights.flatten().index_select(0, slot).to(wide)
+    grad_rows = expert_rows.new_zeros(expert_rows.shape)
+    grad_rows.index_copy_(0, row.long(), (w[:, None] * g).to(grad_rows.dtype))
+    grad_weights = weights.new_zeros(rows.numel())
+    grad_weights.index_copy_(0, slot, (v * g).sum(1).to(weights.dtype))
+    return CombineGradients(grad_rows, grad_weights.view(rows.shape))
+
+
+@triton.jit
+def combine_backward_kernel(
+    expert_rows_ptr, rows_ptr, weights_ptr, grad_ptr,
+    grad_rows_ptr, grad_weights_ptr,
+    T, S, H, R,
+    BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_H: tl.constexpr,
+):  # fmt: skip
+    t = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
+    slots = tl.arange(0, BLOCK_S)
+    grad_weights = tl.zeros([BLOCK_T, BLOCK_S], tl.float32)
+    for start in range(0, H, BLOCK_H):
+        h = start + tl.arange(0, BLOCK_H)
+        inside = (t[:, None] < T) & (h[None, :] < H)
+        grad = tl.load(
+            grad_ptr + t[:, None] * H + h[None, :], mask=inside, other=0.0
+        ).to(tl.float32)
+        for s in range(0, S):
+            row = tl.load(rows_ptr + t * S + s, mask=t < T, other=-1)
+            filled = (row >= 0) & (row < R)
+            weight = tl.load(weights_ptr + t * S + s, mask=filled, other=0.0)
+            at = row.to(tl.int64)[:, None] * H + h[None, :]
+            inside = filled[:, None] & (h[None, :] < H)
+            value = tl.load(expert_rows_ptr + at, mask=inside, other=0.0).to(
+                tl.float32
+            )
+            part = tl.sum(value * grad, 1)
+            here = slots[None, :] == s
+            grad_weights += tl.where(here, part[:, None], 0.0)
+            pull = weight.to(tl.float32)[:, None] * grad
+            tl.store(
+                grad_rows_ptr + at,
+                pull.to(grad_rows_ptr.dtype.element_ty),
+                mask=inside,
+            )
+    tl.store(
+        grad_weights_ptr + t[:, None] * S + slots[None, :],
+        grad_weights.to(grad_weights_ptr.dtype.element_ty),
+        mask=(t[:, None] < T) & (slots[None, :] < S),
+    )
+
+
+def combine_backward_triton(
+    expert_rows: Tensor, rows: Tensor, weights: Tensor, grad: Tensor
+) -> CombineGradients:
+    """Launch the kernel; one program serves a few tokens' slots."""
+    T, S = rows.shape
+    R, H = expert_rows.shape
+    grad_rows = expert_rows.new_zeros(R, H)
+    grad_weights = weights.new_empty(T, S)
+    block_s = triton.next_power_of_2(S)
+    block_h = min(1024, triton.next_power_of_2(H))
+    block_t = max(1, 1024 // max(block_h, block_s))
+    if T:
+        combine_backward_kernel[(triton.cdiv(T, block_t),)](
+            expert_rows.contiguous(), rows.contiguous(),
+            weights.contiguous(), grad.contiguous(), grad_rows, grad_weights,
+            T, S, H, R,
+            BLOCK_T=block_t, BLOCK_S=block_s, BLOCK_H=block_h, num_warps=4,
+        )  # fmt: skip
+    return CombineGradients(grad_rows, grad_weights)
 
 
 @torch.library.custom_op(
@@ -53,7 +130,12 @@ def combine_backward_reference(
 def _combine_backward(
     expert_rows: Tensor, rows: Tensor, weights: Tensor, grad: Tensor
 ) -> tuple[Tensor, Tensor]:
-    return combine_backward_reference(expert_rows, rows, weights, grad)
+    return tuple(combine_backward_reference(expert_rows, rows, weights, grad))
+
+
+@_combine_backward.register_kernel("cuda")
+def _(expert_rows, rows, weights, grad):
+    return tuple(combine_backward_triton(expert_rows, rows, weights, grad))
 
 
 @_combine_backward.register_fake
@@ -62,3 +144,74 @@ def _(expert_rows, rows, weights, grad):
         torch.empty_like(x, memory_format=torch.contiguous_format)
         for x in (expert_rows, weights)
     )
+
+
+def _inputs(seed, device, dtype, T, S, H, rest=0, empty=0.0):
+    """Slots that point to distinct rows in random order, ``rest`` to none."""
+    generator = torch.Generator().manual_seed(seed)
+    R = T * S + rest
+    rows = torch.randperm(R, generator=generator)[: T * S].view(T, S)
+    dropped = torch.rand(T, S, generator=generator) < empty
+    rows = rows.masked_fill(dropped, -1)
+    expert_rows = torch.randn(R, H, generator=generator)
+    # a row that no slot points to must not matter
+    unused = torch.ones(R, dtype=torch.bool)
+    unused[rows[rows >= 0]] = False
+    expert_rows[unused] = float("nan")
+    weights = torch.rand(T, S, generator=generator).masked_fill(dropped, 0.0)
+    grad = torch.randn(T, H, generator=generator)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    return {
+        "expert_rows": expert_rows.to(device, dtype),
+        "rows": rows.to(device, torch.int32),
+        "weights": weights.to(device, wide),
+        "grad": grad.to(device, dtype),
+    }
+
+
+def _cost(expert_rows, rows, weights, grad) -> Cost:
+    R, H = expert_rows.shape
+    T, S = rows.shape
+    kept = int((rows >= 0).sum())
+    moved = (2 * kept + R + T) * H * expert_rows.element_size()
+    return Cost(moved + 12 * T * S, 3 * kept * H)
+
+
+def _example(name, T, S, H, rest=0, empty=0.0, **kind):
+    sizes = {"T": T, "S": S, "H": H, "rest": rest, "empty": empty}
+    return Example(name, sizes, **kind)
+
+
+DECLARATION = Declaration(
+    name="combine_backward",
+    operation=combine_backward,
+    reference=combine_backward_reference,
+    triton=combine_backward_triton,
+    inputs=_inputs,
+    # one rounding of the result: half a unit in the last place of fp16
+    tolerance={torch.float32: 1e-5, torch.float16: 1e-3},
+    examples=(
+        _example("top 2", 129, 2, 48),
+        _example("wide", 9, 3, 1100, rest=4, empty=0.3),
+        _example("top-p, S = E", 33, 16, 20, empty=0.8),
+        _example("one token", 1, 1, 5, degenerate=True),
+        _example("all empty", 7, 2, 8, empty=1.0, degenerate=True),
+        _example("no token", 0, 2, 8, degenerate=True),
+        _example("large", 32768, 8, 2048, large=True),
+    ),
+    cost=_cost,
+    compiles=tuple(
+        Compile(
+            f"H2048 {dtype}",
+            combine_backward_kernel,
+            signature={
+                "expert_rows_ptr": f"*{dtype}", "rows_ptr": "*i32",
+                "weights_ptr": "*fp32", "grad_ptr": f"*{dtype}",
+                "grad_rows_ptr": f"*{dtype}", "grad_weights_ptr": "*fp32",
+                "T": "i32", "S": "i32", "H": "i32", "R": "i32",
+            },
+            constants={"BLOCK_T": 1, "BLOCK_S": 8, "BLOCK_H": 1024},
+        )
+        for dtype in ("fp32", "fp16")
+    ),
+)  # fmt: skip

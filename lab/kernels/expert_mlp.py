@@ -94,17 +94,16 @@ def expert_mlp_reference(
     activation: str = "swiglu",
 ) -> Tensor:
     """The experts in plain PyTorch: a loop over slices of the sorted rows."""
-    return _two_layers(
-        tokens, pairs, rows, offsets, w_up, w_down, activation
-    )[0]
+    return _two_layers(tokens, pairs, rows, offsets, w_up, w_down, activation)[
+        0
+    ]
 
 
 def _two_layers(tokens, pairs, rows, offsets, w_up, w_down, activation):
-    """The output [R, H] and the pre-activation [R, G], 0 past the end."""
-    S = rows.shape[1]
+    """The output and the pre-activation, 0 past the last expert."""
     load = offsets.diff().tolist()
-    # rows past the end stand for token 0 and are left alone below
-    x = tokens.index_select(0, pairs.clamp(min=0) // S)
+    kept = sum(load)
+    x = tokens.index_select(0, pairs[:kept] // rows.shape[1])
     z = _by_expert(x, load, w_up)
     if activation == "relu":
         h = F.relu(z)
@@ -113,15 +112,16 @@ def _two_layers(tokens, pairs, rows, offsets, w_up, w_down, activation):
     else:
         g, u = z.chunk(2, dim=1)
         h = F.silu(g) * u
-    return _by_expert(h, load, w_down), z
+    y = _by_expert(h, load, w_down)
+    if kept < len(pairs):
+        y, z = (F.pad(a, (0, 0, 0, len(pairs) - kept)) for a in (y, z))
+    return y, z
 
 
 def _by_expert(x, load, weight):
-    """Every expert's slice of x times its own matrix, 0 past the last."""
-    rest = len(x) - sum(load)
-    slices = x.split([*load, rest])
-    y = [a @ w for a, w in zip(slices, weight.unbind(), strict=False)]
-    return torch.cat([*y, x.new_zeros(rest, weight.shape[2])])
+    """Every expert's slice of x times its own matrix."""
+    slices = zip(x.split(load), weight.unbind(), strict=True)
+    return torch.cat([a @ w for a, w in slices])
 
 
 @torch.library.custom_op(
@@ -134,16 +134,15 @@ def _expert_mlp(
     offsets: Tensor,
     w_up: Tensor,
     w_down: Tensor,
-    activation: str = "swiglu",
-    keep: bool = False,
+    activation: str,
+    keep: bool,
 ) -> tuple[Tensor, Tensor]:
-    return _plain(
-        tokens, pairs, rows, offsets, w_up, w_down, activation, keep
-    )
+    y, z = _two_layers(tokens, pairs, rows, offsets, w_up, w_down, activation)
+    return y, z if keep else z.new_empty(0, z.shape[1])
 
 
 @_expert_mlp.register_fake
-def _(tokens, pairs, rows, offsets, w_up, w_down, activation, keep=False):
+def _(tokens, pairs, rows, offsets, w_up, w_down, activation, keep):
     R = pairs.shape[0]
     return (
         tokens.new_empty(R, tokens.shape[1]),
@@ -152,7 +151,7 @@ def _(tokens, pairs, rows, offsets, w_up, w_down, activation, keep=False):
 
 
 def _remember(ctx, inputs, output):
-    *tensors, ctx.activation, _ = inputs
+    *tensors, ctx.activation, ctx.kept = inputs
     hidden = output[1]
     ctx.mark_non_differentiable(hidden)
     ctx.save_for_backward(*tensors, hidden)
@@ -160,7 +159,7 @@ def _remember(ctx, inputs, output):
 
 def _backward(ctx, grad, _):
     *tensors, hidden = ctx.saved_tensors
-    if len(hidden) < len(tensors[1]):  # not kept: compute it again
+    if not ctx.kept:  # the operator was called without: compute it again
         hidden = _expert_mlp(*tensors, ctx.activation, True)[1]
     x, w_up, w_down = expert_mlp_backward(
         *tensors, hidden, grad.contiguous(), ctx.activation
@@ -169,20 +168,3 @@ def _backward(ctx, grad, _):
 
 
 _expert_mlp.register_autograd(_backward, setup_context=_remember)
-
-
-def _plain(
-    tokens, pairs, rows, offsets, w_up, w_down,
-    activation="swiglu", keep=False,
-):  # fmt: skip
-    """The operator on a CPU: the reference, and what backward would need."""
-    y, z = _two_layers(
-        tokens, pairs, rows, offsets, w_up, w_down, activation
-    )
-    return y, z.detach() if keep else z.new_empty(0, z.shape[1])
-
-
-# On a CPU autograd differentiates the reference itself: the formula above
-# costs Python calls, 0.1 ms, which a layer of 1 ms would notice.
-_LIBRARY = torch.library.Library("lab", "FRAGMENT")
-_LIBRARY.impl("expert_mlp", _plain, "AutogradCPU")

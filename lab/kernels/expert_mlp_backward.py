@@ -20,10 +20,20 @@ forward pass. Bytes: x, z, dy, the weights and their gradients once.
 """
 
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from lab.kernels.combine import combine
+
+
+class MLPGradients(NamedTuple):
+    tokens: Tensor  # [T, H]
+    w_up: Tensor  # [E, H, G]
+    w_down: Tensor  # [E, F, H]
 
 
 def expert_mlp_backward(
@@ -36,7 +46,7 @@ def expert_mlp_backward(
     hidden: Tensor,
     grad: Tensor,
     activation: str,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> MLPGradients:
     """Gradients of tokens [T, H], w_up [E, H, G] and w_down [E, F, H].
 
     ``hidden`` [R, G] is the pre-activation and ``grad`` [R, H] the gradient
@@ -48,9 +58,12 @@ def expert_mlp_backward(
             f"hidden has shape {tuple(hidden.shape)}; the pre-activation of"
             f" these rows is {(len(pairs), w_up.shape[2])}"
         )
-    return _expert_mlp_backward(
-        tokens, pairs, rows, offsets, w_up, w_down, hidden, grad, activation
-    )
+    return MLPGradients(
+        *_expert_mlp_backward(
+            tokens, pairs, rows, offsets, w_up, w_down, hidden, grad,
+            activation,
+        )
+    )  # fmt: skip
 
 
 def expert_mlp_backward_reference(
@@ -63,25 +76,32 @@ def expert_mlp_backward_reference(
     hidden: Tensor,
     grad: Tensor,
     activation: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The formulas in plain PyTorch, one expert after the other."""
-    S = rows.shape[1]
-    begin = offsets.tolist()
-    token = pairs[: begin[-1]] // S
-    grad_w_up, grad_w_down = torch.zeros_like(w_up), torch.zeros_like(w_down)
-    grad_tokens = torch.zeros_like(tokens)
-    for e, (a, b) in enumerate(zip(begin, begin[1:], strict=False)):
-        x, z, dy = tokens[token[a:b]], hidden[a:b], grad[a:b]
-        h, slope = activate(z, activation)
-        grad_w_down[e] = h.T @ dy
-        dz = slope(dy @ w_down[e].T)
-        grad_w_up[e] = x.T @ dz
-        grad_tokens.index_add_(0, token[a:b], dz @ w_up[e].T)
-    return grad_tokens, grad_w_up, grad_w_down
+) -> MLPGradients:
+    """The formulas in plain PyTorch: loops over slices, one per expert."""
+    load = offsets.diff().tolist()
+    kept = sum(load)
+    x = tokens.index_select(0, pairs[:kept] // rows.shape[1]).split(load)
+    dy = grad[:kept].split(load)
+    h, slope = activate(hidden[:kept], activation)
+
+    h_dy = zip(h.split(load), dy, strict=True)
+    grad_w_down = torch.stack([a.T @ b for a, b in h_dy])
+    dy_w = zip(dy, w_down.unbind(), strict=True)
+    dz = slope(torch.cat([a @ w.T for a, w in dy_w])).split(load)
+    x_dz = zip(x, dz, strict=True)
+    grad_w_up = torch.stack([a.T @ b for a, b in x_dz])
+    dz_w = zip(dz, w_up.unbind(), strict=True)
+    grad_rows = torch.cat([a @ w.T for a, w in dz_w])
+    # by token, not by row: index_add_ on a GPU would need atomics
+    ones = (rows >= 0).to(grad_rows.dtype)
+    grad_tokens = combine(grad_rows, rows, ones)
+    return MLPGradients(grad_tokens, grad_w_up, grad_w_down)
 
 
-def activate(z: Tensor, activation: str):
-    """The activation of z, and the function from dh to dz."""
+def activate(
+    z: Tensor, activation: str
+) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """The activation of z [R, G], and the function from dh to dz."""
     if activation == "relu":
         return z.relu(), lambda dh: dh * (z > 0)
     if activation == "gelu":
@@ -109,9 +129,12 @@ def _expert_mlp_backward(
     grad: Tensor,
     activation: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return expert_mlp_backward_reference(
-        tokens, pairs, rows, offsets, w_up, w_down, hidden, grad, activation
-    )
+    return tuple(
+        expert_mlp_backward_reference(
+            tokens, pairs, rows, offsets, w_up, w_down, hidden, grad,
+            activation,
+        )
+    )  # fmt: skip
 
 
 @_expert_mlp_backward.register_fake

@@ -15,7 +15,6 @@ makes that case, too, free of synchronisation.
 Launches on a GPU: `LAUNCHES` forward, whatever the number of experts.
 """
 
-import torch
 from torch import Tensor
 
 from lab.kernels.combine import combine
