@@ -42,6 +42,8 @@ class CopyCommand(anywidget.AnyWidget):
       el.classList.add("routing-lab-command");
       el.append(button, code);
       show();
+      // a figure drawn before it had a place takes the width of that place
+      setTimeout(() => window.dispatchEvent(new Event("resize")), 50);
     }
     export default { render };
     """

@@ -20,7 +20,7 @@ from IPython.display import display
 
 from lab import catalogue, figures
 from lab.clipboard import CopyCommand
-from lab.figures.motion import bring, ghosts_of
+from lab.figures.motion import Picture, bring, ghosts_of, picture
 from lab.parameters import choice, flag, span
 
 KNOBS = 6
@@ -60,9 +60,12 @@ class View:
         first = draw(**self.values)
         self._milliseconds = 1e3 * (time.perf_counter() - start)
         self._drawn = self.values
-        self._traces = [trace.to_plotly_json() for trace in first.data]
+        self._picture = picture(first)
         self._live = has_front_end()
         self.figure = (go.FigureWidget if self._live else go.Figure)(first)
+        if self._live:
+            # as wide as the page, whatever that is
+            self.figure._config = dict(responsive=True, displaylogo=False)
         for control in controls.values():
             control.observe(self._moved, "value")
         self._box = self._dressed() if self._live else None
@@ -113,8 +116,8 @@ class View:
         a heatmap has no ghost.
         """
         with self._lock:
-            ghosts = [] if self._ghosts else ghosts_of(self._traces)
-            self._show(self._traces, ghosts, self.figure.layout)
+            ghosts = [] if self._ghosts else ghosts_of(self._picture.traces)
+            self._show(self._picture, ghosts)
         return len(ghosts)
 
     def _ipython_display_(self):
@@ -149,16 +152,17 @@ class View:
         if values == self._drawn and not self.error:
             return
         start = time.perf_counter()
-        new = self._draw(**values)
-        traces = [trace.to_plotly_json() for trace in new.data]
-        self._show(traces, self._ghosts, new.layout)
+        self._show(picture(self._draw(**values)), self._ghosts)
         self._milliseconds = 1e3 * (time.perf_counter() - start)
         self._drawn, self.error = values, ""
 
-    def _show(self, traces, ghosts, layout):
-        before = [*self._traces, *self._ghosts]
-        bring(self.figure, before, [*traces, *ghosts], layout)
-        self._traces, self._ghosts = traces, ghosts
+    def _show(self, new, ghosts):
+        before = Picture(
+            self._picture.traces + self._ghosts, self._picture.layout
+        )
+        after = Picture(new.traces + ghosts, new.layout)
+        bring(self.figure, before, after)
+        self._picture, self._ghosts = new, ghosts
 
     def _check(self, name, value):
         if name not in self._controls:

@@ -3,13 +3,14 @@
 import threading
 
 import ipywidgets as widgets
+import numpy as np
 import plotly.graph_objects as go
 import pytest
 
 from lab import explore as module
 from lab import figures
 from lab.explore import explore
-from lab.figures.motion import bring
+from lab.figures.motion import bring, picture
 
 
 def draw(top_k, share=0.5):
@@ -191,9 +192,7 @@ def test_moves_from_two_threads_end_at_the_knobs_values(view):
 
 def changed(first, second):
     figure = go.Figure(first)
-    shown = [t.to_plotly_json() for t in first.data]
-    wanted = [t.to_plotly_json() for t in second.data]
-    bring(figure, shown, wanted, second.layout)
+    bring(figure, picture(first), picture(second))
     return figure
 
 
@@ -218,3 +217,10 @@ def test_any_figure_becomes_any_other():
 def test_the_template_is_not_sent_again():
     figure = changed(figures.histogram([1]), figures.histogram([1, 2]))
     assert figure.layout.template.layout.font.size == 13
+
+
+def test_arrays_are_compared_too():
+    first = go.Figure(go.Scatter(x=np.arange(3), y=np.arange(3.0)))
+    second = go.Figure(go.Scatter(x=np.arange(4), y=np.arange(4.0) ** 2))
+    assert list(changed(first, second).data[0].y) == [0, 1, 4, 9]
+    assert list(changed(first, first).data[0].y) == [0, 1, 2]

@@ -3,43 +3,68 @@
 Works on a live `FigureWidget` and on a plain `Figure` alike.
 """
 
+from typing import NamedTuple
+
+from lab.figures.theme import COLOURS
+
 COMPARABLE = ("scatter", "bar", "histogram")
 LISTS = ("annotations", "shapes", "images", "sliders", "updatemenus")
 
 
-def bring(figure, shown, wanted, layout):
-    """Change `figure` in place from the traces `shown` to those `wanted`.
+class Picture(NamedTuple):
+    """What a figure shows, as plain dictionaries."""
 
-    Traces are changed where their kind stays, and replaced from the first one
-    that differs. The template is never sent again: it would cost 300 ms.
+    traces: list
+    layout: dict  # without the template
+
+
+def picture(figure):
+    """What `figure` shows; the template would cost 300 ms a move."""
+    layout = figure.layout.to_plotly_json()
+    layout.pop("template", None)
+    return Picture([trace.to_plotly_json() for trace in figure.data], layout)
+
+
+def bring(figure, before, after):
+    """Change `figure` in place from the picture `before` to `after`.
+
+    Only what differs is touched: checking a value costs plotly a hundred
+    times what comparing it does. Traces are replaced from the first one whose
+    kind differs.
     """
     same = 0
-    for old, new in zip(shown, wanted, strict=False):
+    for old, new in zip(before.traces, after.traces, strict=False):
         if old["type"] != new["type"]:
             break
         same += 1
-    if same < len(shown):
+    if same < len(before.traces):
         figure.data = figure.data[:same]
     with figure.batch_update():
-        pairs = zip(shown[:same], wanted, strict=False)
+        pairs = zip(before.traces[:same], after.traces, strict=False)
         for live, (old, new) in zip(figure.data, pairs, strict=True):
-            if old is not new:
-                gone = dict.fromkeys(old.keys() - new.keys())
-                live.update(gone | new)
-        if layout is not figure.layout:
-            _bring_layout(figure.layout, layout.to_plotly_json())
-    if same < len(wanted):
-        figure.add_traces(wanted[same:])
+            live.update(_changes(old, new))
+        changes = _changes(before.layout, after.layout)
+        for name in changes.keys() & set(LISTS):
+            # an update would merge item by item and keep what is surplus
+            figure.layout[name] = changes.pop(name) or ()
+        figure.layout.update(changes)
+    if same < len(after.traces):
+        figure.add_traces(after.traces[same:])
 
 
-def _bring_layout(old, new):
-    new.pop("template", None)
-    for name in LISTS:
-        # an update would merge item by item and keep what is surplus
-        items = new.pop(name, ())
-        if items or old[name]:
-            old[name] = items
-    old.update(new)
+def _changes(old, new):
+    changed = {k: v for k, v in new.items() if not _equal(old.get(k), v)}
+    return dict.fromkeys(old.keys() - new.keys()) | changed
+
+
+def _equal(one, other):
+    if one is other:
+        return True
+    try:
+        return bool(one == other)
+    except ValueError:
+        # arrays answer item by item
+        return False
 
 
 def ghosts_of(traces):
@@ -59,9 +84,8 @@ def _ghost(trace):
     ghost.pop("hovertemplate", None)
     ghost |= dict(opacity=0.35, showlegend=False, hoverinfo="skip")
     if trace["type"] == "bar":
-        # an outline, so that the bar in front of it stays visible
-        colour = trace.get("marker", {}).get("color", "#000000")
-        edge = dict(color=colour, width=2)
+        # a dark outline shows on paper and on the bar that it lies on
+        edge = dict(color=COLOURS["ink"], width=1.5)
         ghost |= dict(marker=dict(color="rgba(0,0,0,0)", line=edge))
         ghost["opacity"] = 0.6
     if "mode" in trace:

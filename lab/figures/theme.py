@@ -62,6 +62,10 @@ def _template():
             barmode="overlay",
             bargap=0.25,
             hovermode="closest",
+            modebar=dict(
+                remove=["select2d", "lasso2d", "zoomin", "zoomout"],
+                orientation="v",
+            ),
             hoverlabel=dict(font=dict(size=12)),
             title=dict(
                 font=dict(size=15.5),
