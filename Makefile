@@ -4,9 +4,11 @@
 
 SHELL := /bin/sh
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
-CANDIDATES := python3 python3.13 python3.12 python3.11
-PYTHON ?= $(firstword $(foreach p,$(CANDIDATES),\
-  $(if $(shell $(p) -c '$(NEW_ENOUGH)' 2>/dev/null && echo yes),$(p))))
+usable = $(shell $(1) -c '$(NEW_ENOUGH)' 2>/dev/null && echo $(1))
+# looked for once, and only when something has to be installed
+PYTHON ?= $(eval PYTHON := $(or $(call usable,python3),\
+  $(call usable,python3.13),$(call usable,python3.12),\
+  $(call usable,python3.11)))$(PYTHON)
 CPU_TORCH := https://download.pytorch.org/whl/cpu
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 

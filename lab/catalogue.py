@@ -77,7 +77,6 @@ class Chapter:
     url: str
     code: str = ""  # the authors' repository, "" if none was found
     part: Part
-    mechanism: str  # the name of its file in lab/<part>/
     kernels: tuple[str, ...]  # operations in lab/kernels/
     minutes: int
     routed: str  # what is routed
@@ -101,6 +100,11 @@ class Chapter:
     @property
     def ready(self) -> bool:
         return self.path.is_file()
+
+    @property
+    def mechanism(self) -> str:
+        """The name of the mechanism's file in lab/<part>/."""
+        return self.slug.replace("-", "_")
 
     @property
     def module(self) -> str:
@@ -128,8 +132,6 @@ def _load() -> tuple[Chapter, ...]:
     for record in tomllib.loads(read_text("catalogue.toml"))["chapter"]:
         record["part"] = parts[record["part"]]
         record["kernels"] = tuple(record["kernels"])
-        module = record["slug"].replace("-", "_")
-        record["mechanism"] = record.pop("module", module)
         chapters.append(Chapter(**record))
     return tuple(chapters)
 

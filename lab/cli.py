@@ -119,7 +119,7 @@ def run(chapter: WhichChapter, p: Values = None, out_: Folder = None) -> None:
             "use `lab sweep`"
         )
     parameters = {name: some[0] for name, some in values.items()}
-    folder = out_ or Path("runs") / notebook.stem / results.key(parameters)
+    folder = out_ or results.run_folder(notebook, parameters)
     done = headless.run_chapter(notebook, parameters, folder, progress=True)
     table = Table("score", "value", box=None, pad_edge=False)
     for name, value in results.flat(done.scores).items():

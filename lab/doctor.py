@@ -128,11 +128,9 @@ def _packages(facts: Facts) -> list[Finding]:
     missing = [name for name in PACKAGES if name not in facts.versions]
     if facts.system != "Linux" and "triton" in missing:
         missing.remove("triton")
-    there = [
-        f"{n} {facts.versions[n]}" for n in PACKAGES[:3] if n not in missing
-    ]
-    there = [one for one in there if one]
-    found = [Finding("ok", ", ".join(there))]
+    there = [n for n in PACKAGES[:3] if n in facts.versions]
+    versions = ", ".join(f"{name} {facts.versions[name]}" for name in there)
+    found = [Finding("ok", versions)]
     if missing:
         found.append(
             Finding(

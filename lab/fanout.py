@@ -16,6 +16,9 @@ KILLED = (
     "try fewer workers"
 )
 
+# Ctrl-C reaches every process of a terminal; only ours is to answer it
+IGNORE = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
+
 
 def fan_out(
     function: Callable[[dict], dict],
@@ -89,6 +92,7 @@ def _client(scheduler: str | None, workers: int):
             processes=True,
             dashboard_address=":0",
             silence_logs=quiet,
+            preload=[IGNORE],
         ) as cluster,
         Client(cluster) as client,
     ):

@@ -21,6 +21,9 @@ from lab import results
 from lab.catalogue import Chapter, chapter
 from lab.fanout import fan_out
 
+# a kernel warns on the terminal that its local sockets are not encrypted
+QUIET = ["--IPKernelApp.log_level=ERROR"]
+
 
 class NotebookFailed(RuntimeError):
     """A notebook stopped; the message is its own sentence and its cell."""
@@ -122,6 +125,7 @@ def _execute(
             progress_bar=progress,
             # 5 MB of plotly.js for each live figure otherwise
             store_widget_state=False,
+            extra_arguments=QUIET,
         )
     except papermill.PapermillExecutionError as error:
         cells = json.loads((scratch / "executed.ipynb").read_text())["cells"]

@@ -16,7 +16,7 @@ import struct
 from contextlib import contextmanager
 from pathlib import Path
 
-from lab.headless import NotebookFailed, failure
+from lab.headless import QUIET, NotebookFailed, failure
 from lab.results import replace
 
 KERNEL = {
@@ -106,6 +106,7 @@ def execute(notebook, folder: Path) -> None:
         timeout=600,
         kernel_name="python3",
         store_widget_state=False,
+        extra_arguments=QUIET,
         resources={"metadata": {"path": str(folder)}},
     )
     # figures arrive as data, and are drawn here by one browser for all;
@@ -122,17 +123,18 @@ def _as_picture(output):
     data = output.get("data", {})
     if PLOTLY not in data or "image/png" in data:
         return output
-    import plotly.io as pio
+    import kaleido
 
     figure = {key: data[PLOTLY][key] for key in ("data", "layout")}
     layout = figure["layout"]
-    picture = pio.to_image(
+    picture = kaleido.calc_fig_sync(
         figure,
-        format="png",
-        width=layout.get("width") or WIDTH,
-        height=layout.get("height") or HEIGHT,
-        scale=SCALE,
-        validate=False,
+        opts={
+            "format": "png",
+            "width": layout.get("width") or WIDTH,
+            "height": layout.get("height") or HEIGHT,
+            "scale": SCALE,
+        },
     )
     output["data"] = {"image/png": base64.b64encode(picture).decode("ascii")}
     return output

@@ -11,6 +11,7 @@ import ast
 import hashlib
 import json
 import os
+import re
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
@@ -101,6 +102,14 @@ def _source(module: str) -> str | None:
     if found is None or not found.origin or found.origin == "frozen":
         return None
     return Path(found.origin).read_text(encoding="utf-8")
+
+
+def run_folder(notebook: Path, parameters: dict[str, object]) -> Path:
+    """Where a single run goes, such as runs/02-adamoe/top_k=4."""
+    name = re.sub(r"[^\w=.-]+", ",", as_text(parameters)) or "defaults"
+    if len(name) > 80:
+        name = key(parameters)
+    return Path("runs") / notebook.stem / name
 
 
 def default_folder(notebook: Path, grid: dict[str, list[object]]) -> Path:

@@ -91,7 +91,9 @@ def test_wrong_parameters_are_refused_before_anything_runs(
 
 
 def test_a_chapter_still_to_come_is_named():
-    with pytest.raises(ValueError, match="57 .decision-models. is still to"):
+    with pytest.raises(
+        ValueError, match=r"57 \(decision-models\) is still to"
+    ):
         run_chapter("57", {}, "nowhere")
 
 
@@ -200,13 +202,14 @@ def test_a_folder_with_other_things_is_left_alone(tiny_notebook, tmp_path):
         sweep(tiny_notebook(), {"top_k": [1]}, tmp_path / "mine")
 
 
-def test_a_sweep_runs_on_any_scheduler_by_its_address(
-    tiny_notebook, tmp_path
-):
+def test_a_sweep_runs_on_any_scheduler_by_its_address(tiny_notebook, tmp_path):
     from distributed import LocalCluster
 
     with LocalCluster(
-        n_workers=1, threads_per_worker=2, processes=True, dashboard_address=":0"
+        n_workers=1,
+        threads_per_worker=2,
+        processes=True,
+        dashboard_address=":0",
     ) as cluster:
         done = sweep(
             tiny_notebook(),

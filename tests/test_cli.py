@@ -1,0 +1,125 @@
+"""The `lab` command: it comes at once, and mistakes are one sentence."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+
+def lab(*words, cwd=None):
+    return subprocess.run(
+        [sys.executable, "-m", "lab.cli", *words],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        cwd=cwd,
+        env=os.environ | {"COLUMNS": "100", "NO_COLOR": "1"},
+    )
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys; sys.argv = ['lab', '--help']\n"
+        "from lab import cli\n"
+        "try: cli.main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'triton', 'numpy', 'plotly', 'papermill',"
+        " 'distributed', 'pandas'} & set(sys.modules)\n"
+        "print('heavy:', sorted(heavy))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True
+    )
+    assert "heavy: []" in done.stdout
+    for command in "list run sweep claims bench doctor render".split():
+        assert command in done.stdout
+
+
+def test_list_shows_all_chapters_by_part():
+    done = lab("list")
+    assert done.returncode == 0
+    assert "AdaMoE: experts that do nothing" in done.stdout
+    assert done.stdout.index("cities-to-series") < done.stdout.index("alpine")
+    assert "of 57 chapters are ready" in done.stdout
+    assert done.stdout.count("ready\n") + done.stdout.count("to come") >= 57
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["run", "adamo"], "did you mean adamoe (02)?"),
+        (["run", "57"], "still to come"),
+        (["run", "missing.ipynb"], "there is no notebook missing.ipynb"),
+        (["claims", "99"], "there is no chapter '99'"),
+        (["nonsense"], "No such command 'nonsense'; see `lab --help`"),
+        (["run"], "see `lab --help`"),
+        (["run", "02", "--colour"], "--colour"),
+        (["sweep", "02", "--workers", "few"], "--workers"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_status_2(words, sentence):
+    done = lab(*words)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert sentence in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_run_shows_the_scores(tiny_notebook, tmp_path):
+    done = lab("run", str(tiny_notebook()), "-p", "top_k=6", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "3.0" in done.stdout
+    assert (tmp_path / "runs/tiny/top_k=6/scores.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["run", "-p", "topk=4"], "no parameter topk; did you mean top_k?"),
+        (["run", "-p", "top_k=x"], "top_k=x is not a whole number"),
+        (["run", "-p", "top_k=1,2"], "use `lab sweep`"),
+        (["run", "--out", "."], "is the notebook's own folder"),
+        (["sweep"], "the grid is empty"),
+        (["sweep", "-p", "top_k=1", "--workers", "0"], "use 1 or more"),
+    ],
+)
+def test_wrong_values_are_refused(tiny_notebook, tmp_path, words, sentence):
+    notebook = str(tiny_notebook())
+    done = lab(words[0], notebook, *words[1:], cwd=tmp_path)
+    assert done.returncode == 2
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["tiny.ipynb"]
+
+
+def test_a_failing_notebook_gives_its_sentence_and_status_1(
+    tiny_notebook, tmp_path
+):
+    notebook = tiny_notebook("raise ValueError('k=9 is too many; use 1 to 8')")
+    done = lab("run", str(notebook), cwd=tmp_path)
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last == 'k=9 is too many; use 1 to 8 (in cell "body")'
+    assert "Traceback" not in done.stderr
+
+
+def test_a_sweep_on_the_command_line_ends_in_a_table(tiny_notebook, tmp_path):
+    words = ["sweep", str(tiny_notebook()), "-p", "top_k=1:2", "--out", "s"]
+    done = lab(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "2 of 2 combinations done, 0 of them before" in done.stdout
+    begin = time.monotonic()
+    again = lab(*words, cwd=tmp_path)
+    assert "2 of 2 combinations done, 2 of them before" in again.stdout
+    assert time.monotonic() - begin < 60
+    assert (tmp_path / "s/results.parquet").is_file()
+
+
+def test_doctor_says_what_runs_here():
+    done = lab("doctor")
+    assert done.returncode in (0, 1)
+    assert "Python 3." in done.stdout
+    assert "torch " in done.stdout
+    assert "Traceback" not in done.stderr

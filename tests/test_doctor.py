@@ -1,0 +1,82 @@
+"""The doctor's judgement, also of machines that are not here."""
+
+import pytest
+
+from lab.doctor import PACKAGES, Facts, findings
+
+LAPTOP = Facts(
+    python=(3, 12, 4),
+    system="Linux",
+    versions=dict.fromkeys(PACKAGES, "1.0"),
+    gpu="",
+    capability=(0, 0),
+    gpu_gib=0.0,
+    rocm=False,
+    driver=False,
+    interpret="",
+    cores=4,
+    memory_gib=16.0,
+    disk_gib=50.0,
+    browser="/usr/bin/chromium",
+)
+T4 = LAPTOP._replace(
+    gpu="Tesla T4", capability=(7, 5), gpu_gib=15.0, driver=True
+)
+H100 = T4._replace(gpu="NVIDIA H100", capability=(9, 0), gpu_gib=79.0)
+
+
+def lines(facts, level):
+    return [one.what for one in findings(facts) if one.level == level]
+
+
+def test_a_plain_laptop_has_no_problem():
+    assert lines(LAPTOP, "problem") == []
+    assert any(
+        "no GPU: every chapter runs" in w for w in lines(LAPTOP, "note")
+    )
+    assert any("references run" in w for w in lines(LAPTOP, "ok"))
+
+
+def test_a_t4_sends_matrix_products_through_torch():
+    (note,) = lines(T4, "note")
+    assert "no tensor cores: matrix products go through torch" in note
+    assert "Tesla T4, compute capability 7.5, 15 GiB" in lines(T4, "ok")
+
+
+def test_a_large_gpu_compiles_and_needs_no_note():
+    assert lines(H100, "note") == lines(H100, "problem") == []
+    assert "kernels are compiled by Triton for this GPU" in lines(H100, "ok")
+
+
+@pytest.mark.parametrize(
+    ("change", "level", "words", "way_out"),
+    [
+        ({"python": (3, 9, 1)}, "problem", "too old", "install Python 3.11"),
+        ({"driver": True}, "problem", "this torch cannot use", "remove .venv"),
+        ({"browser": None}, "note", "no Chromium", "install chromium"),
+        ({"memory_gib": 2.0}, "note", "three open chapters", "shut down"),
+        ({"disk_gib": 0.5}, "problem", "only 0 GiB free", "free some"),
+    ],
+)
+def test_each_trouble_comes_with_a_way_out(change, level, words, way_out):
+    found = [one for one in findings(LAPTOP._replace(**change))]
+    (one,) = [f for f in found if words in f.what]
+    assert one.level == level
+    assert way_out in one.way_out
+
+
+def test_a_gpu_that_is_interpreted_is_noticed():
+    assert any(
+        "TRITON_INTERPRET=1 is set" in what
+        for what in lines(H100._replace(interpret="1"), "note")
+    )
+
+
+def test_missing_packages_are_named():
+    versions = {n: "1" for n in PACKAGES if n not in ("papermill", "triton")}
+    (problem,) = lines(LAPTOP._replace(versions=versions), "problem")
+    assert problem == "not installed: triton, papermill"
+    mac = LAPTOP._replace(versions=versions, system="Darwin")
+    (problem,) = lines(mac, "problem")
+    assert problem == "not installed: papermill"
+    assert any("no Triton here" in what for what in lines(mac, "note"))

@@ -1,0 +1,89 @@
+"""Parameter values as they are written on the command line."""
+
+import pytest
+
+from lab.grid import combinations, declared, parse
+
+
+def test_the_parameters_cell_is_read_with_types_and_help(tiny_notebook):
+    known = declared(tiny_notebook())
+    assert list(known) == ["top_k", "alpha", "loss", "fast", "out"]
+    assert known["top_k"].type == "int"
+    assert known["top_k"].help == "experts per token"
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("top_k=4", [4]),
+        ("top_k=1:4", [1, 2, 3, 4]),
+        ("top_k=1:9:2", [1, 3, 5, 7, 9]),
+        ("top_k=0,4,8", [0, 4, 8]),
+        ("top_k=1:3,8,8,2", [1, 2, 3, 8]),
+        ("top_k=-2:0", [-2, -1, 0]),
+        ("alpha=0.1:0.5:0.1", [0.1, 0.2, 0.3, 0.4, 0.5]),
+        ("alpha=1:3", [1.0, 2.0, 3.0]),
+        ("alpha=1e-4,0.02", [1e-4, 0.02]),
+        ("loss=null,ordinary", ["null", "ordinary"]),
+        ("loss=a:b", ["a:b"]),
+        ("fast=true,False", [True, False]),
+    ],
+)
+def test_values_and_ranges(tiny_notebook, text, values):
+    grid = parse([text], tiny_notebook())
+    (got,) = grid.values()
+    assert got == values
+    assert [type(v) for v in got] == [type(v) for v in values]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("topk=4", r"no parameter topk; did you mean top_k\? \(top_k, alpha"),
+        ("top_k", "-p top_k is not name=value"),
+        ("top_k=", "is not name=value"),
+        ("top_k=three", "top_k=three is not a whole number; .* default is 2"),
+        ("top_k=2.5", "is not a whole number"),
+        ("top_k=4:1", "empty range"),
+        ("top_k=1:4:0", "empty range"),
+        ("top_k=1:2:3:4", "is no range"),
+        ("top_k=1:100000", "100000 values; at most 10000"),
+        ("alpha=0.1:0.5", "is no range; write low:high or low:high:step"),
+        ("alpha=nan", "not finite"),
+        ("fast=maybe", "is not true or false"),
+        ("out=x.json", "out is set by the runner"),
+    ],
+)
+def test_wrong_values_are_refused_in_one_sentence(tiny_notebook, text, words):
+    with pytest.raises(ValueError, match=words) as caught:
+        parse([text], tiny_notebook())
+    assert "\n" not in str(caught.value)
+
+
+def test_a_name_given_twice_is_refused(tiny_notebook):
+    with pytest.raises(ValueError, match="top_k is given twice"):
+        parse(["top_k=1", "top_k=2"], tiny_notebook())
+
+
+def test_combinations_keep_the_order_of_the_names():
+    assert combinations({"a": [1, 2], "b": ["x", "y"]}) == [
+        {"a": 1, "b": "x"},
+        {"a": 1, "b": "y"},
+        {"a": 2, "b": "x"},
+        {"a": 2, "b": "y"},
+    ]
+
+
+def test_a_grid_too_large_is_refused_before_it_is_built():
+    many = list(range(1000))
+    with pytest.raises(ValueError, match="1000000000 combinations"):
+        combinations({"a": many, "b": many, "c": many})
+
+
+def test_a_notebook_without_parameters_says_how_to_write_them(tmp_path):
+    import nbformat
+
+    path = tmp_path / "bare.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(), path)
+    with pytest.raises(ValueError, match="declares no parameters; tag one"):
+        declared(path)
