@@ -307,11 +307,11 @@ def picture(
 
 
 @cache
-def baseline(k: int) -> tuple[float, float]:
+def baseline(k: int) -> tuple[list[float], list[float]]:
     """Load and bits of plain top-k adapted in the same way, same sample."""
     model = checkpoints.load(f"adapted-top-{k}", untrained(k, 0))
     sample = look(model).sample
-    return sample.mean_experts, sample.bits_per_character
+    return [sample.mean_experts], [sample.bits_per_character]
 
 
 @cache

@@ -110,17 +110,16 @@ def experiment(
     domain: str = "prose",
 ) -> Result:
     """Train top-1, top-2 and top-p on the same characters, and compare."""
-    shared = {"experts": experts, "steps": steps, "domain": domain}
     return Result(
-        top_1=top_k_arm(seed, 1, **shared),
-        top_2=top_k_arm(seed, 2, **shared),
-        top_p=top_p_arm(seed, p, entropy_weight, **shared),
+        top_1=top_k_arm(seed, 1, experts, steps, domain),
+        top_2=top_k_arm(seed, 2, experts, steps, domain),
+        top_p=top_p_arm(seed, p, entropy_weight, experts, steps, domain),
     )
 
 
 @cache
 def top_k_arm(seed: int, k: int, experts: int, steps: int, domain: str) -> Arm:
-    """The baseline with exactly k experts per token, renormalized."""
+    """The baseline with exactly k experts per token."""
     model = top_k_model(seed, k, experts)
     return _train_and_measure(model, seed, steps, domain)
 
@@ -178,10 +177,10 @@ def picture(
 
 
 @cache
-def baseline(k: int, experts: int) -> tuple[float, float]:
+def baseline(k: int, experts: int) -> tuple[list[float], list[float]]:
     """Experts per token and bits of the recorded top-k model, same sample."""
     sample = look(recorded(f"top-{k}", experts)).sample
-    return sample.mean_experts, sample.bits_per_character
+    return [sample.mean_experts], [sample.bits_per_character]
 
 
 @cache
@@ -282,19 +281,26 @@ def _against_mixing(seed: int, **parameters) -> float:
 
 def _difficulty(seed: int, **parameters) -> float:
     """Rank correlation of a token's experts with its loss."""
-    return experiment(seed, **parameters).top_p.difficulty_rho
+    return _alone(seed, **parameters).difficulty_rho
 
 
 def _fall(seed: int, **parameters) -> float:
     """Experts per token early in the training minus late."""
-    top_p = experiment(seed, **parameters).top_p
+    top_p = _alone(seed, **parameters)
     return top_p.experts_early - top_p.experts_late
 
 
 def _depth(seed: int, **parameters) -> float:
     """Experts per token in the first layer minus in the last."""
-    by_layer = experiment(seed, **parameters).top_p.experts_by_layer
+    by_layer = _alone(seed, **parameters).experts_by_layer
     return by_layer[0] - by_layer[-1]
+
+
+def _alone(
+    seed: int, p: float, entropy_weight: float, experts: int, steps: int
+) -> Arm:
+    """The top-p arm, for claims that need no baseline."""
+    return top_p_arm(seed, p, entropy_weight, experts, steps, "prose")
 
 
 def _kept(scores: Tensor, p: float) -> Tensor:
