@@ -195,20 +195,6 @@ def test_an_effect_shows_its_verdict_and_its_seeds():
     assert list(figure.data[1].x) == [1, 2, 3]
 
 
-@pytest.mark.parametrize(
-    "values, texts",
-    [
-        ((14.21, 12.9, 15.5), ("14", "13", "16")),
-        ((0.0153, 0.0111, 0.0195), ("0.015", "0.011", "0.019")),
-        ((-0.0004, -0.02, 0.02), ("0.00", "-0.02", "0.02")),
-        ((2.0, 2.0, 2.0), ("2.00", "2.00", "2.00")),
-        ((0.0, 0.0, 0.0), ("0", "0", "0")),
-    ],
-)
-def test_numbers_are_rounded_to_what_they_are_worth(values, texts):
-    assert figures.rounded(*values) == texts
-
-
 def test_the_roofline_says_how_near_the_floor_is():
     figure = EXAMPLES["roofline"]()
     assert "50 % of what memory allows" in voices(figure)[0]

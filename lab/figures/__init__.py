@@ -15,7 +15,7 @@ from lab.figures.results import curves, trade_off
 from lab.figures.story import STEPS, first_look, steps
 from lab.figures.text import text_strip
 from lab.figures.theme import COLOURS, SCALE, SERIES, colour, drawn, number
-from lab.figures.verdicts import effect, rounded
+from lab.figures.verdicts import effect
 
 __all__ = [
     "COLOURS",
@@ -34,7 +34,6 @@ __all__ = [
     "number",
     "panels",
     "roofline",
-    "rounded",
     "selection_bars",
     "steps",
     "text_strip",

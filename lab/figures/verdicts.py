@@ -1,8 +1,7 @@
-"""A claim's verdict, as a picture and as numbers."""
-
-import math
+"""A claim's verdict as a picture."""
 
 from lab.figures.theme import COLOURS, drawn, plain, upright
+from lab.rounding import rounded
 
 
 def effect(effects, low, high, threshold, side, word, what, unit):
@@ -81,18 +80,4 @@ def effect(effects, low, high, threshold, side, word, what, unit):
         margin=dict(t=82),
         shapes=[claimed, upright(threshold)],
         annotations=[label],
-    )
-
-
-def rounded(mean, low, high):
-    """The three as texts, to the first digit of the interval's half width.
-
-    Further digits differ from one machine to the next and mean nothing.
-    """
-    half = (high - low) / 2
-    size = half or abs(mean) / 100 or 1
-    places = max(0, -math.floor(math.log10(size)))
-    # "-0.0" is no number that a reader expects
-    return tuple(
-        f"{round(v, places) + 0:.{places}f}" for v in (mean, low, high)
     )

@@ -1,0 +1,165 @@
+"""From a paper's sentence to a verdict, by a rule fixed beforehand.
+
+A `Claim` says what is measured, on which side of which threshold the paper
+puts it, and how. `run` measures it once a seed; each measurement compares the
+method with its baseline within that seed, so the effects are paired. The
+verdict follows from their 95 % interval alone.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import date
+
+from lab.ledger import out_of_date, record, recorded, table
+from lab.verdict import Verdict, interval, machine, versions, word
+
+__all__ = [
+    "Claim",
+    "Verdict",
+    "full_run_button",
+    "judge",
+    "measure",
+    "out_of_date",
+    "record",
+    "recorded",
+    "run",
+    "table",
+]
+
+FEWEST = 3  # seeds below which an interval says next to nothing
+SAID = ("chapter", "sentence", "effect", "unit", "threshold", "side")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A sentence of a paper as a statement about one number, the effect.
+
+    `experiment(seed, **parameters)` measures it for one seed, the method
+    against its baseline. `parameters` are those of the full run, `reduced`
+    those that a notebook can wait for. A claim that needs more than one
+    machine has says so in `out_of_reach` and is never run.
+    """
+
+    slug: str
+    chapter: str
+    sentence: str  # the paper's words and figure
+    source: str  # where it says so
+    effect: str  # what is measured, in words
+    unit: str
+    experiment: Callable | None
+    threshold: float
+    side: str  # of the threshold: "above" or "below"
+    parameters: dict = field(default_factory=dict)
+    reduced: dict = field(default_factory=dict)
+    seeds: int = 5  # of the full run
+    limits: str = ""  # what this scale cannot show
+    out_of_reach: str = ""  # the reason
+
+    def __post_init__(self):
+        if self.side not in ("above", "below"):
+            raise ValueError(
+                f"side={self.side!r} of claim {self.slug} is not allowed; "
+                "use 'above' or 'below'"
+            )
+        if self.experiment is None and not self.out_of_reach:
+            raise ValueError(
+                f"claim {self.slug} has no experiment; "
+                "give one, or the reason in out_of_reach"
+            )
+
+
+def run(claim, seeds=None, progress=True, **parameters):
+    """Measure `claim` once a seed and return the `Verdict`.
+
+    `seeds` is their list or their number, by default as many as the full run
+    has; `parameters` replace those of the full run (`**claim.reduced` for the
+    short one). A claim out of reach is answered at once. Nothing is written.
+    """
+    seeds, parameters = _plan(claim, seeds, parameters)
+    if claim.out_of_reach:
+        return judge(claim, (), (), parameters)
+    bar = _bar(seeds, claim.slug) if progress else seeds
+    effects = [measure(claim, seed, parameters) for seed in bar]
+    return judge(claim, seeds, effects, parameters)
+
+
+def measure(claim, seed, parameters):
+    """The effect of one seed as a number; one that is none is refused."""
+    effect = float(claim.experiment(seed, **parameters))
+    if not math.isfinite(effect):
+        raise ValueError(
+            f"seed {seed} of claim {claim.slug} measured {effect}; "
+            "no verdict can rest on it, so look at that run"
+        )
+    return effect
+
+
+def judge(claim, seeds, effects, parameters):
+    """The verdict on `effects`, one a seed, by the rule alone.
+
+    Confirmed if the whole interval lies on the claimed side of the threshold,
+    refuted if it lies wholly on the other, undecided if it straddles it.
+    """
+    said = {name: getattr(claim, name) for name in SAID}
+    said |= dict(claim=claim.slug, date=date.today().isoformat())
+    if claim.out_of_reach:
+        return Verdict(word="out of reach", reason=claim.out_of_reach, **said)
+    mean, low, high = interval(effects)
+    return Verdict(
+        word=word(low, high, claim.threshold, claim.side),
+        effects=tuple(effects),
+        mean=mean,
+        low=low,
+        high=high,
+        seeds=tuple(seeds),
+        parameters=parameters,
+        machine=machine(),
+        versions=versions(),
+        command=f"lab claims {claim.chapter} --run",
+        **said,
+    )
+
+
+def full_run_button(claim, seeds=None, **parameters):
+    """A button that runs the full experiment while the notebook stays usable.
+
+    Returns the `FullRun`, whose `verdict` is there when it is done. Without a
+    front end it leaves the command that does the same.
+    """
+    from lab.full_run import FullRun
+
+    return FullRun(claim, *_plan(claim, seeds, parameters)).show()
+
+
+def _plan(claim, seeds, parameters):
+    """The list of seeds and all parameters; refuses what makes no verdict."""
+    if claim.out_of_reach:
+        return [], {}
+    seeds = claim.seeds if seeds is None else seeds
+    seeds = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+    if len(seeds) < FEWEST or len(set(seeds)) < len(seeds):
+        raise ValueError(
+            f"seeds={seeds} make no verdict; "
+            f"give at least {FEWEST} different ones"
+        )
+    for name in parameters:
+        if name not in claim.parameters:
+            raise ValueError(
+                f"{name} is not a parameter of claim {claim.slug}; "
+                f"use one of {', '.join(claim.parameters) or 'none'}"
+            )
+    return seeds, {**claim.parameters, **parameters}
+
+
+def _bar(seeds, name):
+    """A progress bar over `seeds`, silent where nobody looks."""
+    from lab.explore import has_front_end
+
+    if has_front_end():
+        from tqdm.notebook import tqdm
+
+        return tqdm(seeds, desc=name, unit="seed", leave=False)
+    from tqdm import tqdm
+
+    return tqdm(seeds, desc=name, unit="seed", leave=False, disable=None)

@@ -1,0 +1,89 @@
+"""The ledger: one recorded verdict a claim, in `data/ledger/`."""
+
+import json
+from dataclasses import asdict, fields
+from pathlib import Path
+
+from lab.data import DATA
+from lab.results import write_json
+from lab.verdict import Verdict
+
+LEDGER = DATA / "ledger"
+
+
+def record(verdict, folder=None):
+    """Write `verdict` into the ledger, whole or not at all; return the path.
+
+    The ledger is `data/ledger/`, one file a claim, unless `folder` is given.
+    """
+    folder = Path(folder or LEDGER)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{verdict.chapter}-{verdict.claim}.json"
+    write_json(path, asdict(verdict))
+    return path
+
+
+def recorded(claim, folder=None):
+    """The verdict on `claim` in the ledger, or `None` if it has none."""
+    path = Path(folder or LEDGER)
+    path /= f"{claim.chapter}-{claim.slug}.json"
+    return _read(path) if path.exists() else None
+
+
+def out_of_date(claim, verdict):
+    """Whether the claim has changed since `verdict` was recorded."""
+    same = (verdict.threshold, verdict.side, bool(verdict.reason)) == (
+        claim.threshold,
+        claim.side,
+        bool(claim.out_of_reach),
+    )
+    return not same or (
+        not claim.out_of_reach and verdict.parameters != claim.parameters
+    )
+
+
+def table(chosen, folder=None):
+    """The ledger as a Markdown table.
+
+    `chosen` are claims, of which those without a verdict are listed too, or
+    the numbers of chapters, for what the ledger has of them.
+    """
+    lines = [
+        "| chapter | the paper says | measured here | verdict |",
+        "|---|---|---|---|",
+    ]
+    for one in chosen:
+        if isinstance(one, str):
+            paths = Path(folder or LEDGER).glob(f"{one}-*.json")
+            lines += [_line(None, _read(path)) for path in sorted(paths)]
+        else:
+            lines.append(_line(one, recorded(one, folder)))
+    return "\n".join(lines)
+
+
+def _read(path):
+    """The verdict in the file `path`; a file that is none is named."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        known = {f.name for f in fields(Verdict)}
+        lists = {n: tuple(found[n]) for n in ("effects", "seeds")}
+        return Verdict(**{k: found[k] for k in known & found.keys()} | lists)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"{path.name} holds no verdict ({error}); "
+            "delete it and run the claim again"
+        ) from None
+
+
+def _line(claim, verdict):
+    """One line of the table; a verdict on an older claim is marked so."""
+    if verdict is None:
+        said, measured = "not run yet", f"`lab claims {claim.chapter} --run`"
+        if claim.out_of_reach:
+            said, measured = "out of reach", claim.out_of_reach
+        cells = [claim.chapter, claim.sentence, measured, said]
+    else:
+        old = claim is not None and out_of_date(claim, verdict)
+        said = verdict.word + (" (of an older claim)" if old else "")
+        cells = [verdict.chapter, verdict.sentence, verdict.measured, said]
+    return "| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |"

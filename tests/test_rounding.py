@@ -1,0 +1,19 @@
+"""An interval decides how many digits are worth printing."""
+
+import pytest
+
+from lab.rounding import rounded
+
+
+@pytest.mark.parametrize(
+    "values, texts",
+    [
+        ((14.21, 12.9, 15.5), ("14", "13", "16")),
+        ((0.0153, 0.0111, 0.0195), ("0.015", "0.011", "0.019")),
+        ((-0.0004, -0.02, 0.02), ("0.00", "-0.02", "0.02")),
+        ((2.0, 2.0, 2.0), ("2.00", "2.00", "2.00")),
+        ((0.0, 0.0, 0.0), ("0", "0", "0")),
+    ],
+)
+def test_numbers_are_rounded_to_what_they_are_worth(values, texts):
+    assert rounded(*values) == texts
