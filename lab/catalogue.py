@@ -11,7 +11,7 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from lab.data import ROOT, read_text
+from lab.data import PACKAGE, ROOT, read_text
 
 REPOSITORY = "routing-lab/routing-lab"
 BRANCH = "main"
@@ -105,6 +105,11 @@ class Chapter:
     def mechanism(self) -> str:
         """The name of the mechanism's file in lab/<part>/."""
         return self.slug.replace("-", "_")
+
+    @property
+    def source(self) -> Path:
+        """The mechanism's file on this machine; it may be still to come."""
+        return PACKAGE / self.part.name / f"{self.mechanism}.py"
 
     @property
     def module(self) -> str:

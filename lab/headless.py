@@ -41,7 +41,7 @@ class Sweep(NamedTuple):
     """What a sweep left; `failed` maps parameters as text to a sentence."""
 
     table: Path | None  # Parquet, None if nothing has finished
-    figures: list[Path]
+    figure: Path | None  # HTML, None without a numeric score
     done: int
     reused: int  # of `done`, found finished from an earlier start
     total: int
@@ -223,10 +223,10 @@ def sweep(
     finally:
         # also after Ctrl-C: what has finished is in the table
         done = results.finished(folder, jobs)
-        table, figures = results.summarise(
+        table, figure = results.summarise(
             folder, jobs, list(grid), notebook.stem
         )
-    return Sweep(table, figures, len(done), len(finished), len(jobs), failed)
+    return Sweep(table, figure, len(done), len(finished), len(jobs), failed)
 
 
 def _source(notebook: Path) -> str:

@@ -176,14 +176,19 @@ def flat(scores: dict, prefix: str = "") -> dict[str, object]:
 
 def summarise(
     folder: Path, jobs: list[dict], swept: list[str], name: str
-) -> tuple[Path | None, list[Path]]:
+) -> tuple[Path | None, Path | None]:
     """Writes the table and the figure of what has finished, in grid order."""
     import pandas
 
     found = finished(folder, jobs)
-    done = [found[key(job)] for job in jobs if key(job) in found]
+    # the parameters in the grid's order, which JSON does not keep
+    done = [
+        found[key(job)] | {"parameters": job}
+        for job in jobs
+        if key(job) in found
+    ]
     if not done:
-        return None, []
+        return None, None
     rows = [
         # a score keeps clear of a parameter with the same name
         one["parameters"]
@@ -202,40 +207,43 @@ def summarise(
     return path, _draw(table, folder, swept, name)
 
 
-def _draw(table, folder: Path, swept: list[str], name: str) -> list[Path]:
+def _draw(table, folder: Path, swept: list[str], name: str) -> Path | None:
     """The first numeric score against the first swept parameter, one line
     for each value of the second; further parameters are averaged over.
     """
     import plotly.graph_objects as go
 
-    import lab.figures  # noqa: F401, sets the lab's theme
+    from lab.figures import drawn
 
     numeric = table.drop(columns=[*swept, "seconds"]).select_dtypes("number")
     if not len(numeric.columns):
-        return []
+        return None
     score, x = numeric.columns[0], swept[0]
-    figure = go.Figure()
     groups = [("", table)]
     if len(swept) > 1:
         groups = [
             (f"{swept[1]} = {value}", part)
             for value, part in table.groupby(swept[1], sort=False)
         ]
+    traces = []
     for label, part in groups:
         mean = part.groupby(x, sort=False)[score].mean()
-        figure.add_scatter(
-            x=mean.index.tolist(),
-            y=mean.tolist(),
-            mode="lines+markers",
-            name=label,
+        traces.append(
+            go.Scatter(
+                x=mean.index.tolist(),
+                y=mean.tolist(),
+                mode="lines+markers",
+                name=label,
+            )
         )
-    figure.update_layout(
-        title=f"{name}: {score} against {x}, {len(table)} runs",
-        xaxis_title=x,
-        yaxis_title=score,
+    figure = drawn(
+        traces,
+        f"{name}: {score} against {x}, {len(table)} runs",
         showlegend=len(groups) > 1,
+        x=dict(title_text=x),
+        y=dict(title_text=score),
     )
     html = folder / "figure.html"
     # the 5 MB of plotly.js lie beside it once, not inside; works offline
     figure.write_html(html, include_plotlyjs="directory")
-    return [html]
+    return html

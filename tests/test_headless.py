@@ -116,10 +116,12 @@ if top_k == 2 and not flag.exists():
     assert (done.done, done.total, done.failed) == (6, 6, {})
     table = pandas.read_parquet(done.table)
     # the grid's order, whatever the order of finishing
+    assert list(table.columns[:3]) == ["top_k", "alpha", "load"]
     assert table.top_k.tolist() == [1, 1, 2, 2, 3, 3]
     assert table.load.tolist() == [0.5, 1.0, 1.0, 2.0, 1.5, 3.0]
     assert table["parts.a"].tolist() == [1] * 6
-    assert (tmp_path / "out/figure.html").stat().st_size < 1_000_000
+    assert done.figure == tmp_path / "out/figure.html"
+    assert done.figure.stat().st_size < 1_000_000
     assert len(runs_of(notebook)) >= 7
 
 

@@ -1,0 +1,51 @@
+"""Every chapter runs at other parameters, and refuses a wrong one."""
+
+import json
+import re
+
+import pytest
+
+from lab.catalogue import CHAPTERS
+from lab.grid import declared
+from lab.headless import NotebookFailed, run_chapter
+
+READY = [one for one in CHAPTERS if one.ready]
+each_chapter = pytest.mark.parametrize("one", READY, ids=lambda one: one.name)
+
+
+def first_number(one):
+    """The chapter's first parameter that is a number: the main knob."""
+    for parameter in declared(one.path).values():
+        if parameter.type in ("int", "float"):
+            kind = int if parameter.type == "int" else float
+            return parameter, kind(parameter.default)
+    raise AssertionError(f"{one.name} has no number among its parameters")
+
+
+def another_value(parameter, default):
+    """One step up, or down where the comment's range ends at the default."""
+    step = 1 if parameter.type == "int" else default / 10
+    limit = re.search(r"to (\d+(\.\d+)?)", parameter.help)
+    if limit and default + step > float(limit.group(1)):
+        return default - step
+    return default + step
+
+
+@each_chapter
+def test_it_runs_at_other_parameters(one, tmp_path):
+    parameter, default = first_number(one)
+    value = another_value(parameter, default)
+    run = run_chapter(one, {parameter.name: value}, tmp_path)
+    assert run.scores, "the notebook recorded no score"
+    json.dumps(run.scores, allow_nan=False)
+    # a live figure's state would be 5 MB, its picture is not
+    assert run.notebook.stat().st_size < 2_000_000
+
+
+@each_chapter
+def test_it_refuses_a_wrong_parameter_at_once(one, tmp_path):
+    parameter, default = first_number(one)
+    wrong = type(default)(-1_000_000_000)
+    with pytest.raises(NotebookFailed, match=parameter.name) as caught:
+        run_chapter(one, {parameter.name: wrong}, tmp_path)
+    assert str(caught.value).endswith('(in cell "imports")')
