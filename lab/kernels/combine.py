@@ -216,7 +216,7 @@ DECLARATION = Declaration(
             signature={
                 "expert_rows_ptr": f"*{dtype}", "rows_ptr": "*i32",
                 "weights_ptr": "*fp32", "out_ptr": f"*{dtype}",
-                "T": "i32", "S": "i32", "H": "i32", "R": "i32",
+                "T": "i32", "S": "i32", "H": "i32:16", "R": "i32",
             },
             constants={"WEIGHTED": True, "BLOCK_T": 1, "BLOCK_H": 1024},
         )

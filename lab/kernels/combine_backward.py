@@ -208,7 +208,7 @@ DECLARATION = Declaration(
                 "expert_rows_ptr": f"*{dtype}", "rows_ptr": "*i32",
                 "weights_ptr": "*fp32", "grad_ptr": f"*{dtype}",
                 "grad_rows_ptr": f"*{dtype}", "grad_weights_ptr": "*fp32",
-                "T": "i32", "S": "i32", "H": "i32", "R": "i32",
+                "T": "i32", "S": "i32", "H": "i32:16", "R": "i32",
             },
             constants={"BLOCK_T": 1, "BLOCK_S": 8, "BLOCK_H": 1024},
         )

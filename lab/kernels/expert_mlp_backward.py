@@ -27,7 +27,24 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lab.kernels.combine import combine
+from lab.kernels import runtime
+from lab.kernels._expert_mlp_backward_triton import (
+    expert_hidden_backward_kernel,
+    expert_weight_backward_kernel,
+    hidden_backward,
+    weight_backward,
+)
+from lab.kernels._expert_mlp_triton import (
+    BF16,
+    EACH_TILE,
+    FP32,
+    compiles,
+    expert_product_kernel,
+    product,
+)
+from lab.kernels.combine import combine, sum_rows
+from lab.kernels.declaration import Cost, Declaration, Example
+from lab.kernels.dispatch import dispatch_reference
 
 
 class MLPGradients(NamedTuple):
@@ -115,6 +132,25 @@ def activate(
     )
 
 
+def expert_mlp_backward_triton(
+    tokens: Tensor,
+    pairs: Tensor,
+    rows: Tensor,
+    offsets: Tensor,
+    w_up: Tensor,
+    w_down: Tensor,
+    hidden: Tensor,
+    grad: Tensor,
+    activation: str,
+) -> MLPGradients:
+    """Launch the five kernels; the sum by token is that of `combine`."""
+    h, dz = hidden_backward(grad, w_down, hidden, offsets, activation)
+    grad_w_down = weight_backward(h, grad, pairs, offsets, None)
+    grad_w_up = weight_backward(tokens, dz, pairs, offsets, rows.shape[1])
+    grad_rows = product(dz, w_up.mT, offsets)
+    return MLPGradients(sum_rows(grad_rows, rows), grad_w_up, grad_w_down)
+
+
 @torch.library.custom_op(
     "lab::expert_mlp_backward", mutates_args=(), device_types="cpu"
 )
@@ -137,9 +173,126 @@ def _expert_mlp_backward(
     )  # fmt: skip
 
 
+@_expert_mlp_backward.register_kernel("cuda")
+def _(tokens, pairs, rows, offsets, w_up, w_down, hidden, grad, activation):
+    on_matrix_units = runtime.triton_has_tensor_cores(tokens)
+    return tuple(
+        (
+            expert_mlp_backward_triton
+            if on_matrix_units
+            else expert_mlp_backward_reference
+        )(
+            tokens, pairs, rows, offsets, w_up, w_down, hidden, grad,
+            activation,
+        )
+    )  # fmt: skip
+
+
 @_expert_mlp_backward.register_fake
 def _(tokens, pairs, rows, offsets, w_up, w_down, hidden, grad, activation):
     return tuple(
         torch.empty_like(x, memory_format=torch.contiguous_format)
         for x in (tokens, w_up, w_down)
     )
+
+
+def _inputs(
+    seed, device, dtype, T, E, S, H, F, activation, empty=0.0, only=None
+):
+    """A random gate, dispatched; ``only`` sends every slot to one expert."""
+    generator = torch.Generator().manual_seed(seed)
+    experts = torch.rand(T, E, generator=generator).argsort(dim=1)[:, :S]
+    if only is not None:
+        experts = torch.full((T, S), only)
+    dropped = torch.rand(T, S, generator=generator) < empty
+    sent = dispatch_reference(experts.masked_fill(dropped, -1).int(), E)
+    kept, R = int(sent.offsets[-1]), T * S
+    G = 2 * F if activation == "swiglu" else F
+
+    def normal(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    hidden, grad = normal(R, G), normal(R, H)
+    # what lies past the end must not matter
+    hidden[kept:], grad[kept:] = float("nan"), float("nan")
+    return {
+        "tokens": normal(T, H).to(device, dtype),
+        "pairs": sent.pairs.to(device),
+        "rows": sent.rows.to(device),
+        "offsets": sent.offsets.to(device),
+        "w_up": (normal(E, H, G) / H**0.5).to(device, dtype),
+        "w_down": (normal(E, F, H) / F**0.5).to(device, dtype),
+        "hidden": hidden.to(device, dtype),
+        "grad": grad.to(device, dtype),
+        "activation": activation,
+    }
+
+
+def _cost(
+    tokens, pairs, rows, offsets, w_up, w_down, hidden, grad, activation
+) -> Cost:
+    H, width = tokens.shape[1], tokens.element_size()
+    kept = int(offsets[-1])
+    present = int((rows >= 0).any(dim=1).sum())
+    weights = 2 * (w_up.numel() + w_down.numel())
+    moved = (present + len(tokens) + kept) * H + kept * w_up.shape[2] + weights
+    flops = 4 * kept * H * (w_up.shape[2] + w_down.shape[1])
+    return Cost(moved * width + 4 * kept, flops)
+
+
+def _example(name, T, E, S, H, F, activation="swiglu", **kind):
+    sizes = {"T": T, "E": E, "S": S, "H": H, "F": F, "activation": activation}
+    for option in ("empty", "only"):
+        if option in kind:
+            sizes[option] = kind.pop(option)
+    return Example(name, sizes, **kind)
+
+
+def _act(activation):
+    return {"ACTIVATION": activation, "BINS": 64}
+
+
+BOTH = (BF16, 1024), (FP32, 1024)
+
+DECLARATION = Declaration(
+    name="expert_mlp_backward",
+    operation=expert_mlp_backward,
+    reference=expert_mlp_backward_reference,
+    triton=expert_mlp_backward_triton,
+    inputs=_inputs,
+    # fp16 rounds h, dz and the rows' gradients, 2^-11 of each entry
+    tolerance={torch.float32: 1e-5, torch.float16: 3e-3},
+    examples=(
+        _example("swiglu", 100, 4, 2, 48, 40),
+        _example("relu", 65, 5, 2, 33, 17, "relu"),
+        _example("gelu, half empty", 63, 8, 3, 20, 70, "gelu", empty=0.5),
+        _example("top-p, S = E", 31, 8, 8, 16, 16, "relu", empty=0.8),
+        _example("one token", 1, 3, 1, 7, 5, degenerate=True),
+        _example("k = E", 17, 3, 3, 16, 8, "gelu", degenerate=True),
+        _example("all to the last", 70, 6, 1, 8, 8, only=5, degenerate=True),
+        _example("all empty", 9, 2, 2, 8, 4, empty=1.0, degenerate=True),
+        _example("no token", 0, 2, 1, 8, 4, "relu", degenerate=True),
+        _example("Mixtral-like", 4096, 8, 2, 4096, 14336, large=True),
+        _example("fine-grained", 8192, 128, 8, 2048, 768, large=True),
+    ),
+    cost=_cost,
+    compiles=(
+        *compiles("relu", expert_hidden_backward_kernel, _act("relu"), True),
+        *compiles("gelu", expert_hidden_backward_kernel, _act("gelu"), True),
+        *compiles(
+            "swiglu", expert_hidden_backward_kernel, _act("swiglu"), True,
+            EACH_TILE,
+        ),
+        *compiles(
+            "W^T", expert_product_kernel, {"stride_wk": 1, "BINS": 64},
+            loads=BOTH,
+        ),
+        *compiles(
+            "up", expert_weight_backward_kernel, {"GATHER": True}, loads=BOTH
+        ),
+        *compiles(
+            "down", expert_weight_backward_kernel, {"GATHER": False},
+            loads=BOTH,
+        ),
+    ),
+)  # fmt: skip
