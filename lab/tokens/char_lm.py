@@ -58,8 +58,8 @@ class CharLM(nn.Module):
     """The model with a router per layer, made by ``make_router(layer)``.
 
     All matrices, the routers' included, are drawn from the seed, normal with
-    variance 1 / (3 fan-in) as in ``nn.Linear``, so two models of one seed
-    start equal wherever their shapes agree.
+    variance 1 / (3 fan-in) as in ``nn.Linear``, and biases are 0, so two
+    models of one seed start equal wherever their shapes agree.
     """
 
     def __init__(
@@ -78,7 +78,9 @@ class CharLM(nn.Module):
         self.leave = nn.Linear(DIM, len(ALPHABET))
         generator = torch.Generator().manual_seed(seed)
         for name, weight in self.named_parameters():
-            if weight.ndim >= 2:
+            if name.endswith("bias"):
+                nn.init.zeros_(weight)
+            elif weight.ndim >= 2:
                 # nn.Linear keeps its matrix as [out, in], ours are [in, out]
                 stored_out_in = name in ("enter.weight", "leave.weight")
                 fan_in = weight.shape[-1 if stored_out_in else -2]
