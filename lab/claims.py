@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import date
 
+from lab.front_end import has_front_end
 from lab.ledger import out_of_date, record, recorded, table
 from lab.verdict import Verdict, interval, machine, versions, word
 
@@ -154,8 +155,6 @@ def _plan(claim, seeds, parameters):
 
 def _bar(seeds, name):
     """A progress bar over `seeds`, silent where nobody looks."""
-    from lab.explore import has_front_end
-
     if has_front_end():
         from tqdm.notebook import tqdm
 

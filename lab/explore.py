@@ -7,7 +7,6 @@ can move it. Without a front end the same call leaves a static picture.
 """
 
 import html
-import os
 import shlex
 import sys
 import threading
@@ -21,6 +20,7 @@ from IPython.display import display
 from lab import catalogue, figures
 from lab.clipboard import CopyCommand
 from lab.figures.motion import Picture, bring, ghosts_of, picture
+from lab.front_end import has_front_end
 from lab.parameters import choice, flag, span
 
 KNOBS = 6
@@ -31,14 +31,18 @@ def explore(draw, chapter, **controls):
 
     `draw` takes the values of `controls` by name and returns a figure; it
     must not depend on anything else that moves. `chapter` is the number or
-    the slug whose notebook takes the same names as parameters.
+    the slug whose notebook takes the same names as parameters, or the path
+    of a notebook that is no chapter.
     """
     if not 0 < len(controls) <= KNOBS:
         raise ValueError(
             f"{len(controls)} knobs are not allowed; give 1 to {KNOBS}, "
             "the one that shows the idea first"
         )
-    view = View(draw, catalogue.chapter(chapter).notebook, controls)
+    notebook = str(chapter)
+    if not notebook.endswith(".ipynb"):
+        notebook = catalogue.chapter(chapter).notebook
+    view = View(draw, notebook, controls)
     if get_ipython() is not None:
         display(view)
     return view
@@ -223,21 +227,6 @@ class View:
             f'style="color:{colour};line-height:1.4">{html.escape(text)}</div>'
         )
         self._copy.command = self.command
-
-
-def has_front_end():
-    """Whether somebody is looking: JupyterLab, Colab, VS Code or Voila.
-
-    Papermill and nbval start their kernels without a server, and a figure
-    that carries 5 MB of widget state would be wasted on them.
-    """
-    shell = get_ipython()
-    return (
-        "JPY_SESSION_NAME" in os.environ
-        or "google.colab" in sys.modules
-        or (shell is not None and "__vsc_ipynb_file__" in shell.user_ns)
-        or os.environ.get("SERVER_SOFTWARE", "").startswith("voila")
-    )
 
 
 def implementation():

@@ -6,7 +6,8 @@ import ipywidgets as widgets
 from IPython.display import Markdown, display
 
 from lab import claims
-from lab.explore import has_front_end, sentence
+from lab.explore import sentence
+from lab.front_end import has_front_end
 
 
 class FullRun:

@@ -1,8 +1,11 @@
 """A view moves from code as from a slider, with and without a front end."""
 
 import threading
+from pathlib import Path
 
 import ipywidgets as widgets
+import nbclient
+import nbformat
 import numpy as np
 import plotly.graph_objects as go
 import pytest
@@ -11,6 +14,8 @@ from lab import explore as module
 from lab import figures
 from lab.explore import explore
 from lab.figures.motion import bring, picture
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def draw(top_k, share=0.5):
@@ -224,3 +229,33 @@ def test_arrays_are_compared_too():
     second = go.Figure(go.Scatter(x=np.arange(4), y=np.arange(4.0) ** 2))
     assert list(changed(first, second).data[0].y) == [0, 1, 4, 9]
     assert list(changed(first, first).data[0].y) == [0, 1, 2]
+
+
+CELL = """\
+from ipywidgets import IntSlider
+from lab import figures
+from lab.explore import explore
+
+def draw(top_k):
+    return figures.histogram([0] * top_k + [1])
+
+view = explore(draw, chapter="02", top_k=IntSlider(value=2, min=1, max=8))
+view.set(top_k=4)
+assert view.title.startswith("4.00 experts")"""
+
+
+def test_a_run_without_a_front_end_leaves_a_picture_and_no_megabytes(
+    tmp_path, monkeypatch
+):
+    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    notebook = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(CELL)]
+    )
+    # stores widget state, as papermill's command line does
+    nbclient.NotebookClient(notebook, timeout=120).execute()
+    shown = [out["data"] for out in notebook.cells[0].outputs if "data" in out]
+    assert [list(data) for data in shown] == [
+        ["application/vnd.plotly.v1+json"]
+    ]
+    assert len(nbformat.writes(notebook)) < 100_000

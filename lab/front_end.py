@@ -1,0 +1,21 @@
+"""Whether anybody is looking at this kernel."""
+
+import os
+import sys
+
+from IPython import get_ipython
+
+
+def has_front_end():
+    """Whether somebody is looking: JupyterLab, Colab, VS Code or Voila.
+
+    Papermill and nbval start their kernels without a server, and a figure
+    that carries 5 MB of widget state would be wasted on them.
+    """
+    shell = get_ipython()
+    return (
+        "JPY_SESSION_NAME" in os.environ
+        or "google.colab" in sys.modules
+        or (shell is not None and "__vsc_ipynb_file__" in shell.user_ns)
+        or os.environ.get("SERVER_SOFTWARE", "").startswith("voila")
+    )
