@@ -49,5 +49,5 @@ clean:
 	.venv/bin/pip install -e '.[lab,test]' -c constraints.txt
 	@# its pop-up covers the lower right corner of the first notebook
 	.venv/bin/jupyter labextension disable --level=sys_prefix \
-	  "@jupyterlab/apputils-extension:announcements"
+	  "@jupyterlab/apputils-extension:announcements" 2>/dev/null
 	@touch .venv/.ready
