@@ -6,11 +6,13 @@ import math
 def rounded(mean, low, high):
     """The three as texts, to the first digit of the interval's half width.
 
-    Further digits differ from one machine to the next and mean nothing.
+    A leading 1 or 2 keeps a second digit, or rounding would move the bounds
+    visibly. Further digits mean nothing and differ between machines.
     """
     half = (high - low) / 2
     size = half or abs(mean) / 100 or 1
-    places = max(0, -math.floor(math.log10(size)))
+    power = math.floor(math.log10(size))
+    places = max(0, -power + (0 < half / 10**power < 3))
     # adding 0 turns -0.0, which no reader expects, into 0.0
     return tuple(
         f"{round(v, places) + 0:.{places}f}" for v in (mean, low, high)

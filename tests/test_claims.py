@@ -75,7 +75,7 @@ def test_a_run_measures_each_seed_and_says_so():
     assert verdict.seeds == (0, 1, 2)
     assert verdict.parameters == {"gain": 1.0, "noise": 0.1}
     assert str(verdict) == (
-        "confirmed: gain over the baseline = 1.0 points [0.8, 1.2], 3 seeds"
+        "confirmed: gain over the baseline = 1.00 points [0.75, 1.25], 3 seeds"
     )
     assert "claimed: above 0.5 points" in verdict._repr_markdown_()
     assert verdict.machine and verdict.versions["torch"] and verdict.date
@@ -132,7 +132,7 @@ def test_a_claim_without_experiment_or_side_is_refused():
 def test_a_verdict_has_a_figure():
     figure = run(claim()).figure()
     assert (
-        "Confirmed: gain over the baseline = 1.0" in figure.layout.title.text
+        "Confirmed: gain over the baseline = 1.00" in figure.layout.title.text
     )
 
 

@@ -191,7 +191,7 @@ def test_curves_draw_a_band_from_lowest_to_highest():
 
 def test_an_effect_shows_its_verdict_and_its_seeds():
     figure = EXAMPLES["effect"]()
-    assert voices(figure)[0] == "Undecided: gain = 2 bits"
+    assert voices(figure)[0] == "Undecided: gain = 2.0 bits"
     assert list(figure.data[1].x) == [1, 2, 3]
 
 
