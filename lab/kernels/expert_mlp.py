@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lab.kernels import runtime
+from lab.kernels._expert_mlp_examples import EXAMPLES, forward_inputs
 from lab.kernels._expert_mlp_triton import (
     EACH_TILE,
     compiles,
@@ -34,8 +35,7 @@ from lab.kernels._expert_mlp_triton import (
     product,
     up,
 )
-from lab.kernels.declaration import Cost, Declaration, Example
-from lab.kernels.dispatch import dispatch_reference
+from lab.kernels.declaration import Cost, Declaration
 from lab.kernels.expert_mlp_backward import expert_mlp_backward
 
 ACTIVATIONS = ("relu", "gelu", "swiglu")
@@ -167,7 +167,7 @@ def _expert_mlp(
 
 
 @_expert_mlp.register_kernel("cuda")
-def _(tokens, pairs, rows, offsets, w_up, w_down, activation, keep):
+def _on_gpu(tokens, pairs, rows, offsets, w_up, w_down, activation, keep):
     if not runtime.triton_has_tensor_cores(tokens):
         # a T4: PyTorch's products reach the matrix units, at the price of a
         # synchronisation; Triton's would not
@@ -208,33 +208,6 @@ def _backward(ctx, grad, _):
 _expert_mlp.register_autograd(_backward, setup_context=_remember)
 
 
-def _inputs(
-    seed, device, dtype, T, E, S, H, F, activation, empty=0.0, only=None
-):
-    """A random gate, dispatched; ``only`` sends every slot to one expert."""
-    generator = torch.Generator().manual_seed(seed)
-    experts = torch.rand(T, E, generator=generator).argsort(dim=1)[:, :S]
-    if only is not None:
-        experts = torch.full((T, S), only)
-    dropped = torch.rand(T, S, generator=generator) < empty
-    experts = experts.masked_fill(dropped, -1).int()
-    sent = dispatch_reference(experts, E)
-    G = 2 * F if activation == "swiglu" else F
-
-    def normal(*shape):
-        return torch.randn(shape, generator=generator, dtype=torch.float64)
-
-    return {
-        "tokens": normal(T, H).to(device, dtype),
-        "pairs": sent.pairs.to(device),
-        "rows": sent.rows.to(device),
-        "offsets": sent.offsets.to(device),
-        "w_up": (normal(E, H, G) / H**0.5).to(device, dtype),
-        "w_down": (normal(E, F, H) / F**0.5).to(device, dtype),
-        "activation": activation,
-    }
-
-
 def _specified(result, pairs, **_):
     return result[pairs >= 0]
 
@@ -252,29 +225,6 @@ def _cost(
     return Cost(int(moved), flops)
 
 
-def _example(name, T, E, S, H, F, activation="swiglu", **kind):
-    sizes = {"T": T, "E": E, "S": S, "H": H, "F": F, "activation": activation}
-    for option in ("empty", "only"):
-        if option in kind:
-            sizes[option] = kind.pop(option)
-    return Example(name, sizes, **kind)
-
-
-_EXAMPLES = (
-    _example("swiglu", 100, 4, 2, 48, 40),
-    _example("relu", 65, 5, 2, 33, 17, "relu"),
-    _example("gelu, half empty", 63, 8, 3, 20, 70, "gelu", empty=0.5),
-    _example("top-p, S = E", 31, 8, 8, 16, 16, "relu", empty=0.8),
-    _example("one token", 1, 3, 1, 7, 5, "swiglu", degenerate=True),
-    _example("k = E", 17, 3, 3, 16, 8, "gelu", degenerate=True),
-    _example("all to the last", 70, 6, 1, 8, 8, only=5, degenerate=True),
-    _example("all empty", 9, 2, 2, 8, 4, empty=1.0, degenerate=True),
-    _example("no token", 0, 2, 1, 8, 4, "relu", degenerate=True),
-    _example("Mixtral-like", 4096, 8, 2, 4096, 14336, large=True),
-    _example("fine-grained", 8192, 128, 8, 2048, 768, large=True),
-)
-
-
 def _up(activation):
     return {"ACTIVATION": activation, "KEEP": True, "BINS": 64}
 
@@ -284,12 +234,12 @@ DECLARATION = Declaration(
     operation=expert_mlp,
     reference=expert_mlp_reference,
     triton=expert_mlp_triton,
-    inputs=_inputs,
+    inputs=forward_inputs,
     differentiable=("tokens", "w_up", "w_down"),
     specified=_specified,
     # fp16 rounds the activation and the result, 2^-11 of each entry
     tolerance={torch.float32: 1e-5, torch.float16: 3e-3},
-    examples=_EXAMPLES,
+    examples=EXAMPLES,
     cost=_cost,
     compiles=(
         *compiles("relu", expert_up_kernel, _up("relu")),

@@ -34,6 +34,7 @@ from lab.kernels._expert_mlp_backward_triton import (
     hidden_backward,
     weight_backward,
 )
+from lab.kernels._expert_mlp_examples import EXAMPLES, backward_inputs
 from lab.kernels._expert_mlp_triton import (
     BF16,
     EACH_TILE,
@@ -43,8 +44,7 @@ from lab.kernels._expert_mlp_triton import (
     product,
 )
 from lab.kernels.combine import combine, sum_rows
-from lab.kernels.declaration import Cost, Declaration, Example
-from lab.kernels.dispatch import dispatch_reference
+from lab.kernels.declaration import Cost, Declaration
 
 
 class MLPGradients(NamedTuple):
@@ -174,7 +174,9 @@ def _expert_mlp_backward(
 
 
 @_expert_mlp_backward.register_kernel("cuda")
-def _(tokens, pairs, rows, offsets, w_up, w_down, hidden, grad, activation):
+def _on_gpu(
+    tokens, pairs, rows, offsets, w_up, w_down, hidden, grad, activation
+):
     on_matrix_units = runtime.triton_has_tensor_cores(tokens)
     return tuple(
         (
@@ -196,38 +198,6 @@ def _(tokens, pairs, rows, offsets, w_up, w_down, hidden, grad, activation):
     )
 
 
-def _inputs(
-    seed, device, dtype, T, E, S, H, F, activation, empty=0.0, only=None
-):
-    """A random gate, dispatched; ``only`` sends every slot to one expert."""
-    generator = torch.Generator().manual_seed(seed)
-    experts = torch.rand(T, E, generator=generator).argsort(dim=1)[:, :S]
-    if only is not None:
-        experts = torch.full((T, S), only)
-    dropped = torch.rand(T, S, generator=generator) < empty
-    sent = dispatch_reference(experts.masked_fill(dropped, -1).int(), E)
-    kept, R = int(sent.offsets[-1]), T * S
-    G = 2 * F if activation == "swiglu" else F
-
-    def normal(*shape):
-        return torch.randn(shape, generator=generator, dtype=torch.float64)
-
-    hidden, grad = normal(R, G), normal(R, H)
-    # what lies past the end must not matter
-    hidden[kept:], grad[kept:] = float("nan"), float("nan")
-    return {
-        "tokens": normal(T, H).to(device, dtype),
-        "pairs": sent.pairs.to(device),
-        "rows": sent.rows.to(device),
-        "offsets": sent.offsets.to(device),
-        "w_up": (normal(E, H, G) / H**0.5).to(device, dtype),
-        "w_down": (normal(E, F, H) / F**0.5).to(device, dtype),
-        "hidden": hidden.to(device, dtype),
-        "grad": grad.to(device, dtype),
-        "activation": activation,
-    }
-
-
 def _cost(
     tokens, pairs, rows, offsets, w_up, w_down, hidden, grad, activation
 ) -> Cost:
@@ -238,14 +208,6 @@ def _cost(
     moved = (present + len(tokens) + kept) * H + kept * w_up.shape[2] + weights
     flops = 4 * kept * H * (w_up.shape[2] + w_down.shape[1])
     return Cost(moved * width + 4 * kept, flops)
-
-
-def _example(name, T, E, S, H, F, activation="swiglu", **kind):
-    sizes = {"T": T, "E": E, "S": S, "H": H, "F": F, "activation": activation}
-    for option in ("empty", "only"):
-        if option in kind:
-            sizes[option] = kind.pop(option)
-    return Example(name, sizes, **kind)
 
 
 def _act(activation):
@@ -259,22 +221,10 @@ DECLARATION = Declaration(
     operation=expert_mlp_backward,
     reference=expert_mlp_backward_reference,
     triton=expert_mlp_backward_triton,
-    inputs=_inputs,
+    inputs=backward_inputs,
     # fp16 rounds h, dz and the rows' gradients, 2^-11 of each entry
     tolerance={torch.float32: 1e-5, torch.float16: 3e-3},
-    examples=(
-        _example("swiglu", 100, 4, 2, 48, 40),
-        _example("relu", 65, 5, 2, 33, 17, "relu"),
-        _example("gelu, half empty", 63, 8, 3, 20, 70, "gelu", empty=0.5),
-        _example("top-p, S = E", 31, 8, 8, 16, 16, "relu", empty=0.8),
-        _example("one token", 1, 3, 1, 7, 5, degenerate=True),
-        _example("k = E", 17, 3, 3, 16, 8, "gelu", degenerate=True),
-        _example("all to the last", 70, 6, 1, 8, 8, only=5, degenerate=True),
-        _example("all empty", 9, 2, 2, 8, 4, empty=1.0, degenerate=True),
-        _example("no token", 0, 2, 1, 8, 4, "relu", degenerate=True),
-        _example("Mixtral-like", 4096, 8, 2, 4096, 14336, large=True),
-        _example("fine-grained", 8192, 128, 8, 2048, 768, large=True),
-    ),
+    examples=EXAMPLES,
     cost=_cost,
     compiles=(
         *compiles("relu", expert_hidden_backward_kernel, _act("relu"), True),

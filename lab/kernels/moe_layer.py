@@ -8,19 +8,30 @@ top-p, null experts. A slot with -1 costs nothing.
 How many rows the experts compute is known on the GPU only. A top-k gate has
 T k slots, a bound close enough to allocate: no synchronisation, and the layer
 can be captured in a CUDA graph. A gate with as many slots as experts (top-p)
-has T E, many times what it uses, so there the host reads the one number
-offsets[E] and allocates what is needed. ``max_rows`` gives another bound and
-makes that case, too, free of synchronisation.
+has T E, many times what it uses; there the host waits once for the one number
+offsets[E] and allocates what is needed. ``max_rows``, a bound of your own,
+makes that case, too, free of waiting.
 
-Launches on a GPU: `LAUNCHES` forward, whatever the number of experts.
+Launches on a GPU, whatever the number of experts: dispatch 3, first product
+with gather and activation 1, second product 1, combine 1. Backward: combine
+1, gradient of the hidden layer 1, of the weights 2, of the rows 1, sum by
+token 1. Only a T4 takes more, see `expert_mlp`.
 """
 
 from torch import Tensor
 
-from lab.kernels.combine import combine
-from lab.kernels.dispatch import dispatch
-from lab.kernels.expert_mlp import check_experts, expert_mlp
+from lab.kernels.combine import combine, combine_reference, combine_triton
+from lab.kernels.dispatch import dispatch, dispatch_reference, dispatch_triton
+from lab.kernels.expert_mlp import (
+    check_experts,
+    expert_mlp,
+    expert_mlp_reference,
+    expert_mlp_triton,
+)
 from lab.kernels.topk_gate import Gate
+
+LAUNCHES = 6
+LAUNCHES_BACKWARD = 6
 
 
 def moe_layer(
@@ -34,24 +45,19 @@ def moe_layer(
     """Outputs [T, H] of tokens [T, H] through the experts that gate chose.
 
     ``w_up`` is [E, H, F] (swiglu: [E, H, 2F], gate half first), ``w_down``
-    [E, F, H]. ``max_rows`` promises that no more slots are filled; beyond
-    it, slots of the last experts count as empty on a GPU, where looking
-    would stall it. Differentiable in tokens, gate weights and both weights.
+    [E, F, H]. ``max_rows`` promises that no more slots are filled; a broken
+    promise is refused on a CPU, and on a GPU, where looking would stall it,
+    the last rows count as empty. Differentiable in the tokens, the gate's
+    weights and both weights of the experts.
     """
     check_experts(tokens, w_up, w_down, activation)
-    E, T, S = len(w_up), *gate.experts.shape
-    if T != len(tokens):
+    if len(gate.experts) != len(tokens):
         raise ValueError(
-            f"the gate decided for {T} tokens, but there are {len(tokens)}"
+            f"the gate decided for {len(gate.experts)} tokens,"
+            f" but there are {len(tokens)}"
         )
-    sent = dispatch(gate.experts, E)
-    if max_rows is None and (tokens.device.type == "cpu" or S == E > 1):
-        max_rows = int(sent.offsets[-1])  # the one synchronisation
-    pairs = sent.pairs[:max_rows]
-    expert_rows = expert_mlp(
-        tokens, pairs, sent.rows, sent.offsets, w_up, w_down, activation
-    )
-    return combine(expert_rows, sent.rows, gate.weights)
+    steps = dispatch, expert_mlp, combine
+    return _layer(steps, tokens, gate, w_up, w_down, activation, max_rows)
 
 
 def moe_layer_reference(
@@ -60,16 +66,41 @@ def moe_layer_reference(
     w_up: Tensor,
     w_down: Tensor,
     activation: str = "swiglu",
+    max_rows: int | None = None,
 ) -> Tensor:
-    """The same from the references of its three steps."""
-    from lab.kernels.combine import combine_reference
-    from lab.kernels.dispatch import dispatch_reference
-    from lab.kernels.expert_mlp import expert_mlp_reference
+    """The layer from the references of its steps."""
+    steps = dispatch_reference, expert_mlp_reference, combine_reference
+    return _layer(steps, tokens, gate, w_up, w_down, activation, max_rows)
 
-    sent = dispatch_reference(gate.experts, len(w_up))
-    kept = int(sent.offsets[-1])
-    expert_rows = expert_mlp_reference(
-        tokens, sent.pairs[:kept], sent.rows, sent.offsets,
-        w_up, w_down, activation,
-    )  # fmt: skip
-    return combine_reference(expert_rows, sent.rows, gate.weights)
+
+def moe_layer_triton(
+    tokens: Tensor,
+    gate: Gate,
+    w_up: Tensor,
+    w_down: Tensor,
+    activation: str = "swiglu",
+    max_rows: int | None = None,
+) -> Tensor:
+    """The layer from the kernels of its steps, without a gradient."""
+    steps = dispatch_triton, expert_mlp_triton, combine_triton
+    return _layer(steps, tokens, gate, w_up, w_down, activation, max_rows)
+
+
+def _layer(steps, tokens, gate, w_up, w_down, activation, max_rows):
+    sort, compute, gather = steps
+    E, S = len(w_up), gate.experts.shape[1]
+    _, offsets, pairs, rows = sort(gate.experts, E)
+    if max_rows is None:
+        if tokens.device.type == "cpu" or S == E > 1:
+            max_rows = int(offsets[-1])  # the one wait
+    else:
+        if tokens.device.type == "cpu" and offsets[-1] > max_rows:
+            raise ValueError(
+                f"max_rows={max_rows} is less than the {int(offsets[-1])}"
+                " filled slots; raise it, or leave it out"
+            )
+        offsets = offsets.clamp(max=max_rows)
+    expert_rows = compute(
+        tokens, pairs[:max_rows], rows, offsets, w_up, w_down, activation
+    )
+    return gather(expert_rows, rows, gate.weights)

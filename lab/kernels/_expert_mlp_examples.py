@@ -1,0 +1,68 @@
+"""What the expert network and its backward pass are tested with."""
+
+import torch
+
+from lab.kernels.declaration import Example
+from lab.kernels.dispatch import dispatch_reference
+
+
+def forward_inputs(
+    seed, device, dtype, T, E, S, H, F, activation, empty=0.0, only=None
+):
+    """A random gate, dispatched; ``only`` sends every slot to one expert."""
+    generator = torch.Generator().manual_seed(seed)
+    experts = torch.rand(T, E, generator=generator).argsort(dim=1)[:, :S]
+    if only is not None:
+        experts = torch.full((T, S), only)
+    dropped = torch.rand(T, S, generator=generator) < empty
+    sent = dispatch_reference(experts.masked_fill(dropped, -1).int(), E)
+    G = 2 * F if activation == "swiglu" else F
+
+    def normal(*shape, fan_in=1):
+        drawn = torch.randn(shape, generator=generator, dtype=torch.float64)
+        return (drawn / fan_in**0.5).to(device, dtype)
+
+    return {
+        "tokens": normal(T, H),
+        "pairs": sent.pairs.to(device),
+        "rows": sent.rows.to(device),
+        "offsets": sent.offsets.to(device),
+        "w_up": normal(E, H, G, fan_in=H),
+        "w_down": normal(E, F, H, fan_in=F),
+        "activation": activation,
+    }
+
+
+def backward_inputs(seed, device, dtype, **options):
+    """The same with a pre-activation and a gradient, NaN past the end."""
+    inputs = forward_inputs(seed, device, dtype, **options)
+    R, kept = len(inputs["pairs"]), int(inputs["offsets"][-1])
+    generator = torch.Generator().manual_seed(seed + 1)
+    widths = {"hidden": inputs["w_up"], "grad": inputs["w_down"]}
+    for name, weight in widths.items():
+        drawn = torch.randn(R, weight.shape[2], generator=generator)
+        drawn[kept:] = float("nan")
+        inputs[name] = drawn.to(device, dtype)
+    return inputs
+
+
+def _example(name, T, E, S, H, F, activation, empty=0.0, only=None, **kind):
+    sizes = {"T": T, "E": E, "S": S, "H": H, "F": F, "activation": activation}
+    return Example(name, sizes | {"empty": empty, "only": only}, **kind)
+
+
+EXAMPLES = (
+    _example("swiglu", 100, 4, 2, 48, 40, "swiglu"),
+    _example("relu", 65, 5, 2, 33, 17, "relu"),
+    _example("gelu, half empty", 63, 8, 3, 20, 70, "gelu", empty=0.5),
+    _example("top-p, S = E", 31, 8, 8, 16, 16, "relu", empty=0.8),
+    _example("one token", 1, 3, 1, 7, 5, "swiglu", degenerate=True),
+    _example("k = E", 17, 3, 3, 16, 8, "gelu", degenerate=True),
+    _example(
+        "all to the last", 70, 6, 1, 8, 8, "swiglu", only=5, degenerate=True
+    ),
+    _example("all empty", 9, 2, 2, 8, 4, "relu", empty=1.0, degenerate=True),
+    _example("no token", 0, 2, 1, 8, 4, "relu", degenerate=True),
+    _example("Mixtral-like", 4096, 8, 2, 4096, 14336, "swiglu", large=True),
+    _example("fine-grained", 8192, 128, 8, 2048, 768, "swiglu", large=True),
+)

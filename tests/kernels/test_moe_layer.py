@@ -1,0 +1,271 @@
+"""The layer as a composition: what a single operator cannot show."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from triton.runtime import interpreter
+
+from lab.kernels import (
+    _expert_mlp_backward_triton,
+    _expert_mlp_triton,
+    expert_mlp,
+    expert_mlp_backward,
+    runtime,
+)
+from lab.kernels._expert_mlp_examples import backward_inputs
+from lab.kernels._expert_mlp_triton import Tiles, up
+from lab.kernels.combine_backward import combine_backward_triton
+from lab.kernels.dispatch import dispatch_triton
+from lab.kernels.expert_mlp_backward import (
+    expert_mlp_backward_reference,
+    expert_mlp_backward_triton,
+)
+from lab.kernels.moe_layer import (
+    LAUNCHES,
+    LAUNCHES_BACKWARD,
+    moe_layer,
+    moe_layer_reference,
+    moe_layer_triton,
+)
+from lab.kernels.topk_gate import Gate, topk_gate
+from lab.kernels.topp_gate import topp_gate
+
+interpreted = pytest.mark.skipif(
+    not runtime.INTERPRETED, reason="needs Triton's interpreter, no GPU"
+)
+on_gpu = pytest.mark.skipif(
+    runtime.INTERPRETED, reason="needs a GPU to capture a graph"
+)
+
+
+def case(gate="top 2", activation="swiglu", T=70, E=6, H=24, width=20):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(T, E, generator=generator)
+    G = 2 * width if activation == "swiglu" else width
+    chosen = {
+        "top 2": lambda: topk_gate(logits, 2),
+        "half null": lambda: topk_gate(logits.repeat(1, 2), 3, E),
+        "top-p": lambda: topp_gate(logits, 0.6),
+        "one for all": lambda: topk_gate(logits[:, :1] * 0 + ONE[:E], 1),
+        "one token": lambda: topk_gate(logits[:1], 2),
+    }[gate]()
+    tokens = torch.randn(len(chosen.experts), H, generator=generator)
+    w_up = torch.randn(E, H, G, generator=generator) / H**0.5
+    w_down = torch.randn(E, width, H, generator=generator) / width**0.5
+    return tokens, chosen, w_up, w_down, activation
+
+
+ONE = torch.tensor([0.0, 0.0, 9.0, 0.0, 0.0, 0.0])
+GATES = ("top 2", "half null", "top-p", "one for all", "one token")
+
+
+@interpreted
+@pytest.mark.parametrize("gate", GATES)
+def test_layer_of_kernels_equals_the_layer_of_references(gate):
+    inputs = case(gate)
+    torch.testing.assert_close(
+        moe_layer_triton(*inputs),
+        moe_layer_reference(*inputs),
+        rtol=0,
+        atol=1e-5,
+    )
+
+
+def backward_by_kernels(tokens, gate, w_up, w_down, activation, grad):
+    """What autograd calls on a GPU, kernel by kernel."""
+    sent = dispatch_triton(gate.experts, len(w_up))
+    pairs, rows, offsets = sent.pairs, sent.rows, sent.offsets
+    h, hidden = up(tokens, pairs, rows, offsets, w_up, activation, True)
+    expert_rows = _expert_mlp_triton.product(h, w_down, offsets)
+    grad_rows, grad_weights = combine_backward_triton(
+        expert_rows, rows, gate.weights, grad
+    )
+    grads = expert_mlp_backward_triton(
+        tokens, pairs, rows, offsets, w_up, w_down, hidden, grad_rows,
+        activation,
+    )  # fmt: skip
+    return {
+        "tokens": grads.tokens, "weights": grad_weights,
+        "w_up": grads.w_up, "w_down": grads.w_down,
+    }  # fmt: skip
+
+
+@interpreted
+@pytest.mark.parametrize("activation", ["relu", "gelu", "swiglu"])
+@pytest.mark.parametrize("gate", GATES)
+def test_backward_kernels_chain_to_the_gradient_of_the_layer(gate, activation):
+    tokens, chosen, w_up, w_down, _ = case(gate, activation)
+    grad = torch.randn(
+        tokens.shape, generator=torch.Generator().manual_seed(1)
+    )
+    found = backward_by_kernels(tokens, chosen, w_up, w_down, activation, grad)
+    leaves = {
+        "tokens": tokens, "weights": chosen.weights,
+        "w_up": w_up, "w_down": w_down,
+    }  # fmt: skip
+    wide = {n: x.double().requires_grad_() for n, x in leaves.items()}
+    y = moe_layer_reference(
+        wide["tokens"], Gate(chosen.experts, wide["weights"]),
+        wide["w_up"], wide["w_down"], activation,
+    )  # fmt: skip
+    expected = torch.autograd.grad(y, list(wide.values()), grad.double())
+    for name, right in zip(wide, expected, strict=True):
+        scale = right.abs().max().clamp_min(1e-30)
+        error = (found[name].double() - right).abs().max() / scale
+        assert error < 1e-5, name
+
+
+class Launches:
+    """Counts what Triton is asked to run."""
+
+    def __init__(self, monkeypatch):
+        self.count = 0
+        call = interpreter.GridExecutor.__call__
+
+        def counted(executor, *args, **kwargs):
+            self.count += 1
+            return call(executor, *args, **kwargs)
+
+        monkeypatch.setattr(interpreter.GridExecutor, "__call__", counted)
+
+
+@interpreted
+@pytest.mark.parametrize("experts", [2, 6])
+def test_launches_do_not_depend_on_the_number_of_experts(monkeypatch, experts):
+    inputs = case(E=experts)
+    launches = Launches(monkeypatch)
+    moe_layer_triton(*inputs)
+    assert launches.count == LAUNCHES
+    backward_by_kernels(*inputs, torch.ones_like(inputs[0]))
+    assert launches.count == 2 * LAUNCHES - 1 + LAUNCHES_BACKWARD
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses what would make the host wait for a GPU."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.name()
+        waits = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonz")
+        assert not any(wait in name for wait in waits), f"{name} waits"
+        return function(*args, **(kwargs or {}))
+
+
+@interpreted
+def test_a_bound_makes_the_layer_free_of_waiting(monkeypatch):
+    tokens, gate, w_up, w_down, activation = case()
+    # kernels count as launched, and as on a GPU nothing looks at the result
+    monkeypatch.setattr(
+        interpreter.GridExecutor, "__call__", lambda *args, **kwargs: None
+    )
+    sent = dispatch_triton(gate.experts, len(w_up))
+    with NoWaiting():
+        dispatch_triton(gate.experts, len(w_up))
+        rows = expert_mlp.expert_mlp_triton(
+            tokens, sent.pairs, sent.rows, sent.offsets, w_up, w_down,
+            activation,
+        )  # fmt: skip
+        combine_backward_triton(rows, sent.rows, gate.weights, tokens)
+
+
+@on_gpu
+@pytest.mark.parametrize("gate", ["top 2", "half null"])
+def test_top_k_layer_can_be_captured_in_a_graph(gate):
+    tokens, chosen, w_up, w_down, activation = case(gate)
+    tokens, w_up, w_down = (x.cuda() for x in (tokens, w_up, w_down))
+    chosen = Gate(*(x.cuda() for x in chosen))
+    arguments = tokens, chosen, w_up, w_down, activation
+    expected = moe_layer(*arguments)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = moe_layer(*arguments)
+    graph.replay()
+    assert torch.equal(found, expected)
+
+
+@interpreted
+@pytest.mark.parametrize(
+    "tiles", [Tiles(16, 32, 32, 4, 2), Tiles(128, 128, 64, 8, 3)], ids=str
+)
+@pytest.mark.parametrize("activation", ["relu", "gelu", "swiglu"])
+def test_any_tile_gives_the_same_result(monkeypatch, tiles, activation):
+    inputs = backward_inputs(
+        0, "cpu", torch.float32, T=30, E=2, S=2, H=40, F=34,
+        activation=activation, empty=0.2,
+    )  # fmt: skip
+    for module in (_expert_mlp_triton, _expert_mlp_backward_triton):
+        monkeypatch.setattr(module, "choose_tiles", lambda *args: tiles)
+    kept = inputs["offsets"][-1]
+    forward = {n: x for n, x in inputs.items() if n not in ("hidden", "grad")}
+    found = expert_mlp.expert_mlp_triton(**forward)[:kept]
+    expected = expert_mlp.expert_mlp_reference(**forward)[:kept]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    for left, right in zip(
+        expert_mlp_backward_triton(**inputs),
+        expert_mlp_backward_reference(**inputs),
+        strict=True,
+    ):
+        torch.testing.assert_close(left, right, rtol=0, atol=1e-4)
+
+
+def test_without_matrix_units_the_products_go_through_torch(monkeypatch):
+    monkeypatch.setattr(
+        runtime, "triton_has_tensor_cores", lambda tensor: False
+    )
+    inputs = backward_inputs(
+        0, "cpu", torch.float64, T=9, E=3, S=2, H=5, F=4, activation="gelu"
+    )
+    forward = [x for n, x in inputs.items() if n not in ("hidden", "grad")]
+    y, _ = expert_mlp._on_gpu(*forward, False)
+    assert torch.equal(y, expert_mlp.expert_mlp_reference(*forward))
+    inputs = list(
+        inputs[name]
+        for name in (
+            "tokens", "pairs", "rows", "offsets", "w_up", "w_down", "hidden",
+            "grad", "activation",
+        )
+    )  # fmt: skip
+    for left, right in zip(
+        expert_mlp_backward._on_gpu(*inputs),
+        expert_mlp_backward_reference(*inputs),
+        strict=True,
+    ):
+        assert torch.equal(left, right)
+
+
+@pytest.mark.parametrize("layer", [moe_layer_reference, moe_layer])
+def test_a_bound_on_the_rows_changes_nothing(layer):
+    tokens, gate, w_up, w_down, activation = case("top-p")
+    filled = int((gate.experts >= 0).sum())
+    free = layer(tokens, gate, w_up, w_down, activation)
+    for bound in (filled, filled + 9, gate.experts.numel()):
+        bounded = layer(tokens, gate, w_up, w_down, activation, bound)
+        assert torch.equal(bounded, free)
+    with pytest.raises(ValueError, match=f"less than the {filled} filled"):
+        layer(tokens, gate, w_up, w_down, activation, filled - 1)
+
+
+@interpreted
+def test_rows_beyond_a_broken_bound_count_as_empty(monkeypatch):
+    """What a GPU does, which cannot look: drop the last rows, read no more."""
+    tokens, gate, w_up, w_down, activation = case()
+    sent = dispatch_triton(gate.experts, len(w_up))
+    bound = int(sent.offsets[-1]) - 5
+    offsets = sent.offsets.clamp(max=bound)
+    rows = expert_mlp.expert_mlp_triton(
+        tokens, sent.pairs[:bound], sent.rows, offsets, w_up, w_down,
+        activation,
+    )  # fmt: skip
+    from lab.kernels.combine import combine_triton
+
+    found = combine_triton(rows, sent.rows, gate.weights)
+    dropped = gate.experts.masked_fill(sent.rows >= bound, -1)
+    expected = moe_layer(
+        tokens, Gate(dropped, gate.weights), w_up, w_down, activation
+    )
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def test_a_gate_for_other_tokens_is_refused():
+    tokens, gate, w_up, w_down, activation = case()
+    with pytest.raises(ValueError, match="decided for 70 tokens, but there a"):
+        moe_layer(tokens[:9], gate, w_up, w_down, activation)
