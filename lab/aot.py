@@ -176,13 +176,14 @@ def write_ledger(rows: dict[tuple, dict], path: Path = LEDGER) -> None:
         writer.writerows(rows[key] for key in sorted(rows))
 
 
-def work(share: int) -> None:
+def work(share: int, only: str) -> None:
     """Compile every ``WORKERS``-th entry and print its row as JSON."""
     from lab.kernels.declaration import all_declarations
 
     jobs = [
         (declaration, entry, target)
         for declaration in all_declarations()
+        if only in ("", declaration.name)
         for entry in declaration.compiles
         for target in entry.targets
     ]
@@ -191,12 +192,18 @@ def work(share: int) -> None:
         print(json.dumps([found, entry.matrix_units]), flush=True)
 
 
-def compile_all() -> list[tuple[dict, bool]]:
-    """A row for every kernel, configuration and target, sorted by key."""
+def compile_all(only: str = "") -> list[tuple[dict, bool]]:
+    """A row for every kernel, configuration and target, sorted by key.
+
+    ``only`` is the name of one operation, where one is enough.
+    """
     environment = os.environ | {"TRITON_INTERPRET": "0"}
     workers = [
         subprocess.Popen(
-            [sys.executable, "-m", "lab.aot", "--share", str(share)],
+            [
+                sys.executable, "-m", "lab.aot",
+                "--only", only, "--share", str(share),
+            ],
             env=environment, stdout=subprocess.PIPE, text=True,
         )
         for share in range(WORKERS)
@@ -230,16 +237,23 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--update", action="store_true", help=f"rewrite {LEDGER.name}"
     )
+    parser.add_argument(
+        "--only", default="", metavar="NAME", help="one operation, topk_gate"
+    )
     parser.add_argument("--share", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.share is not None:
-        work(options.share)
+        work(options.share, options.only)
         return 0
-    found = compile_all()
+    found = compile_all(options.only)
     print(report(found))
     ledger, here = read_ledger(), version("triton")
     rows = {tuple(row[name] for name in KEY): row for row, _ in found}
     known = {key for key in ledger if key[-1] == here}
+    if options.only:
+        # a launcher may own several kernels; leave the others' rows alone
+        mine = {key[0] for key in rows}
+        known = {key for key in known if key[0] in mine}
     if options.update:
         others = {key: ledger[key] for key in ledger.keys() - known}
         write_ledger(others | rows)
@@ -248,7 +262,7 @@ def main(arguments: list[str] | None = None) -> int:
     for figures, matrix_units in found:
         key = tuple(figures[name] for name in KEY)
         wrong += faults(figures, ledger.get(key), matrix_units)
-    if known:
+    if known or options.only:
         unrecorded = sorted(rows.keys() - known)
         gone = sorted(known - rows.keys())
         wrong += [f"{' '.join(key)} is not recorded" for key in unrecorded]
