@@ -12,6 +12,7 @@ from lab.figures.choices import (
 from lab.figures.kernels import block_grid, roofline
 from lab.figures.panels import panels
 from lab.figures.results import curves, trade_off
+from lab.figures.route import INKS, five_steps
 from lab.figures.story import STEPS, first_look, steps
 from lab.figures.text import text_strip
 from lab.figures.theme import COLOURS, SCALE, SERIES, colour, drawn, number
@@ -19,6 +20,7 @@ from lab.figures.verdicts import effect
 
 __all__ = [
     "COLOURS",
+    "INKS",
     "SCALE",
     "SERIES",
     "STEPS",
@@ -28,6 +30,7 @@ __all__ = [
     "drawn",
     "effect",
     "first_look",
+    "five_steps",
     "heatmap",
     "histogram",
     "load_heatmap",
