@@ -1,0 +1,9 @@
+"""Part 5, networks: packets, flows and signals. One file per paper.
+
+Shared by the chapters of this part:
+
+==============  =========================================================
+``leaf_spine``  a two-tier fabric, the flows of collectives, link loads
+``max_min``     fair rates on shared links, and when the last flow ends
+==============  =========================================================
+"""
