@@ -32,6 +32,7 @@ EXAMPLES = {
     "curves": lambda: figures.curves(
         [0, 1, 2], {"a": [[1, 2, 3], [3, 2, 1]], "b": [1, 1, 1]}, "t", "x", "y"
     ),
+    "bars": lambda: figures.bars({"ours": 1.0, "theirs": 3.5}, "two", "s"),
     "effect": lambda: figures.effect(
         [1.0, 2.0, 3.0], -0.5, 4.5, 0.0, "above", "undecided", "gain", "bits"
     ),
@@ -64,7 +65,7 @@ BARE = {"text_strip", "steps", "heatmap"}  # no axes, or named by the caller
 def test_every_axis_is_named_unless_its_ticks_are_words(name):
     figure = EXAMPLES[name]()
     assert figure.layout.xaxis.title.text
-    if name not in ("effect", "roofline"):
+    if name not in ("bars", "effect", "roofline"):
         assert figure.layout.yaxis.title.text
 
 
@@ -187,6 +188,18 @@ def test_curves_draw_a_band_from_lowest_to_highest():
     band, line, _, _ = EXAMPLES["curves"]().data
     assert list(line.y) == [2, 2, 2]
     assert list(band.y) == [3, 2, 3, 1, 2, 1]
+
+
+def test_bars_stand_out_where_asked_and_show_the_bound():
+    figure = figures.bars({"a": 1, "b": 3.456}, "t", "s", best="b", at=1)
+    (row,) = figure.data
+    assert list(row.text) == ["1.00", "3.46"]
+    assert list(row.marker.color) == [
+        figures.COLOURS["baseline"],
+        figures.COLOURS["best"],
+    ]
+    assert figure.layout.shapes[0].x0 == 1
+    assert not EXAMPLES["bars"]().layout.shapes
 
 
 def test_an_effect_shows_its_verdict_and_its_seeds():

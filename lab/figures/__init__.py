@@ -11,7 +11,7 @@ from lab.figures.choices import (
 )
 from lab.figures.kernels import block_grid, roofline
 from lab.figures.panels import panels
-from lab.figures.results import curves, trade_off
+from lab.figures.results import bars, curves, trade_off
 from lab.figures.route import INKS, five_steps
 from lab.figures.story import STEPS, first_look, steps
 from lab.figures.text import text_strip
@@ -24,6 +24,7 @@ __all__ = [
     "SCALE",
     "SERIES",
     "STEPS",
+    "bars",
     "block_grid",
     "colour",
     "curves",

@@ -1,4 +1,4 @@
-"""What an experiment showed: curves and trade-offs."""
+"""What an experiment showed: curves, bars and trade-offs."""
 
 from lab.figures.theme import (
     COLOURS,
@@ -188,6 +188,39 @@ def _names(arms, between, shades):
         cliponaxis=False,
         hoverinfo="skip",
         meta="backdrop",
+    )
+
+
+def bars(values, title, unit, best="", at=None, note="", digits=2):
+    """One bar for each entry of `values`, a name and its number.
+
+    `best` is the one to look at; `at` is a bound, drawn as a line.
+    """
+    names = list(values)
+    reach = [*values.values(), at or 0]
+    row = dict(
+        type="bar",
+        x=list(values.values()),
+        y=names,
+        orientation="h",
+        marker=dict(
+            color=[COLOURS["best" if n == best else "baseline"] for n in names]
+        ),
+        text=[f"{v:.{digits}f}" for v in values.values()],
+        textposition="outside",
+        cliponaxis=False,
+        hovertemplate=f"%{{y}}: %{{x:.4g}} {unit}<extra></extra>",
+    )
+    return drawn(
+        [row],
+        title,
+        note,
+        x=dict(title_text=unit, range=[0, 1.2 * max(reach)]),
+        y=dict(autorange="reversed", showgrid=False),
+        height=150 + 34 * len(names),
+        showlegend=False,
+        bargap=0.35,
+        shapes=[] if at is None else [upright(at)],
     )
 
 
