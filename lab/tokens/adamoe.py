@@ -384,7 +384,12 @@ SMALL = (
 )
 
 _claim = partial(
-    Claim, chapter="02", parameters=FULL, reduced=SHORT, limits=SMALL
+    Claim,
+    chapter="02",
+    parameters=FULL,
+    reduced=SHORT,
+    seeds=10,
+    limits=SMALL,
 )
 
 CLAIMS = (

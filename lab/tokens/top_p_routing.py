@@ -317,7 +317,12 @@ SMALL = (
 )
 
 _claim = partial(
-    Claim, chapter="01", parameters=FULL, reduced=SHORT, limits=SMALL
+    Claim,
+    chapter="01",
+    parameters=FULL,
+    reduced=SHORT,
+    seeds=10,
+    limits=SMALL,
 )
 
 CLAIMS = (
