@@ -251,5 +251,32 @@ def render(notebooks: SomeChapters = None) -> None:
         raise typer.Exit(1)
 
 
+@app.command()
+def train(chapter: WhichChapter) -> None:
+    """Train again the models that a chapter's pictures use."""
+    from tqdm import tqdm
+
+    from lab.catalogue import chapter as known
+
+    one = known(chapter)
+    if not one.source.is_file():
+        raise ValueError(f"chapter {one.number} ({one.slug}) is still to come")
+    mechanism = import_module(one.module)
+    if not hasattr(mechanism, "train_checkpoints"):
+        raise ValueError(
+            f"chapter {one.number} ({one.slug}) keeps no trained models"
+        )
+    mechanism.train_checkpoints(tqdm)
+
+
+@app.command()
+def readme() -> None:
+    """Make the pictures and the table of verdicts in README.md again."""
+    from lab.readme import refresh
+
+    for path in refresh():
+        out.print(f"{path.name}: written")
+
+
 if __name__ == "__main__":
     main()

@@ -1,0 +1,73 @@
+"""The generated parts of the README: its pictures and its table of verdicts.
+
+The pictures are those that the notebooks store, the table comes from the
+recorded ledger; so what the README shows is what the lab computed.
+"""
+
+import base64
+import json
+from pathlib import Path
+
+from lab import catalogue, ledger
+from lab.data import ROOT
+from lab.results import replace
+
+README = ROOT / "README.md"
+PICTURES = ROOT / "data" / "pictures"
+# file: the notebook and the cell whose picture it is
+SHOWN = {
+    "atlas.png": ("notebooks/00-start-here.ipynb", "atlas"),
+    "top-p-routing.png": (
+        "notebooks/1-tokens/01-top-p-routing.ipynb",
+        "explore",
+    ),
+    "verdict.png": (
+        "notebooks/1-tokens/01-top-p-routing.ipynb",
+        "claim-figure",
+    ),
+}
+BEGIN = "<!-- ledger: made by `lab readme` -->"
+END = "<!-- end of ledger -->"
+
+
+def refresh() -> list[Path]:
+    """Write pictures and table again; return what was written."""
+    written = []
+    for name, (notebook, cell) in SHOWN.items():
+        path = PICTURES / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace(path, picture(ROOT / notebook, cell))
+        written.append(path)
+    text = with_ledger(README.read_text(encoding="utf-8"))
+    replace(README, text.encode("utf-8"))
+    return [*written, README]
+
+
+def picture(notebook: Path, cell: str) -> bytes:
+    """The PNG that the cell with this id stores in the notebook."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    for one in cells:
+        if one.get("id") != cell:
+            continue
+        for output in one.get("outputs", []):
+            stored = output.get("data", {}).get("image/png")
+            if stored:
+                return base64.b64decode("".join(stored))
+    raise ValueError(
+        f'{notebook.name} stores no picture in a cell "{cell}";'
+        f" run `lab render {notebook.stem[:2]}` first"
+    )
+
+
+def with_ledger(text: str) -> str:
+    """``text`` with the table of all recorded verdicts between its marks."""
+    if BEGIN not in text or END not in text:
+        raise ValueError(
+            f"README.md lacks the line {BEGIN} or {END}; put both back where"
+            " the table of verdicts should stand"
+        )
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    ready = [c.number for c in catalogue.CHAPTERS if c.ready]
+    table = ledger.table(ready)
+    return f"{before}{BEGIN}\n{table}\n{END}{after}"
