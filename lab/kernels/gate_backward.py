@@ -132,8 +132,8 @@ def gate_backward_kernel(
 def blocks(E: int, S: int) -> tuple[int, int, int]:
     """Tokens, logits and slots of one program's tile: whole rows."""
     block_e, block_s = triton.next_power_of_2(E), triton.next_power_of_2(S)
-    # S is at most E; tiles of 4096 entries would spill at S = E = 64
-    return max(1, min(128, 2048 // block_e)), block_e, block_s
+    # S is at most E; 1024 entries take 64 registers, 4096 would spill
+    return max(1, min(128, 1024 // block_e)), block_e, block_s
 
 
 def gate_backward_triton(
