@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
 
 KILLED = (
@@ -49,22 +50,38 @@ def fan_out(
                 jobs_of[future.key] = job
                 running.add(future)
 
-        # a few ahead of the workers, not all: a stop has little to cancel
-        submit(2 * (sum(client.nthreads().values()) or workers))
+        # one for each thread, so that a stop has little to cancel
+        submit(sum(client.nthreads().values()) or workers)
+        suspects = []
         for future in running:
-            answer = _answer(future)
-            advance("error" in answer)
-            yield jobs_of.pop(future.key), answer
+            job, answer = jobs_of.pop(future.key), _answer(future)
             submit(1)
+            if answer == {"error": KILLED}:
+                suspects.append(job)
+                continue
+            advance("error" in answer)
+            yield job, answer
+        # who shared a worker with a deadly job is blamed with it: each of
+        # them gets a second chance, alone
+        for job in suspects:
+            answer = _answer(client.submit(function, job, pure=False))
+            advance("error" in answer)
+            yield job, answer
 
 
 def _answer(future) -> dict[str, object]:
-    error = future.exception()
-    if error is None:
+    try:
         return future.result()
-    if type(error).__name__ == "KilledWorker":
-        return {"error": KILLED}
-    return {"error": f"{type(error).__name__}: {error}".split("\n")[0]}
+    except CancelledError:
+        raise ConnectionError(
+            "the Dask scheduler went away; what has finished is kept, so "
+            "start it again and repeat the command"
+        ) from None
+    except Exception as error:
+        # whatever a job raises is its answer, so that the others go on
+        if type(error).__name__ == "KilledWorker":
+            return {"error": KILLED}
+        return {"error": f"{type(error).__name__}: {error}".split("\n")[0]}
 
 
 @contextmanager

@@ -22,6 +22,9 @@ def test_the_parameters_cell_is_read_with_types_and_help(tiny_notebook):
         ("top_k=1:3,8,8,2", [1, 2, 3, 8]),
         ("top_k=-2:0", [-2, -1, 0]),
         ("alpha=0.1:0.5:0.1", [0.1, 0.2, 0.3, 0.4, 0.5]),
+        # 0.6 / 0.1 is a little less than 6
+        ("alpha=0.1:0.7:0.2", [0.1, 0.3, 0.5, 0.7]),
+        ("alpha=0.1:0.3:0.1", [0.1, 0.2, 0.3]),
         ("alpha=1:3", [1.0, 2.0, 3.0]),
         ("alpha=1e-4,0.02", [1e-4, 0.02]),
         ("loss=null,ordinary", ["null", "ordinary"]),

@@ -1,0 +1,61 @@
+"""Jobs on Dask workers: errors, deaths and order, without notebooks."""
+
+import os
+import signal
+import threading
+
+import pytest
+from distributed import LocalCluster
+
+from lab.fanout import KILLED, fan_out
+
+
+def test_every_job_gets_its_own_answer():
+    # nested, so that workers get the code and not a name to import
+    def square(job):
+        return {"square": job["x"] ** 2}
+
+    jobs = [{"x": x} for x in range(20)]
+    answers = list(fan_out(square, jobs))
+    assert len(answers) == 20
+    assert all(answer["square"] == job["x"] ** 2 for job, answer in answers)
+
+
+def test_an_exception_is_one_sentence_and_the_others_go_on():
+    def reciprocal(job):
+        return {"value": 1 / job["x"]}
+
+    answers = {
+        job["x"]: answer
+        for job, answer in fan_out(reciprocal, [{"x": 0}, {"x": 2}])
+    }
+    assert answers[0] == {"error": "ZeroDivisionError: division by zero"}
+    assert answers[2] == {"value": 0.5}
+
+
+def test_a_job_that_kills_each_worker_is_given_up_alone():
+    def deadly(job):
+        if job["x"] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return {"value": job["x"]}
+
+    jobs = [{"x": x} for x in (1, 0, 2, 3)]
+    answers = {job["x"]: answer for job, answer in fan_out(deadly, jobs)}
+    assert answers.pop(0) == {"error": KILLED}
+    assert answers == {x: {"value": x} for x in (1, 2, 3)}
+
+
+def test_no_jobs_start_no_cluster():
+    assert list(fan_out(None, [])) == []
+
+
+def test_a_lost_scheduler_is_one_sentence():
+    def slow(job):
+        import time
+
+        time.sleep(60)
+
+    cluster = LocalCluster(n_workers=1, processes=True, dashboard_address=":0")
+    threading.Timer(2, cluster.close).start()
+    with pytest.raises(ConnectionError, match="the Dask scheduler went away"):
+        list(fan_out(slow, [{"x": 1}], scheduler=cluster.scheduler_address))
