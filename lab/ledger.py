@@ -1,6 +1,7 @@
 """The ledger: one recorded verdict a claim, in `data/ledger/`."""
 
 import json
+import textwrap
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -30,6 +31,30 @@ def recorded(claim, folder=None):
     return _read(path) if path.exists() else None
 
 
+def verdicts(chapters=("*",), folder=None):
+    """All verdicts that the ledger has on these `chapters`, by number."""
+    return [
+        _read(path)
+        for number in chapters
+        for path in sorted(Path(folder or LEDGER).glob(f"{number}-*.json"))
+    ]
+
+
+def in_a_row(verdict):
+    """What the figure of many verdicts needs to know of this one."""
+    said = textwrap.wrap(f"{verdict.sentence} | {verdict.measured}", 64)
+    return dict(
+        name=f"{verdict.chapter} {verdict.claim.replace('-', ' ')}",
+        word=verdict.word,
+        mean=verdict.mean,
+        low=verdict.low,
+        high=verdict.high,
+        threshold=verdict.threshold,
+        side=verdict.side,
+        hover="<br>".join(said),
+    )
+
+
 def out_of_date(claim, verdict):
     """Whether the claim has changed since `verdict` was recorded."""
     same = (verdict.threshold, verdict.side, bool(verdict.reason)) == (
@@ -54,8 +79,7 @@ def table(chosen, folder=None):
     ]
     for one in chosen:
         if isinstance(one, str):
-            paths = Path(folder or LEDGER).glob(f"{one}-*.json")
-            lines += [_line(None, _read(path)) for path in sorted(paths)]
+            lines += [_line(None, v) for v in verdicts([one], folder)]
         else:
             lines.append(_line(one, recorded(one, folder)))
     return "\n".join(lines)

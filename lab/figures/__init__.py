@@ -10,6 +10,7 @@ from lab.figures.choices import (
     selection_bars,
 )
 from lab.figures.kernels import block_grid, roofline
+from lab.figures.ledger import ledger
 from lab.figures.panels import panels
 from lab.figures.results import bars, curves, trade_off
 from lab.figures.route import INKS, five_steps
@@ -34,6 +35,7 @@ __all__ = [
     "five_steps",
     "heatmap",
     "histogram",
+    "ledger",
     "load_heatmap",
     "number",
     "panels",

@@ -140,7 +140,7 @@ def _rooms(experts, rooms):
         for r, row in enumerate(rooms)
     ]
     text = [[name or "" for name in row] for row in rooms]
-    cells = _inked(z, text, len(experts), hover, size=11)
+    cells = _inked(z, text, len(experts), hover, size=12)
     return cells | dict(hoverongaps=False)
 
 

@@ -72,7 +72,7 @@ def bound(capacity):
 
 def heads():
     """The name of each step above its panel, and what is seen there."""
-    quiet = f"font-size:11px;color:{COLOURS['baseline']}"
+    quiet = f"font-size:12px;color:{COLOURS['baseline']}"
     for place, (name, caption) in enumerate(zip(STEPS, CAPTIONS, strict=True)):
         yield dict(
             x=ACROSS[place][0],

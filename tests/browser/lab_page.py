@@ -141,8 +141,9 @@ class Notebook:
 
     def run_all(self, timeout=180):
         """Run > Run All Cells, and wait until the last one is done."""
-        self.page.click("text=Run >> nth=0")
-        self.page.click("text=Run All Cells >> nth=0")
+        # in the menu, not where a notebook speaks of it
+        self.page.click(".lm-MenuBar-itemLabel >> text=/^Run$/")
+        self.page.click(".lm-Menu-itemLabel >> text=/^Run All Cells$/")
         time.sleep(0.5)
         self.wait_until_idle(timeout)
         self.page.keyboard.press("Escape")
