@@ -1,0 +1,13 @@
+"""Measures the kernels and the layer on the machine at hand.
+
+===========  ===============================================================
+``timing``   a clock, providers in turn, and what the machine can do at best
+``peers``    the layer as other packages compute it, each found by import
+``suite``    what is measured, in which order, and the command
+``table``    the rows of `data/bench/`, one file per machine
+===========  ===============================================================
+"""
+
+from lab.bench.suite import main as main
+from lab.bench.suite import run as run
+from lab.bench.table import recorded as recorded

@@ -1,0 +1,127 @@
+"""The rows of `data/bench/`: one file per machine, one line per figure.
+
+Long form: operation, case, dtype, mode and provider say what was measured;
+``ms`` is the median, ``ms20`` and ``ms80`` its spread; ``floor_ms`` the least
+the machine could take, from ``bytes`` and ``flops`` and the limits measured in
+the same run. A provider that failed or was wrong has a ``note`` and no time.
+"""
+
+import csv
+import datetime
+import importlib.metadata
+import os
+import platform
+import re
+import subprocess
+from pathlib import Path
+
+import torch
+
+from lab.bench.timing import Roofs, Timing
+from lab.data import DATA, ROOT
+
+FOLDER = DATA / "bench"
+NUMBERS = (
+    "ms", "ms20", "ms80", "samples", "error", "bytes", "flops", "floor_ms",
+    "roof_bytes_per_s", "roof_flops_per_s",
+)  # fmt: skip
+COLUMNS = (
+    "operation", "case", "dtype", "mode", "provider", "version", *NUMBERS,
+    "note", "clock", "machine", "date", "commit", "torch", "triton", "python",
+)  # fmt: skip
+
+
+def machine() -> str:
+    """What the machine is, without its name."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    kind = platform.machine().replace("_", "-")
+    return f"{os.cpu_count()}-core {kind} CPU"
+
+
+def version(package: str) -> str:
+    """The installed version of a package, or an empty string."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def circumstances() -> dict[str, str]:
+    """The columns that all rows of a run share."""
+    found = subprocess.run(
+        ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    return {
+        "machine": machine(),
+        "clock": "GPU events" if torch.cuda.is_available() else "CPU time",
+        "date": datetime.date.today().isoformat(),
+        "commit": found.stdout.strip(),
+        "torch": torch.__version__,
+        "triton": version("triton"),
+        "python": platform.python_version(),
+    }
+
+
+def floor_ms(bytes_moved: int, flops: int, roofs: Roofs, dtype: str) -> float:
+    """The least time: moving the bytes or doing the work, the longer one."""
+    work = flops / roofs.flops_per_s.get(dtype, float("inf"))
+    return 1e3 * max(bytes_moved / roofs.bytes_per_s, work)
+
+
+def row(key: dict, cost, roofs: Roofs, timing: Timing | None, **rest) -> dict:
+    """One line of the table, without what all lines share."""
+    limits = {
+        "bytes": cost.bytes,
+        "flops": cost.flops,
+        "floor_ms": floor_ms(*cost, roofs, key["dtype"]),
+        "roof_bytes_per_s": roofs.bytes_per_s,
+        "roof_flops_per_s": roofs.flops_per_s.get(key["dtype"], ""),
+    }
+    return key | limits | (timing._asdict() if timing else {}) | rest
+
+
+def path_of(machine_name: str) -> Path:
+    slug = re.sub(r"[^a-z0-9]+", "-", machine_name.lower()).strip("-")
+    return FOLDER / f"{slug}.csv"
+
+
+def write(rows: list[dict], path: Path | None = None) -> Path:
+    """Write the table of one machine, replacing the one before."""
+    path = path or path_of(rows[0]["machine"])
+    path.parent.mkdir(exist_ok=True)
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        for line in rows:
+            writer.writerow(
+                {
+                    column: f"{value:.4g}"
+                    if isinstance(value := line.get(column, ""), float)
+                    else value
+                    for column in COLUMNS
+                }
+            )
+    return path
+
+
+def recorded(machine_name: str | None = None) -> list[dict]:
+    """The recorded rows of one machine, or of all, numbers as numbers.
+
+    Without a record the list is empty: no figure is made up.
+    """
+    paths = (
+        [path_of(machine_name)]
+        if machine_name
+        else sorted(FOLDER.glob("*.csv"))
+    )
+    rows = []
+    for path in paths:
+        if path.exists():
+            with open(path, newline="") as file:
+                rows += csv.DictReader(file)
+    for line in rows:
+        for column in NUMBERS:
+            line[column] = float(line[column]) if line[column] else None
+    return rows
