@@ -171,7 +171,7 @@ def read_ledger(path: Path = LEDGER) -> dict[tuple, dict]:
 
 def write_ledger(rows: dict[tuple, dict], path: Path = LEDGER) -> None:
     with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(file, COLUMNS, restval=0, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows[key] for key in sorted(rows))
 
