@@ -15,6 +15,7 @@ from lab.data import ROOT
 from lab.rendering import CHECKED, is_normalised
 
 LINES, COLUMNS, EXPLORES = 15, 79, 2
+KILOBYTES = 500  # of the whole file, pictures included
 CELLS = (
     "title install parameters imports problem first-look formula reference "
     "by-hand grid kernel same roofline explore-md draw explore explore-check "
@@ -63,6 +64,9 @@ def problems(path: Path, chapter: bool | None = None) -> list[str]:
     found += _pictures(cells, path)
     if is_chapter(path) if chapter is None else chapter:
         found += [*_chapter_cells(cells), *_ends_with_out(cells)]
+    size = path.stat().st_size // 1000
+    if size > KILOBYTES:
+        found.append(f"{size} kB are too much; at most {KILOBYTES}")
     if not is_normalised(path):
         found.append("not in its committed form: run `lab render` on it")
     return found

@@ -124,6 +124,7 @@ def cell(source):
             cell("import warnings\nwarnings.filterwarnings('ignore')"),
             "uses a warnings filter",
         ),
+        (picture("word " * 100_001), "kB are too much; at most 500"),
         (picture("![map](map.png)"), "shows map.png, not to be found"),
         (picture("![x](https://a.org/x.png)"), "shows a foreign picture"),
         (picture('<img src="data:image/png;x">'), "shows a foreign picture"),
