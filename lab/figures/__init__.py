@@ -12,6 +12,7 @@ from lab.figures.choices import (
 from lab.figures.kernels import block_grid, roofline
 from lab.figures.ledger import ledger
 from lab.figures.panels import panels
+from lab.figures.pareto import pareto, shares
 from lab.figures.results import bars, curves, trade_off
 from lab.figures.route import INKS, five_steps
 from lab.figures.story import STEPS, first_look, steps
@@ -39,8 +40,10 @@ __all__ = [
     "load_heatmap",
     "number",
     "panels",
+    "pareto",
     "roofline",
     "selection_bars",
+    "shares",
     "steps",
     "text_strip",
     "trade_off",

@@ -138,7 +138,9 @@ def _head(panel, shared):
 
 def _room(panel):
     margin = panel.layout.margin
-    return max(90, min(230, panel.layout.height - margin.t - margin.b))
+    # a panel that needs more than most says so in its meta
+    most = (panel.layout.meta or {}).get("room", 230)
+    return max(90, min(most, panel.layout.height - margin.t - margin.b))
 
 
 def _foot(panel):
