@@ -144,7 +144,13 @@ class Notebook:
         # in the menu, not where a notebook speaks of it
         self.page.click(".lm-MenuBar-itemLabel >> text=/^Run$/")
         self.page.click(".lm-Menu-itemLabel >> text=/^Run All Cells$/")
-        time.sleep(0.5)
+        # on a busy machine the kernel hears of it some seconds later
+        busy = self.panel.locator(
+            '.jp-Notebook-ExecutionIndicator:not([data-status="idle"])'
+        )
+        end = time.monotonic() + 10
+        while not busy.count() and time.monotonic() < end:
+            time.sleep(0.05)
         self.wait_until_idle(timeout)
         self.page.keyboard.press("Escape")
 

@@ -1,0 +1,71 @@
+"""A newcomer opens notebook 00, runs it, moves a knob and turns the map."""
+
+import pytest
+from conftest import ROOT
+
+LAPTOP = dict(width=1440, height=900)
+
+
+@pytest.fixture(scope="module")
+def notebook(start, open_notebook):
+    server = start(ROOT / "notebooks")
+    notebook = open_notebook(server, "00-start-here.ipynb", **LAPTOP)
+    notebook.run_all()
+    return notebook
+
+
+def titles(notebook):
+    return [one["title"] for one in notebook.figures()]
+
+
+def live(notebook):
+    return next(t for t in titles(notebook) if "is asked by" in t)
+
+
+def wait_for(notebook, text):
+    for _ in range(200):
+        if text in live(notebook):
+            return
+        notebook.page.wait_for_timeout(50)
+    raise AssertionError(f"the title stays {live(notebook)!r}")
+
+
+def test_all_cells_run_and_four_figures_are_drawn(notebook, screenshots):
+    notebook.screenshot(screenshots, "start-here", whole=True)
+    assert notebook.errors() == []
+    assert len(titles(notebook)) == 4
+
+
+def test_balance_empties_the_crowded_expert(notebook, screenshots):
+    wait_for(notebook, "Expert A is asked by 11 of 12 words; 3 of 24")
+    notebook.press("balance", "End")
+    wait_for(notebook, "Every expert is asked by 6 of 12 words; none of 24")
+    notebook.screenshot(screenshots, "start-here-balanced")
+    notebook.press("capacity", "Home")
+    wait_for(notebook, "20 of 24 requests turned away")
+    notebook.press("balance", "Home")
+    wait_for(notebook, "Expert A is asked by 11")
+
+
+def test_a_button_turns_the_map_without_the_kernel(notebook, screenshots):
+    def spots():
+        return [
+            (trace["x"], trace["y"])
+            for one in notebook.figures()
+            if one["title"].startswith("The atlas")
+            for trace in one["traces"]
+        ]
+
+    before = spots()
+    notebook.panel.get_by_text("what is routed × who decides").click()
+    notebook.page.wait_for_timeout(500)
+    assert spots() != before
+    notebook.screenshot(screenshots, "start-here-atlas", whole=True)
+
+
+def test_the_table_opens_a_chapter(notebook):
+    notebook.panel.get_by_role(
+        "link", name="AdaMoE: experts that do nothing"
+    ).click()
+    tab = notebook.page.locator(".lm-TabBar-tabLabel", has_text="02-adamoe")
+    tab.wait_for()
