@@ -45,7 +45,7 @@ from lab.models.strategies import (
 )
 
 # denser near 0, where most prompts change their model
-PRICES = 2 * torch.linspace(0, 1, 64, dtype=torch.float64) ** 2
+PRICES = 2 * torch.linspace(0, 1, 48, dtype=torch.float64) ** 2
 
 
 class Guess(NamedTuple):
@@ -138,6 +138,7 @@ class Look(NamedTuple):
 
     curves: dict[str, tuple[list[float], list[float]]]  # cost %, quality
     models: dict[str, tuple[float, float]]
+    mixing: tuple[list[float], list[float]]  # calling those by lot
     here: tuple[float, float]  # the chosen policy
     load: dict[str, float]  # share of prompts, in percent
     note: str
@@ -153,9 +154,10 @@ def look(
 ) -> Look:
     """Every strategy's curve, and one policy of one of them, seed 0."""
     options = (ratio, neighbours, broken)
+    possible = available(data)
     curves = {
-        name: _curve(name, data, *options)
-        for name in (s for s in STRATEGIES if s in available(data))
+        name: _curve(name, data, *options) if name in possible else ([], [])
+        for name in STRATEGIES
     }
     believed = guess(strategy, data, *options)
     at = torch.tensor([money], dtype=torch.float64)
@@ -163,21 +165,23 @@ def look(
     names, pool = recorded.load(data).models, prices(data, ratio)
     means = believed.truth.mean(dim=0).tolist()
     points = zip((100 * pool).tolist(), means, strict=True)
+    lots = hull(100 * pool, believed.truth.mean(dim=0))
     result = experiment(0, strategy, data, *options)
     share = (100 * load[0].double() / load.sum()).tolist()
     if strategy == "cascade":
         names_of_load = (f"{names[0]} alone", f"both, {names[1]} last")
     else:
         names_of_load = names
-    note = f"“{names[0]} is right” foreseen with AUC {result.cheap_auc:.2f}"
-    if result.apgr is not None:
-        note += f", gap recovered (APGR) {result.apgr:.2f}; chance: 0.50, 0.50"
+    if result.apgr is None:
+        note = f"mean score over all budgets {result.area:.3f}"
+        note += " (area under the hull)"
     else:
-        note += " (chance: 0.50); mean quality over all budgets"
-        note += f" {result.area:.3f}"
+        note = f"“{names[0]} is right”: AUC {result.cheap_auc:.2f};"
+        note += f" gap recovered (APGR): {result.apgr:.2f}; chance: 0.50"
     return Look(
         curves=curves,
         models=dict(zip(names, points, strict=True)),
+        mixing=(lots.cost.tolist(), lots.quality.tolist()),
         here=(100 * cost.item(), quality.item()),
         load=dict(zip(names_of_load, share, strict=True)),
         note=note,

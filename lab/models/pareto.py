@@ -40,8 +40,10 @@ class Hull(NamedTuple):
         router does not depend on the company it is compared in. Where the
         hull has no policy as cheap, its quality counts as 0.
         """
-        if low >= high:
+        if low > high:
             raise ValueError(f"the budgets {low:g} to {high:g} are no range")
+        if low == high:
+            return self.at(low) if low >= self.cost[0] else 0.0
         inner = self.cost[(self.cost > low) & (self.cost < high)]
         start = max(low, float(self.cost[0]))
         if start >= high:

@@ -1,0 +1,106 @@
+"""The frontier against a linear programme, a merge of lines, and loops."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import linprog
+
+from lab.kernels.frontier import frontier
+from lab.models.pareto import breakpoints, hull
+
+
+def pool(prompts, models, seed, by_prompt=False):
+    random = np.random.default_rng(seed)
+    scores = random.random((prompts, models))
+    costs = random.random((prompts, models) if by_prompt else models) + 0.05
+    return torch.from_numpy(scores), torch.from_numpy(costs)
+
+
+def best_within(scores, costs, budget):
+    """The fractional problem, solved by HiGHS: the best mean score."""
+    N, M = scores.shape
+    one_model = np.kron(np.eye(N), np.ones(M))
+    found = linprog(
+        -scores.flatten() / N,
+        A_ub=np.broadcast_to(costs, (N, M)).reshape(1, -1) / N,
+        b_ub=[budget],
+        A_eq=one_model,
+        b_eq=np.ones(N),
+        bounds=(0, 1),
+    )
+    assert found.status == 0
+    return -found.fun
+
+
+@pytest.mark.parametrize(
+    ("prompts", "models", "by_prompt"), [(60, 3, False), (31, 5, True)]
+)
+def test_the_hull_is_the_optimum_of_every_budget(prompts, models, by_prompt):
+    scores, costs = pool(prompts, models, 7, by_prompt)
+    wide = costs.expand(prompts, models)
+    # a router that knows the scores: belief and truth are the same
+    swept = frontier(scores, scores, costs, breakpoints(scores, wide))
+    best = hull(swept.cost, swept.quality)
+    cheapest = wide.min(1).values.mean().item()
+    for budget in np.linspace(cheapest + 1e-9, wide.max().item(), 9):
+        exact = best_within(scores.numpy(), costs.numpy(), budget)
+        assert best.at(budget) == pytest.approx(exact, abs=1e-8)
+
+
+def test_every_policy_of_two_models_is_a_prefix_of_one_order():
+    scores, _ = pool(40, 2, 3)
+    truth, _ = pool(40, 2, 4)
+    costs = torch.tensor([0.25, 1.0], dtype=torch.float64)
+    gain = scores[:, 1] - scores[:, 0]
+    order = sorted(range(40), key=lambda i: -gain[i])
+    useful = [i for i in order if gain[i] > 0]
+    expected = []
+    for count in range(len(useful), -1, -1):
+        chosen = [truth[i, int(i in useful[:count])] for i in range(40)]
+        expected.append((count, sum(chosen).item() / 40))
+    lambdas = breakpoints(scores, costs.expand(40, 2))
+    swept = frontier(scores, truth, costs, lambdas)
+    assert swept.load[:, 1].tolist() == [count for count, _ in expected]
+    np.testing.assert_allclose(swept.quality, [q for _, q in expected])
+
+
+def test_loops_agree_with_the_sweep_ties_included():
+    generator = torch.Generator().manual_seed(0)
+    N, M = 37, 4
+    scores, truth, costs = (
+        torch.randint(0, 3, (N, M), generator=generator) / 2 for _ in range(3)
+    )
+    lambdas = [0.0, 0.5, 1.0, 3.0]
+    swept = frontier(scores, truth, costs, torch.tensor(lambdas))
+    for place, price in enumerate(lambdas):
+        load, quality, cost = [0] * M, 0.0, 0.0
+        for n in range(N):
+            value = [scores[n, m] - price * costs[n, m] for m in range(M)]
+            chosen = value.index(max(value))
+            load[chosen] += 1
+            quality += truth[n, chosen].item() / N
+            cost += costs[n, chosen].item() / N
+        assert swept.load[place].tolist() == load
+        assert swept.quality[place].item() == pytest.approx(quality, rel=1e-6)
+        assert swept.cost[place].item() == pytest.approx(cost, rel=1e-6)
+
+
+S, C, L = torch.rand(4, 3), torch.rand(3), torch.rand(2)
+NAN = torch.full((4, 3), float("nan"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ((S[:0], S[:0], C, L), "route nothing"),
+        ((torch.rand(2, 65), torch.rand(2, 65), torch.rand(65), L), "M=65"),
+        ((S, S[:3], C, L), "do not fit"),
+        ((S, S, C[:2], L), "do not fit"),
+        ((S, S, C, L[0]), "do not fit"),
+        ((NAN, S, C, L), "predicted has a value that is no number"),
+        ((S, S, C, -L), "would reward spending"),
+    ],
+)
+def test_wrong_arguments_are_refused_in_a_sentence(arguments, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        frontier(*arguments)
