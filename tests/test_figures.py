@@ -39,6 +39,13 @@ EXAMPLES = {
     "roofline": lambda: figures.roofline(
         {"ours": 20.0, "torch": 40.0}, 10.0, "gate", "a machine", "2026-11-24"
     ),
+    "tour_map": lambda: figures.tour_map(
+        [[0, 0], [4, 0], [4, 3], [0, 3]],
+        [0, 2, 1, 3],
+        "four cities",
+        heat=[(0, 1, 0.5), (1, 3, 0.1)],
+        best=[0, 1, 2, 3],
+    ),
     "block_grid": lambda: figures.block_grid(6, 3, 4, 2, 48),
     "steps": lambda: figures.steps({"select": "top-2"}, "five steps"),
     "first_look": lambda: figures.first_look(
@@ -249,3 +256,18 @@ def test_long_titles_are_broken_and_get_room():
 def test_a_role_keeps_its_colour():
     assert figures.colour("kept") == "#0072B2"
     assert figures.colour("#123456") == "#123456"
+
+
+def test_a_tour_is_split_by_what_the_best_one_shares():
+    square = [[0, 0], [4, 0], [4, 3], [0, 3]]
+    figure = figures.tour_map(
+        square, [0, 2, 1, 3], "t", heat=[(0, 1, 0.01)], best=[0, 1, 2, 3]
+    )
+    lines = {t.name: t for t in figure.data if t.mode == "lines"}
+    # three numbers an edge: two ends and the lifted pen
+    assert len(lines["tour, as in the best one"].x) == 2 * 3
+    assert len(lines["tour, elsewhere"].x) == 2 * 3
+    heat = [t for t in figure.data if t.name == "heat"]
+    assert not any(t.x for t in heat)
+    alone = figures.tour_map(square, [0, 2, 1, 3], "t")
+    assert sum(len(t.x) for t in alone.data if t.name == "tour") == 4 * 3

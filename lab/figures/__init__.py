@@ -18,6 +18,7 @@ from lab.figures.route import INKS, five_steps
 from lab.figures.story import STEPS, first_look, steps
 from lab.figures.text import text_strip
 from lab.figures.theme import COLOURS, SCALE, SERIES, colour, drawn, number
+from lab.figures.tours import tour_map
 from lab.figures.verdicts import effect
 
 __all__ = [
@@ -46,5 +47,6 @@ __all__ = [
     "shares",
     "steps",
     "text_strip",
+    "tour_map",
     "trade_off",
 ]

@@ -1,0 +1,87 @@
+"""A tour on its map, with what the search was told about the edges."""
+
+from lab.figures.theme import COLOURS, drawn, plain
+
+LEVELS = (0.05, 0.15, 0.4)  # of heat: thin, medium and thick lines
+SHADES = ("#DCE6EE", "#B7CFE1", "#8DB6D3")
+
+
+def tour_map(points, tour, title, note="", heat=(), best=()):
+    """The cities of `points`, a `tour` of city numbers, and edges of `heat`.
+
+    `heat` holds triples (city, city, value from 0 to 1); the higher the
+    value, the thicker the line. Of the tour, edges that are not in the tour
+    `best` are drawn in another colour, if `best` is given.
+    """
+    points, tour, best = plain(points), plain(tour), plain(best)
+    traces = list(_heat(points, heat))
+    known = _edges(best) if best else _edges(tour)
+    right, wrong = [], []
+    for edge in zip(tour, [*tour[1:], tour[0]], strict=True):
+        (right if frozenset(edge) in known else wrong).append(edge)
+    name = "tour, as in the best one" if best else "tour"
+    traces.append(_lines(points, right, name, COLOURS["kept"], 2.4))
+    traces.append(
+        _lines(points, wrong, "tour, elsewhere", COLOURS["cut"], 2.4)
+        | dict(showlegend=bool(best))
+    )
+    traces.append(
+        dict(
+            type="scatter",
+            x=[x for x, _ in points],
+            y=[y for _, y in points],
+            mode="markers",
+            marker=dict(size=5, color=COLOURS["ink"]),
+            name="city",
+            text=[str(i) for i in range(len(points))],
+            hovertemplate="city %{text}<extra></extra>",
+            showlegend=False,
+        )
+    )
+    blank = dict(showticklabels=False, showgrid=False, showline=False)
+    return drawn(
+        traces,
+        title,
+        note,
+        x=_span([x for x, _ in points]) | blank,
+        y=_span([y for _, y in points]) | blank,
+        height=430,
+    )
+
+
+def _heat(points, heat):
+    """A trace for each level of heat, so that three lines are enough."""
+    bounds = [*LEVELS[1:], float("inf")]
+    for low, high, shade, width in zip(
+        LEVELS, bounds, SHADES, (1, 2.5, 5), strict=True
+    ):
+        edges = [(i, j) for i, j, value in heat if low <= value < high]
+        yield _lines(points, edges, "heat", shade, width) | dict(
+            showlegend=bool(heat) and low == LEVELS[1], meta="backdrop"
+        )
+
+
+def _edges(tour):
+    return {frozenset(e) for e in zip(tour, [*tour[1:], tour[0]], strict=True)}
+
+
+def _lines(points, edges, name, shade, width):
+    """One trace of separate lines; `None` lifts the pen."""
+    x, y = [], []
+    for i, j in edges:
+        x += [points[i][0], points[j][0], None]
+        y += [points[i][1], points[j][1], None]
+    return dict(
+        type="scatter",
+        x=x,
+        y=y,
+        mode="lines",
+        line=dict(color=shade, width=width),
+        name=name,
+        hoverinfo="skip",
+    )
+
+
+def _span(values):
+    room = 0.04 * (max(values) - min(values) or 1)
+    return dict(range=[min(values) - room, max(values) + room])
