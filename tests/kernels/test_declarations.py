@@ -250,7 +250,10 @@ def calls(declaration, example):
             function,
             tuple(
                 arg.detach().requires_grad_()
-                if isinstance(arg, Tensor) and arg.data_ptr() in wanted
+                if isinstance(arg, Tensor)
+                # empty tensors all share the address 0
+                and arg.is_floating_point()
+                and arg.data_ptr() in wanted
                 else arg
                 for arg in args
             ),
