@@ -69,7 +69,8 @@ def block_grid(
     count = down * across
     programs = f"{count} program{'s' if count > 1 else ''}"
     title = (
-        f"{programs} of {block_rows} {row}s x {block_columns} {column}s: "
+        f"{programs} of {block_rows} {row}{'s' if block_rows > 1 else ''}"
+        f" x {block_columns} {column}s: "
         f"{number(bytes_per_row)} bytes a {row}"
     )
     cover = f"the array is {rows} {row}s x {columns} {column}s"

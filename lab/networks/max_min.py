@@ -70,8 +70,14 @@ def drain(
     capacity: np.ndarray,
     size: np.ndarray,
     weight: np.ndarray,
+    pause: float = 0.0,
 ) -> Fluid:
-    """Send ``size`` [G] over ``links`` [H, G] until all has arrived."""
+    """Send ``size`` [G] over ``links`` [H, G] until all has arrived.
+
+    Exact, with rates computed anew whenever a subflow ends. With a ``pause``
+    they are kept for at least so long, which is faster where all sizes
+    differ, and at most that much slower for each subflow that ends between.
+    """
     left, end = size.astype(float), np.zeros(len(size))
     now, arrived = 0.0, 0.0
     times, delivered = [0.0], [0.0]
@@ -79,12 +85,14 @@ def drain(
     while len(open_):
         rate = fair_rates(links[:, open_], capacity, weight[open_])
         wait = left[open_] / rate
-        step = wait.min()
-        now += step
-        arrived += rate.sum() * step
+        # no longer than until the last one has ended
+        step = min(max(wait.min(), pause), wait.max())
+        sent = np.minimum(rate * step, left[open_])
         done = wait <= step * (1 + CLOSE)
-        left[open_] -= rate * step
-        end[open_[done]] = now
+        left[open_] -= sent
+        end[open_[done]] = now + wait[done]
+        now += step
+        arrived += sent.sum()
         open_ = open_[~done]
         times.append(now)
         delivered.append(arrived)

@@ -89,6 +89,19 @@ def test_rates_by_size_end_at_the_fullest_link(seed):
     assert fluid.delivered[-1] == pytest.approx(size.sum(), rel=1e-9)
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_a_pause_costs_no_data_and_little_time(seed):
+    links, capacity, _ = sample(seed)
+    size = np.random.default_rng(seed).random(links.shape[1])
+    exact = drain(links, capacity, size, np.ones(len(size)))
+    pause = exact.time[-1] / 50
+    coarse = drain(links, capacity, size, np.ones(len(size)), pause)
+    assert coarse.delivered[-1] == pytest.approx(size.sum(), rel=1e-9)
+    assert len(coarse.time) < len(exact.time)
+    # what one pause wastes the next rates mostly win back
+    assert coarse.time[-1] == pytest.approx(exact.time[-1], rel=0.1)
+
+
 def test_nothing_to_send_takes_no_time():
     fluid = drain(np.zeros((1, 2), dtype=int), np.ones(1), np.zeros(2), None)
     assert fluid.time.tolist() == [0]
