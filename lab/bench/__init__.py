@@ -5,9 +5,11 @@
 ``peers``    the layer as other packages compute it, each found by import
 ``suite``    what is measured, in which order, and the command
 ``table``    the rows of `data/bench/`, one file per machine
+``picture``  one operation beside its floor, for a notebook
 ===========  ===============================================================
 """
 
+from lab.bench.picture import roofline as roofline
 from lab.bench.suite import main as main
 from lab.bench.suite import run as run
 from lab.bench.table import recorded as recorded

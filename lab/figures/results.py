@@ -144,10 +144,9 @@ def trade_off(
         f"{best}: {y:.{digits}f} {quality} at {number(x)} {compute}, "
         f"{abs(gap):.{digits}f} {'above' if gap > 0 else 'below'} the line"
     )
-    note = (
-        f"the line mixes {between[0]} and {between[1]}, below it is better; "
-        f"bars: lowest and highest of {len(arms[best][0])} seeds"
-    )
+    note = f"the line mixes {between[0]} and {between[1]}, below it is better"
+    if len(arms[best][0]) > 1:
+        note += f"; bars: lowest and highest of {len(arms[best][0])} seeds"
     return drawn(
         traces,
         title,

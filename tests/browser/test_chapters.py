@@ -1,0 +1,44 @@
+"""Every chapter as a reader meets it: opened, run, its first knob moved."""
+
+import pytest
+from conftest import ROOT
+
+from lab.catalogue import CHAPTERS
+
+READY = [c for c in CHAPTERS if c.ready]
+
+
+@pytest.fixture(scope="module")
+def server(start):
+    return start(ROOT / "notebooks")
+
+
+@pytest.mark.parametrize("chapter", READY, ids=lambda c: c.number)
+def test_a_chapter_runs_and_its_first_knob_moves_the_figure(
+    chapter, server, open_notebook, screenshots
+):
+    path = chapter.notebook.removeprefix("notebooks/")
+    notebook = open_notebook(server, path, width=1440, height=900)
+    notebook.run_all(timeout=240)
+    assert notebook.errors() == []
+    notebook.screenshot(screenshots, f"chapter-{chapter.number}")
+
+    before = notebook.figures()
+    assert all(figure["title"] for figure in before)
+    knob = notebook.panel.locator(".widget-slider .widget-label").first
+    name = knob.inner_text()
+    at_end = notebook.slider(name).get_attribute("aria-valuenow")
+    notebook.press(name, "End")
+    if notebook.slider(name).get_attribute("aria-valuenow") == at_end:
+        notebook.press(name, "Home")
+    for _ in range(100):
+        if notebook.figures() != before:
+            break
+        notebook.page.wait_for_timeout(50)
+    after = notebook.figures()
+    moved = [b["title"] for b, a in zip(before, after, strict=True) if b != a]
+    assert len(moved) == 1, f"{name} changed {len(moved)} figures"
+    assert notebook.errors() == []
+    notebook.screenshot(screenshots, f"chapter-{chapter.number}-moved")
+    # a kernel of 300 MB each would fill a small machine
+    notebook.page.context.close()
