@@ -6,7 +6,7 @@ LEVELS = (0.05, 0.15, 0.4)  # of heat: thin, medium and thick lines
 SHADES = ("#DCE6EE", "#B7CFE1", "#8DB6D3")
 
 
-def tour_map(points, tour, title, note="", heat=(), best=()):
+def tour_map(points, tour, title, note="", heat=(), best=(), unit="map units"):
     """The cities of `points`, a `tour` of city numbers, and edges of `heat`.
 
     `heat` holds triples (city, city, value from 0 to 1); the higher the
@@ -38,13 +38,12 @@ def tour_map(points, tour, title, note="", heat=(), best=()):
             showlegend=False,
         )
     )
-    blank = dict(showticklabels=False, showgrid=False, showline=False)
     return drawn(
         traces,
         title,
         note,
-        x=_span([x for x, _ in points]) | blank,
-        y=_span([y for _, y in points]) | blank,
+        x=_axis([x for x, _ in points], f"x ({unit})"),
+        y=_axis([y for _, y in points], f"y ({unit})"),
         height=430,
     )
 
@@ -82,6 +81,12 @@ def _lines(points, edges, name, shade, width):
     )
 
 
-def _span(values):
+def _axis(values, title):
     room = 0.04 * (max(values) - min(values) or 1)
-    return dict(range=[min(values) - room, max(values) + room])
+    return dict(
+        title_text=title,
+        range=[min(values) - room, max(values) + room],
+        showticklabels=False,
+        showgrid=False,
+        showline=False,
+    )
