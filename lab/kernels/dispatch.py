@@ -78,15 +78,16 @@ def dispatch_reference(experts: Tensor, num_experts: int) -> Dispatch:
     chosen = experts.flatten()
     chosen = chosen.masked_fill(chosen < 0, num_experts).to(torch.int16)
     pairs = chosen.sort(stable=True).indices
-    load = chosen.bincount(minlength=num_experts + 1)[:num_experts]
-    offsets = F.pad(load.cumsum(0), (1, 0))
+    load = chosen.bincount(minlength=num_experts + 1)[:num_experts].int()
+    offsets = F.pad(load.cumsum(0, dtype=torch.int32), (1, 0))
 
-    row = torch.arange(T * S, device=experts.device)
-    past_the_end = row >= offsets[-1]
-    row = row.masked_fill(past_the_end, -1)
+    kept = int(offsets[-1])
+    row = torch.arange(T * S, dtype=torch.int32, device=experts.device)
+    row[kept:] = -1
     rows = torch.empty_like(row).scatter_(0, pairs, row).view(T, S)
-    pairs = pairs.masked_fill(past_the_end, -1)
-    return Dispatch(*(x.int() for x in (load, offsets, pairs, rows)))
+    pairs = pairs.int()
+    pairs[kept:] = -1
+    return Dispatch(load, offsets, pairs, rows)
 
 
 @triton.jit

@@ -12,7 +12,7 @@ h = act(z), y = h W_down, and dy given for each row r of expert e:
     relu     act'(z) = 1 if z > 0, else 0
     gelu     act'(z) = Phi(z) + z phi(z)         the exact one, not tanh
     swiglu   z = [g, u], h = g s u with s = sigmoid(g):
-             dg = dh u s (1 + g (1 - s)),  du = dh g s
+             dg = dh u (s + g s (1 - s)),  du = dh g s
 
 Every sum runs in a fixed order, so the gradients are the same bit for bit on
 every run. FLOPs: 4 R H (F + G) with G = F, or 2 F for swiglu, twice the
@@ -43,7 +43,7 @@ from lab.kernels._expert_mlp_triton import (
     expert_product_kernel,
     product,
 )
-from lab.kernels.combine import combine, sum_rows
+from lab.kernels.combine import combine_reference, sum_rows
 from lab.kernels.declaration import Cost, Declaration
 
 
@@ -111,7 +111,7 @@ def expert_mlp_backward_reference(
     grad_rows = torch.cat([a @ w.T for a, w in dz_w])
     # by token, not by row: index_add_ on a GPU would need atomics
     ones = (rows >= 0).to(grad_rows.dtype)
-    grad_tokens = combine(grad_rows, rows, ones)
+    grad_tokens = combine_reference(grad_rows, rows, ones)
     return MLPGradients(grad_tokens, grad_w_up, grad_w_down)
 
 
@@ -127,8 +127,9 @@ def activate(
         return F.gelu(z), lambda dh: dh * (below + z * density)
     g, u = z.chunk(2, dim=1)
     s = g.sigmoid()
-    return g * s * u, lambda dh: torch.cat(
-        [dh * u * s * (1 + g * (1 - s)), dh * g * s], dim=1
+    a = g * s
+    return a * u, lambda dh: torch.cat(
+        [dh * u * (s + a * (1 - s)), dh * a], dim=1
     )
 
 

@@ -3,7 +3,6 @@
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from triton.runtime import interpreter
 
 from lab.kernels import (
     _expert_mlp_backward_triton,
@@ -14,6 +13,7 @@ from lab.kernels import (
 )
 from lab.kernels._expert_mlp_examples import backward_inputs
 from lab.kernels._expert_mlp_triton import Tiles, up
+from lab.kernels.combine import combine_triton
 from lab.kernels.combine_backward import combine_backward_triton
 from lab.kernels.dispatch import dispatch_triton
 from lab.kernels.expert_mlp_backward import (
@@ -115,18 +115,26 @@ def test_backward_kernels_chain_to_the_gradient_of_the_layer(gate, activation):
         assert error < 1e-5, name
 
 
+def launcher():
+    """The class whose calls are launches; Triton must not be imported before
+    the lab, which sets its switches."""
+    from triton.runtime import interpreter
+
+    return interpreter.GridExecutor
+
+
 class Launches:
     """Counts what Triton is asked to run."""
 
     def __init__(self, monkeypatch):
         self.count = 0
-        call = interpreter.GridExecutor.__call__
+        call = launcher().__call__
 
         def counted(executor, *args, **kwargs):
             self.count += 1
             return call(executor, *args, **kwargs)
 
-        monkeypatch.setattr(interpreter.GridExecutor, "__call__", counted)
+        monkeypatch.setattr(launcher(), "__call__", counted)
 
 
 @interpreted
@@ -154,9 +162,7 @@ class NoWaiting(TorchDispatchMode):
 def test_a_bound_makes_the_layer_free_of_waiting(monkeypatch):
     tokens, gate, w_up, w_down, activation = case()
     # kernels count as launched, and as on a GPU nothing looks at the result
-    monkeypatch.setattr(
-        interpreter.GridExecutor, "__call__", lambda *args, **kwargs: None
-    )
+    monkeypatch.setattr(launcher(), "__call__", lambda *args, **kwargs: None)
     sent = dispatch_triton(gate.experts, len(w_up))
     with NoWaiting():
         dispatch_triton(gate.experts, len(w_up))
@@ -245,7 +251,7 @@ def test_a_bound_on_the_rows_changes_nothing(layer):
 
 
 @interpreted
-def test_rows_beyond_a_broken_bound_count_as_empty(monkeypatch):
+def test_rows_beyond_a_broken_bound_count_as_empty():
     """What a GPU does, which cannot look: drop the last rows, read no more."""
     tokens, gate, w_up, w_down, activation = case()
     sent = dispatch_triton(gate.experts, len(w_up))
@@ -255,8 +261,6 @@ def test_rows_beyond_a_broken_bound_count_as_empty(monkeypatch):
         tokens, sent.pairs[:bound], sent.rows, offsets, w_up, w_down,
         activation,
     )  # fmt: skip
-    from lab.kernels.combine import combine_triton
-
     found = combine_triton(rows, sent.rows, gate.weights)
     dropped = gate.experts.masked_fill(sent.rows >= bound, -1)
     expected = moe_layer(
