@@ -93,7 +93,7 @@ def pareto(
             mode="markers",
             marker=dict(
                 size=16,
-                color=COLOURS["cut"],
+                color=COLOURS["ink"],
                 line=dict(color=COLOURS["paper"], width=2),
             ),
             name="here",
