@@ -304,15 +304,11 @@ def picture(
     setting = (scene.flows, scene.fabric, fairness, pause)
     mine = transfer(rule, cut, *setting)
     theirs = transfer("spraying", None, *setting)
-    edges = np.linspace(0, max(mine.time[-1], theirs.time[-1]), 97)
-    nics = scene.fabric.leaves * hosts
+    # a little past the end, where both rates are 0
+    edges = np.linspace(0, 1.04 * max(mine.time[-1], theirs.time[-1]), 105)
+    full = leaves * hosts * np.diff(edges)
     used = {
-        name: (
-            100
-            / nics
-            * np.diff(np.interp(edges, one.time, one.delivered))
-            / np.diff(edges)
-        ).tolist()
+        name: 100 * np.diff(np.interp(edges, one.time, one.delivered)) / full
         for name, one in ((rule, mine), ("spraying", theirs))
     }
     several = int((cut.flow[cut.spine >= 0].bincount(minlength=1) > 1).sum())
@@ -325,7 +321,7 @@ def picture(
         cut=several,
         crossing=scene.crossing,
         time=((edges[1:] + edges[:-1]) / 2).tolist(),
-        used=used,
+        used={name: u.round(6).tolist() for name, u in used.items()},
         end=end,
         sprayed=sprayed,
         title=f"{several} of {scene.crossing} flows cut, fullest link"

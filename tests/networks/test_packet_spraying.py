@@ -260,7 +260,7 @@ def test_the_picture_tells_what_the_experiment_measures(rule):
     for curve in shown.used.values():
         sent_by_then = sum(curve) / 100 * 32 * step
         assert sent_by_then == pytest.approx(float(sent.size.sum()))
-        assert max(curve) <= 100 + 1e-9
+        assert max(curve) <= 100 and curve[-1] == 0
 
 
 def test_every_claim_can_be_measured():
