@@ -23,12 +23,9 @@ def first_number(one):
 
 
 def another_value(parameter, default):
-    """One step up, or down where the comment's range ends at the default."""
-    step = 1 if parameter.type == "int" else default / 10
-    limit = re.search(r"to (\d+(\.\d+)?)", parameter.help)
-    if limit and default + step > float(limit.group(1)):
-        return default - step
-    return default + step
+    """A value that the parameter's comment names, `0, 8 or 16`, `1 to 8`."""
+    named = [type(default)(x) for x in re.findall(r"\d[\d.]*", parameter.help)]
+    return next((x for x in named if x != default), default + 1)
 
 
 @each_chapter
