@@ -5,8 +5,16 @@ import pytest
 import torch
 from scipy.optimize import linprog
 
-from lab.kernels.frontier import frontier
+from lab.kernels import runtime
+from lab.kernels.frontier import (
+    frontier,
+    frontier_reference,
+    frontier_triton,
+)
+from lab.models import llm_routing
 from lab.models.pareto import breakpoints, hull
+
+DEVICE = runtime.device()
 
 
 def pool(prompts, models, seed, by_prompt=False):
@@ -104,3 +112,17 @@ NAN = torch.full((4, 3), float("nan"))
 def test_wrong_arguments_are_refused_in_a_sentence(arguments, sentence):
     with pytest.raises(ValueError, match=sentence):
         frontier(*arguments)
+
+
+def test_the_kernel_agrees_on_real_predictions():
+    # nothing here lies on a grid; a tie within rounding may fall either way
+    real = llm_routing.guess("classifier", "nine")
+    inputs = [real.predicted[:300], real.truth[:300], real.costs]
+    lambdas = torch.tensor([0.0, 0.05, 0.3], dtype=torch.float64)
+    wide = frontier_reference(*inputs, lambdas)
+    narrow = [x.float().to(DEVICE) for x in (*inputs, lambdas)]
+    found = frontier_triton(*narrow)
+    assert (found.load.cpu() - wide.load).abs().sum() <= 2
+    for name in ("quality", "cost"):
+        left, right = getattr(found, name).cpu(), getattr(wide, name)
+        torch.testing.assert_close(left.double(), right, atol=4e-3, rtol=0)
