@@ -325,8 +325,8 @@ def picture(
         end=end,
         sprayed=sprayed,
         title=f"{several} of {scene.crossing} flows cut, fullest link"
-        f" {ratio[rule]:.2f} x ideal; done at {end:.1f}, spraying"
-        f" {sprayed:.1f}",
+        f" {ratio[rule]:.2f} x ideal; done at {'about ' if pause else ''}"
+        f"{end:.1f}, spraying {sprayed:.1f}",
     )
 
 
