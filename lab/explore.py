@@ -92,7 +92,7 @@ class View:
         for name, value in self.values.items():
             # -r hands a text over as it is, -p would read "1" as a number
             words += ["-r" if isinstance(value, str) else "-p", name]
-            words.append(shlex.quote(str(value)))
+            words.append(shlex.quote(_written(value)))
         return " ".join(words)
 
     def set(self, **values):
@@ -259,3 +259,8 @@ def _rule(control):
 
 def _short(value):
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _written(value):
+    """`value` as typed: a slider's 0.3999999999999999 is meant as 0.4."""
+    return f"{value:.10g}" if isinstance(value, float) else str(value)

@@ -128,6 +128,12 @@ def test_the_command_reproduces_the_view(view):
     )
 
 
+def test_a_slider_that_adds_up_its_steps_is_written_as_it_is_meant(view):
+    view.set(share=0.1 + 0.2)
+    assert " -p share 0.3" in view.command + " "
+    assert "0000" not in view.command
+
+
 def test_texts_in_the_command_are_quoted_and_handed_over_as_they_are():
     view = explore(
         lambda name: figures.histogram([1]),
