@@ -88,13 +88,18 @@ class Server:
             self.process.kill()
         self.log.close()
 
+    def ask(self, what):
+        """The server's own answer, such as `ask("api/kernels")`."""
+        address = f"{self.url}/{what}?token={self.token}"
+        with urllib.request.urlopen(address, timeout=5) as answer:
+            return json.load(answer)
+
     def _wait(self, seconds=90):
-        address = f"{self.url}/api/status?token={self.token}"
         for _ in range(2 * seconds):
             if self.process.poll() is not None:
                 break
             try:
-                urllib.request.urlopen(address, timeout=5).close()
+                self.ask("api/status")
                 return
             except OSError:
                 time.sleep(0.5)
@@ -115,18 +120,14 @@ class Notebook:
         )
         self.panel = page.locator(".jp-NotebookPanel:not(.lm-mod-hidden)")
         self.panel.wait_for(timeout=90_000)
+        self._wait_for_kernel(server)
         self.wait_until_idle()
 
     def wait_until_idle(self, timeout=120):
-        """Wait for a kernel that has nothing to do; take a kernel if asked.
-
-        A fresh server sometimes asks for one, over the notebook.
-        """
+        """Wait for a kernel that has nothing to do."""
         quiet, end = 0, time.monotonic() + timeout
         while time.monotonic() < end:
-            dialog = self.page.locator(".jp-Dialog")
-            if dialog.count():
-                dialog.locator("button.jp-mod-accept").first.click()
+            self._take_kernel()
             busy = self.panel.locator(".jp-InputArea-prompt").filter(
                 has_text="[*]"
             )
@@ -139,18 +140,34 @@ class Notebook:
             time.sleep(0.25)
         raise TimeoutError(f"the kernel was not idle after {timeout} s")
 
+    def _take_kernel(self):
+        """A fresh server sometimes asks for a kernel, over the notebook."""
+        dialog = self.page.locator(".jp-Dialog")
+        if dialog.count():
+            dialog.locator("button.jp-mod-accept").first.click()
+
+    def _wait_for_kernel(self, server, timeout=120):
+        """Wait until the page is connected to a kernel that is idle.
+
+        Before, the page shows an idle kernel too, and cells run then may be
+        forgotten.
+        """
+        kernels, end = [], time.monotonic() + timeout
+        while time.monotonic() < end:
+            self._take_kernel()
+            kernels = server.ask("api/kernels")
+            for one in kernels:
+                if one["connections"] and one["execution_state"] == "idle":
+                    return
+            self.page.wait_for_timeout(250)
+        raise TimeoutError(f"no kernel after {timeout} s, only {kernels}")
+
     def run_all(self, timeout=180):
         """Run > Run All Cells, and wait until the last one is done."""
         # in the menu, not where a notebook speaks of it
         self.page.click(".lm-MenuBar-itemLabel >> text=/^Run$/")
         self.page.click(".lm-Menu-itemLabel >> text=/^Run All Cells$/")
-        # on a busy machine the kernel hears of it some seconds later
-        busy = self.panel.locator(
-            '.jp-Notebook-ExecutionIndicator:not([data-status="idle"])'
-        )
-        end = time.monotonic() + 10
-        while not busy.count() and time.monotonic() < end:
-            time.sleep(0.05)
+        time.sleep(0.5)
         self.wait_until_idle(timeout)
         self.page.keyboard.press("Escape")
 
