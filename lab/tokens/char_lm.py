@@ -3,7 +3,7 @@
 It reads 12 characters and predicts the next one:
 
     characters → embedding (12 each) → linear to D = 48
-    → 3 × [x + experts(layer norm x), chosen by a router]
+    → 3 × [x + experts(layer norm x), chosen by a router], or more of them
     → layer norm → scores of the 97 symbols
 
 Small enough to train in seconds on two CPU cores, and real: it learns real
@@ -67,12 +67,13 @@ class CharLM(nn.Module):
         make_router: Callable[[int], Router],
         experts: int = 8,
         seed: int = 0,
+        layers: int = LAYERS,
     ) -> None:
         super().__init__()
         self.embedding = nn.Embedding(len(ALPHABET), EMBEDDING)
         self.enter = nn.Linear(CONTEXT * EMBEDDING, DIM)
         self.layers = nn.ModuleList(
-            Experts(make_router(layer), experts) for layer in range(LAYERS)
+            Experts(make_router(layer), experts) for layer in range(layers)
         )
         self.norm = nn.LayerNorm(DIM)
         self.leave = nn.Linear(DIM, len(ALPHABET))

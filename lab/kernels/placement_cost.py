@@ -1,0 +1,208 @@
+"""Placement cost: the traffic of many expert placements at once.
+
+A placement says for every expert of every layer on which GPU it sits. From
+the placements P [K, L, E] and the transition counts W [L - 1, E, E]:
+
+    cost[k] = sum over l, i, j of  W[l, i, j] [P[k, l, i] != P[k, l + 1, j]]
+
+the tokens that change GPUs between neighbouring layers. A program holds a
+block of placements; W is the same for all of them and stays in the cache. The
+sum is in fp32, so counts are exact up to 2^24 tokens times layers.
+
+Bytes: K L E read (int8), 4 (L - 1) E^2 once, 4 K written. The work is
+K (L - 1) E^2 comparisons and as many additions.
+
+Source: the objective of Yao et al. 2024, on counts instead of tokens.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lab.kernels.declaration import Compile, Cost, Declaration, Example
+
+MOST_EXPERTS = 128
+CHUNK = 1 << 22  # comparisons that the reference holds at a time
+
+
+def placement_cost(placements: Tensor, counts: Tensor) -> Tensor:
+    """Cost [K] of the placements [K, L, E] int8 under counts [L - 1, E, E].
+
+    fp32, or float64 for float64 counts. Only equality of the GPU numbers
+    matters. A count that is no number is refused on a CPU; on a GPU, where
+    looking would stall it, it spoils the sum. O(K L E^2).
+    """
+    if placements.ndim != 3 or placements.dtype != torch.int8:
+        raise ValueError(
+            f"placements of shape {tuple(placements.shape)} and"
+            f" {placements.dtype} are not read; give [K, layers, experts] in"
+            " torch.int8"
+        )
+    K, L, E = placements.shape
+    if not 1 <= E <= MOST_EXPERTS or L < 1:
+        raise ValueError(
+            f"E={E} experts in L={L} layers are not within 1 to"
+            f" {MOST_EXPERTS} experts and 1 or more layers"
+        )
+    if counts.shape != (L - 1, E, E) or not counts.is_floating_point():
+        raise ValueError(
+            f"counts of shape {tuple(counts.shape)} and {counts.dtype} do not"
+            f" fit; give {(L - 1, E, E)} in floating point"
+        )
+    if counts.device.type == "cpu" and not torch.isfinite(counts).all():
+        raise ValueError("counts has a value that is no number; count again")
+    return _placement_cost(placements, counts)
+
+
+def placement_cost_reference(placements: Tensor, counts: Tensor) -> Tensor:
+    """The costs in plain PyTorch, layer by layer."""
+    K, L, E = placements.shape
+    wide = counts.dtype == torch.float64
+    weights = counts if wide else counts.float()
+    cost = weights.new_zeros(K)
+    rows = max(1, CHUNK // (E * E))
+    for first in range(0, K, rows):
+        some = placements[first : first + rows]
+        for layer in range(L - 1):
+            apart = some[:, layer, :, None] != some[:, layer + 1, None, :]
+            tokens = apart.flatten(1).to(weights.dtype)
+            cost[first : first + rows] += tokens @ weights[layer].flatten()
+    return cost
+
+
+@triton.jit
+def placement_cost_kernel(
+    placements_ptr,
+    counts_ptr,
+    cost_ptr,
+    K,
+    L,
+    E,
+    BLOCK_K: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+):
+    k = tl.program_id(0).to(tl.int64) * BLOCK_K + tl.arange(0, BLOCK_K)
+    e = tl.arange(0, BLOCK_E)
+    inside = k < K
+    row_ptr = placements_ptr + k * L * E
+    total = tl.zeros([BLOCK_K, BLOCK_E], tl.float32)
+    for layer in range(0, L - 1):
+        # [BLOCK_K, BLOCK_E], where the experts of the next layer sit
+        next_ptr = row_ptr[:, None] + (layer + 1) * E + e[None, :]
+        there = tl.load(
+            next_ptr, mask=inside[:, None] & (e[None, :] < E), other=0
+        )
+        for i in range(0, E):
+            here = tl.load(row_ptr + layer * E + i, mask=inside, other=0)
+            tokens = tl.load(
+                counts_ptr + (layer * E + i) * E + e, mask=e < E, other=0.0
+            ).to(tl.float32)
+            apart = here[:, None] != there
+            total += tl.where(apart, tokens[None, :], 0.0)
+    tl.store(cost_ptr + k, tl.sum(total, 1), mask=inside)
+
+
+def blocks(E: int) -> tuple[int, int]:
+    """Placements and experts of one program's tile: 2048 sums."""
+    block_e = triton.next_power_of_2(max(2, E))
+    return max(16, min(256, 2048 // block_e)), block_e
+
+
+def placement_cost_triton(placements: Tensor, counts: Tensor) -> Tensor:
+    """Launch the kernel; one program costs a block of placements."""
+    K, L, E = placements.shape
+    placements, counts = placements.contiguous(), counts.contiguous()
+    cost = counts.new_empty(K, dtype=torch.float32)
+    block_k, block_e = blocks(E)
+    if K:
+        placement_cost_kernel[(triton.cdiv(K, block_k),)](
+            placements, counts, cost, K, L, E,
+            BLOCK_K=block_k, BLOCK_E=block_e,
+            num_warps=4,
+        )  # fmt: skip
+    return cost
+
+
+@torch.library.custom_op(
+    "lab::placement_cost", mutates_args=(), device_types="cpu"
+)
+def _placement_cost(placements: Tensor, counts: Tensor) -> Tensor:
+    return placement_cost_reference(placements, counts)
+
+
+@_placement_cost.register_kernel("cuda")
+def _(placements, counts):
+    return placement_cost_triton(placements, counts)
+
+
+@_placement_cost.register_fake
+def _(placements, counts):
+    wide = counts.dtype == torch.float64
+    return counts.new_empty(
+        placements.shape[0], dtype=torch.float64 if wide else torch.float32
+    )
+
+
+def _inputs(seed, device, dtype, K, L, E, gpus, empty=False):
+    generator = torch.Generator().manual_seed(seed)
+    keys = torch.rand(K, L, E, generator=generator)
+    # balanced: as many experts of a layer on each GPU as can be
+    placements = (keys.argsort(dim=2) * gpus // E).to(torch.int8)
+    # whole numbers, whose sums are exact in every order
+    most = 1 if empty else 257
+    counts = torch.randint(most, (L - 1, E, E), generator=generator)
+    return {
+        "placements": placements.to(device),
+        "counts": counts.to(device, dtype),
+    }
+
+
+def _cost(placements, counts) -> Cost:
+    K, L, E = placements.shape
+    read = K * L * E + counts.numel() * counts.element_size()
+    return Cost(read + 4 * K, 2 * K * (L - 1) * E * E)
+
+
+def _compile(E: int) -> Compile:
+    block_k, block_e = blocks(E)
+    return Compile(
+        f"E{E}",
+        placement_cost_kernel,
+        signature={
+            "placements_ptr": "*i8", "counts_ptr": "*fp32",
+            "cost_ptr": "*fp32", "K": "i32", "L": "i32",
+            "E": "i32:16" if E % 16 == 0 else "i32",
+        },
+        constants={"BLOCK_K": block_k, "BLOCK_E": block_e},
+    )  # fmt: skip
+
+
+DECLARATION = Declaration(
+    name="placement_cost",
+    operation=placement_cost,
+    reference=placement_cost_reference,
+    triton=placement_cost_triton,
+    inputs=_inputs,
+    exact=(),
+    tolerance={torch.float32: 1e-6},
+    examples=(
+        Example("8 experts", {"K": 1000, "L": 6, "E": 8, "gpus": 4}),
+        Example("16 experts", {"K": 257, "L": 3, "E": 16, "gpus": 8}),
+        Example("12 experts", {"K": 63, "L": 4, "E": 12, "gpus": 3}),
+        Example("one layer", {"K": 5, "L": 1, "E": 8, "gpus": 2},
+                degenerate=True),
+        Example("one expert", {"K": 7, "L": 3, "E": 1, "gpus": 1},
+                degenerate=True),
+        Example("one GPU", {"K": 33, "L": 3, "E": 8, "gpus": 1},
+                degenerate=True),
+        Example("no token", {"K": 9, "L": 2, "E": 8, "gpus": 4,
+                             "empty": True}, degenerate=True),
+        Example("no placement", {"K": 0, "L": 3, "E": 8, "gpus": 2},
+                degenerate=True),
+        Example("large", {"K": 1 << 20, "L": 32, "E": 64, "gpus": 8},
+                large=True),
+    ),
+    cost=_cost,
+    compiles=(*map(_compile, (8, 16, 64)),),
+)  # fmt: skip

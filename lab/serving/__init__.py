@@ -1,0 +1,11 @@
+"""Part 2, serving: models that run on several machines. One file per paper.
+
+Shared by the chapters of this part:
+
+===================  ======================================================
+``routing_traces``   which expert took each token in each layer, recorded
+``placement``        experts put on GPUs: counted, searched, solved exactly
+``expert_parallel``  a mixture of experts in several processes, every byte
+                     between them counted
+===================  ======================================================
+"""
