@@ -1,0 +1,10 @@
+"""Part 3, weights: adapters, checkpoints and shared parameters.
+
+One file per paper. Shared by the chapters of this part:
+
+============  ===========================================================
+``names``     the same names in twenty languages, one language one task
+``adapters``  a small character model, LoRA experts and their training
+``rivals``    ways to use the experts of others without trained gates
+============  ===========================================================
+"""
