@@ -337,7 +337,8 @@ CLAIMS = (
         reduced={},
         seeds=len(MAPS),
         limits="Six maps: three random ones, a city, a drilling board and"
-        " one drawn by hand.",
+        " one drawn by hand. The threshold was set when one of them had"
+        " already been counted.",
     ),
     _claim(
         slug="ten-thousand-cities",
