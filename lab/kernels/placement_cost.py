@@ -104,9 +104,9 @@ def placement_cost_kernel(
 
 
 def blocks(E: int) -> tuple[int, int]:
-    """Placements and experts of one program's tile: 2048 sums."""
+    """Placements and experts of one program's tile: 1024 sums."""
     block_e = triton.next_power_of_2(max(2, E))
-    return max(16, min(256, 2048 // block_e)), block_e
+    return max(16, min(128, 1024 // block_e)), block_e
 
 
 def placement_cost_triton(placements: Tensor, counts: Tensor) -> Tensor:

@@ -23,7 +23,6 @@ from torch import Tensor
 from lab.kernels.declaration import Compile, Cost, Declaration, Example
 
 MOST_EXPERTS = 128  # what int8 holds
-BLOCK_N = 128  # tokens of one tile
 PROGRAMS = 256  # along the tokens
 
 
@@ -92,16 +91,19 @@ def transition_counts_kernel(
     tl.store(parts_ptr + at, total.to(tl.int32), mask=inside)
 
 
-def block(E: int) -> int:
-    """Side of the one-hot tiles; a matrix unit wants 16 or more."""
-    return max(16, triton.next_power_of_2(E))
+def blocks(E: int) -> tuple[int, int, int]:
+    """Tokens and experts of a tile, and warps; a matrix unit wants 16."""
+    block_e = max(16, triton.next_power_of_2(E))
+    # 64 x 64 sums and more leave few registers for the one-hot tiles
+    return (128, block_e, 4) if block_e < 64 else (32, block_e, 8)
 
 
 def transition_counts_triton(routes: Tensor, experts: int) -> Tensor:
     """Launch the kernel and add up what its programs counted."""
     N, L = routes.shape
-    tiles = max(1, triton.cdiv(triton.cdiv(N, BLOCK_N), PROGRAMS))
-    programs = max(1, triton.cdiv(N, BLOCK_N * tiles))
+    block_n, block_e, warps = blocks(experts)
+    tiles = max(1, triton.cdiv(triton.cdiv(N, block_n), PROGRAMS))
+    programs = max(1, triton.cdiv(N, block_n * tiles))
     parts = torch.empty(
         (L - 1, programs, experts, experts),
         dtype=torch.int32,
@@ -109,8 +111,8 @@ def transition_counts_triton(routes: Tensor, experts: int) -> Tensor:
     )
     transition_counts_kernel[(L - 1, programs)](
         routes, parts, N, experts, tiles, routes.stride(0), routes.stride(1),
-        BLOCK_N=BLOCK_N, BLOCK_E=block(experts),
-        num_warps=4,
+        BLOCK_N=block_n, BLOCK_E=block_e,
+        num_warps=warps,
     )  # fmt: skip
     return parts.sum(dim=1, dtype=torch.int32)
 
@@ -148,7 +150,7 @@ def _cost(routes, experts) -> Cost:
 
 
 def _compile(E: int) -> Compile:
-    # Turing has no such matrix instruction in Triton, but it counts as well
+    block_n, block_e, warps = blocks(E)
     return Compile(
         f"E{E}",
         transition_counts_kernel,
@@ -157,7 +159,8 @@ def _compile(E: int) -> Compile:
             "E": "i32:16" if E % 16 == 0 else "i32", "tiles": "i32",
             "stride_n": "i32", "stride_l": "i32",
         },
-        constants={"BLOCK_N": BLOCK_N, "BLOCK_E": block(E)},
+        constants={"BLOCK_N": block_n, "BLOCK_E": block_e},
+        num_warps=warps,
     )  # fmt: skip
 
 
@@ -179,5 +182,5 @@ DECLARATION = Declaration(
         Example("large", {"N": 1 << 20, "L": 32, "E": 64}, large=True),
     ),
     cost=_cost,
-    compiles=(*map(_compile, (8, 16, 64)),),
+    compiles=(*map(_compile, (8, 16, 64, 128)),),
 )  # fmt: skip

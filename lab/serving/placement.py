@@ -287,9 +287,7 @@ def integer_program(
         return Program(vanilla(counts, gpus), False, math.inf, number)
     placed = solved.x[x].argmax(axis=2).astype(np.int8)
     gap = float(solved.mip_gap or 0.0)
-    return Program(
-        torch.from_numpy(placed), solved.status == 0, gap, number
-    )
+    return Program(torch.from_numpy(placed), solved.status == 0, gap, number)
 
 
 def _rows(variables, values, number):

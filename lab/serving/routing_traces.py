@@ -88,9 +88,7 @@ def made(experts: int, affinity: float, seed: int = 0) -> Trace:
 
 def untrained(experts: int, seed: int = 0) -> CharLM:
     """The character model with six layers of top-1 routers."""
-    return CharLM(
-        lambda _: TopKRouter(DIM, experts, 1), experts, seed, LAYERS
-    )
+    return CharLM(lambda _: TopKRouter(DIM, experts, 1), experts, seed, LAYERS)
 
 
 @cache
@@ -155,5 +153,3 @@ def record_all(progress: Callable = iter) -> None:
 
 def _checkpoint(experts: int) -> str:
     return f"top-1-of-{experts}-in-{LAYERS}-layers"
-
-
