@@ -3,12 +3,14 @@
 Importing this package sets the plotly theme of the whole session.
 """
 
+from lab.figures.assignments import assignments
 from lab.figures.choices import (
     heatmap,
     histogram,
     load_heatmap,
     selection_bars,
 )
+from lab.figures.flow import stage_flow
 from lab.figures.kernels import block_grid, roofline
 from lab.figures.ledger import ledger
 from lab.figures.panels import panels
@@ -27,6 +29,7 @@ __all__ = [
     "SCALE",
     "SERIES",
     "STEPS",
+    "assignments",
     "bars",
     "block_grid",
     "colour",
@@ -45,6 +48,7 @@ __all__ = [
     "roofline",
     "selection_bars",
     "shares",
+    "stage_flow",
     "steps",
     "text_strip",
     "tour_map",

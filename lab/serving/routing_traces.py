@@ -115,6 +115,12 @@ def route(model: CharLM, part: str) -> Tensor:
     return torch.cat(chosen).to(torch.int8)
 
 
+def contexts(number: int, start: int = 2000) -> Tensor:
+    """What the model sees before ``number`` test characters, [N, 12]."""
+    ids = split(DOMAIN).validation
+    return windows(ids, torch.arange(start, start + number))[0]
+
+
 def record(experts: int, seed: int) -> None:
     """Train one model and keep its trace; for seed 0 its weights as well."""
     lm, early = untrained(experts, seed), []

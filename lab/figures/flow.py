@@ -1,0 +1,144 @@
+"""Items that pass from stage to stage, and which of them change the group."""
+
+import math
+
+from lab.figures.theme import COLOURS, SERIES, drawn, plain
+
+WIDTHS = (1.0, 2.5, 5.0, 9.0)  # of the lines, for shares up to the most
+BENDS = 9  # points of one line
+KINDS = (("changes the group", "cut"), ("stays in the group", "kept"))
+
+
+def stage_flow(
+    flows,
+    groups,
+    title,
+    note="",
+    stage="layer",
+    group="GPU",
+    least=0.15,
+):
+    """Lines between the items of neighbouring stages, as thick as the flow.
+
+    `flows[s][i][j]` goes from item i of stage s to item j of the next;
+    `groups[s][i]` is the group of an item, and items stand sorted by it. A
+    flow below `least` of its item's own is left out, so that lines stay few.
+    """
+    flows, groups = plain(flows), [plain(row) for row in plain(groups)]
+    heights, names = _places(groups)
+    biggest = max((v for s in flows for row in s for v in row), default=1) or 1
+    lines = {(kind, width): ([], []) for kind, _ in KINDS for width in WIDTHS}
+    for s, table in enumerate(flows):
+        for i, row in enumerate(table):
+            for j, value in enumerate(row):
+                if value <= least * sum(row):
+                    continue
+                same = groups[s][i] == groups[s + 1][j]
+                kind = KINDS[int(same)][0]
+                xs, ys = lines[kind, _width(value / biggest)]
+                bend = _bend(s, heights[s][i], heights[s + 1][j])
+                for to, new in zip((xs, ys), bend, strict=True):
+                    to += [*new, None]
+    traces = [
+        dict(
+            type="scatter",
+            x=lines[kind, width][0],
+            y=lines[kind, width][1],
+            mode="lines",
+            name=kind.replace("group", group),
+            legendgroup=kind,
+            showlegend=width == WIDTHS[-1],
+            line=dict(color=COLOURS[role], width=width),
+            opacity=0.75,
+            hoverinfo="skip",
+        )
+        for kind, role in KINDS
+        for width in WIDTHS
+    ]
+    return drawn(
+        [*traces, _items(heights, groups, names, group)],
+        title,
+        note,
+        x=dict(
+            title_text=stage,
+            tickvals=list(range(len(groups))),
+            range=[-0.15, len(groups) - 0.85],
+            showline=False,
+        ),
+        y=dict(
+            title_text=group,
+            tickvals=_middles(groups),
+            ticktext=[str(g) for g in sorted(set(groups[0]))],
+            range=[_top(groups) + 0.6, -0.6],
+            showgrid=False,
+        ),
+        height=440,
+        meta=dict(room=300),
+    )
+
+
+def _places(groups):
+    """The height of each item, sorted by group, and its name."""
+    heights, names = [], []
+    for row in groups:
+        order = sorted(range(len(row)), key=lambda i: (row[i], i))
+        # a gap between groups
+        at = {
+            item: place + 0.8 * row[item] for place, item in enumerate(order)
+        }
+        heights.append([at[i] for i in range(len(row))])
+        names.append([str(i) for i in range(len(row))])
+    return heights, names
+
+
+def _middles(groups):
+    heights, _ = _places(groups[:1])
+    members = {}
+    for height, group in zip(heights[0], groups[0], strict=True):
+        members.setdefault(group, []).append(height)
+    return [sum(members[g]) / len(members[g]) for g in sorted(members)]
+
+
+def _top(groups):
+    return max(max(row) for row in _places(groups)[0])
+
+
+def _width(share):
+    """The narrowest width that stands for at least this share."""
+    steps = [(k + 1) / len(WIDTHS) for k in range(len(WIDTHS))]
+    return WIDTHS[next(k for k, s in enumerate(steps) if share <= s + 1e-9)]
+
+
+def _bend(stage, start, end):
+    """A smooth line between two items: level at both ends."""
+    steps = [k / (BENDS - 1) for k in range(BENDS)]
+    rise = [(1 - math.cos(math.pi * t)) / 2 for t in steps]
+    return (
+        [round(stage + t, 3) for t in steps],
+        [round(start + r * (end - start), 3) for r in rise],
+    )
+
+
+def _items(heights, groups, names, group):
+    flat = [g for row in groups for g in row]
+    return dict(
+        type="scatter",
+        x=[s for s, row in enumerate(heights) for _ in row],
+        y=[h for row in heights for h in row],
+        mode="markers+text",
+        text=[n for row in names for n in row],
+        textfont=dict(size=9, color=COLOURS["ink"]),
+        marker=dict(
+            size=17,
+            symbol="square",
+            color=COLOURS["paper"],
+            line=dict(
+                width=2.5, color=[SERIES[g % len(SERIES)] for g in flat]
+            ),
+        ),
+        customdata=flat,
+        hovertemplate=f"%{{text}} on {group} %{{customdata}}<extra></extra>",
+        showlegend=False,
+        cliponaxis=False,
+        meta="backdrop",
+    )
