@@ -128,9 +128,15 @@ def full_run_button(claim, seeds=None, **parameters):
     Returns the `FullRun`, whose `verdict` is there when it is done. Without a
     front end it leaves the command that does the same.
     """
+    from IPython.display import Markdown, display
+
     from lab.full_run import FullRun
 
-    return FullRun(claim, *_plan(claim, seeds, parameters)).show()
+    full = FullRun(claim, *_plan(claim, seeds, parameters))
+    if claim.out_of_reach:
+        display(Markdown(f"Out of reach: {claim.out_of_reach}"))
+        return full
+    return full.show(f"Full run: `lab claims {claim.chapter} --run`")
 
 
 def _plan(claim, seeds, parameters):

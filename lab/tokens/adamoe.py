@@ -237,6 +237,7 @@ def adapted(
     alpha: tuple[float, float] = ALPHA,
     steps: int = PHASE_2_STEPS,
     pretraining_steps: int = PHASE_1_STEPS,
+    progress: Callable = iter,
 ) -> CharLM:
     """Phase 2: give the pretrained model null experts and train it on prose.
 
@@ -257,7 +258,13 @@ def adapted(
             layer.router.balance = alpha[0 if 2 * step < steps else 1]
 
     return train(
-        model, "prose", steps, seed, peak_rate=PHASE_2_RATE, on_step=anneal
+        model,
+        "prose",
+        steps,
+        seed,
+        peak_rate=PHASE_2_RATE,
+        progress=progress,
+        on_step=anneal,
     )
 
 
@@ -319,6 +326,35 @@ def recorded(null_experts: int, loss: str, schedule: str) -> CharLM:
     """The model of `train_checkpoints` with these settings."""
     model = untrained(TRAINED_K[null_experts], null_experts, loss)
     return checkpoints.load(_checkpoint(null_experts, loss, schedule), model)
+
+
+def train_anew(
+    null_experts: int,
+    top_k: int,
+    loss: str,
+    schedule: str,
+    normalize: str,
+    progress: Callable = iter,
+) -> str:
+    """Adapt the pretrained model anew, seed 0, and say what came of it.
+
+    The first time, the pretraining comes first (six seconds).
+    """
+    model = adapted(
+        0,
+        top_k,
+        null_experts,
+        loss=loss,
+        normalize=normalize,
+        alpha=SCHEDULES[schedule],
+        progress=progress,
+    )
+    seen = evaluate(model, "prose")
+    return (
+        f"trained with k = {top_k}, {null_experts} null experts:"
+        f" {seen.mean_experts:.2f} true experts per token,"
+        f" {seen.bits_per_character:.3f} bits per character"
+    )
 
 
 def train_checkpoints(progress: Callable = iter) -> None:

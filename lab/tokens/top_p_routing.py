@@ -154,6 +154,7 @@ def top_p_model(
     return CharLM(router, experts, seed)
 
 
+STEPS = 600  # of every training that is recorded
 ENTROPY_WEIGHTS = (0.0, 1e-4, 1e-2, 1e-1)  # of the recorded models
 EXPERTS = (4, 8, 16)
 
@@ -194,7 +195,20 @@ def recorded(
     )
 
 
-def train_checkpoints(progress: Callable = iter, steps: int = 600) -> None:
+def train_anew(
+    p: float, entropy_weight: float, experts: int, progress: Callable = iter
+) -> str:
+    """Train a top-p model on prose, seed 0, and say what came of it."""
+    model = top_p_model(0, p, entropy_weight, experts)
+    train(model, "prose", STEPS, seed=0, progress=progress)
+    seen = evaluate(model, "prose")
+    return (
+        f"trained at p = {p:.4g}: {seen.mean_experts:.2f} experts per token,"
+        f" {seen.bits_per_character:.3f} bits per character"
+    )
+
+
+def train_checkpoints(progress: Callable = iter, steps: int = STEPS) -> None:
     """Train every recorded model anew, seed 0, on prose: two minutes."""
     wanted = [
         *itertools.product(("top-1", "top-2"), EXPERTS, (None,)),
@@ -309,7 +323,7 @@ def _kept(scores: Tensor, p: float) -> Tensor:
     return (torch.arange(len(scores))[:, None] == experts).any(dim=1)
 
 
-FULL = {"p": 0.4, "entropy_weight": 1e-4, "experts": 8, "steps": 600}
+FULL = {"p": 0.4, "entropy_weight": 1e-4, "experts": 8, "steps": STEPS}
 SHORT = {**FULL, "steps": 100}
 SMALL = (
     "A character model of three layers and 8 experts, trained for seconds;"

@@ -1,0 +1,100 @@
+"""Long work behind a button, with progress, while the notebook stays usable."""
+
+import threading
+
+import ipywidgets as widgets
+from IPython.display import Markdown, display
+
+from lab.explore import sentence
+from lab.front_end import has_front_end
+
+
+class Stopped(Exception):
+    """Raised inside the work when the reader has pressed Stop."""
+
+
+class Background:
+    """Work in a thread of its own that can be stopped.
+
+    A subclass says in `work` what is done: it calls `step` as it goes on,
+    which raises `Stopped` once the reader wants an end, and returns what
+    there is to say. `error` holds the sentence of work that failed.
+    """
+
+    def __init__(self, label, total, hint=""):
+        self.label, self.total, self.hint = label, total, hint
+        self.error = ""
+        self._stop = threading.Event()
+        self._thread = None
+
+    def work(self):
+        """Do it all and return the sentence to show."""
+        raise NotImplementedError
+
+    def show(self, otherwise):
+        """Show button and progress, or the text where nobody looks."""
+        if not has_front_end():
+            display(Markdown(otherwise))
+            return self
+        self._button = widgets.Button(description=self.label)
+        self._progress = widgets.IntProgress(max=self.total)
+        self._said = widgets.HTML(self.hint)
+        self._button.on_click(self._clicked)
+        display(
+            widgets.HBox(
+                [self._button, self._progress, self._said],
+                layout=widgets.Layout(align_items="center"),
+            )
+        )
+        return self
+
+    def start(self):
+        """Start, unless it runs already."""
+        if self._thread is None or not self._thread.is_alive():
+            self._stop.clear()
+            self.error = ""
+            self._thread = threading.Thread(target=self._run, daemon=True)
+            self._thread.start()
+
+    def stop(self):
+        """Stop at the next step."""
+        self._stop.set()
+
+    def wait(self, timeout=None):
+        """Wait until it is done or stopped."""
+        if self._thread:
+            self._thread.join(timeout)
+
+    def step(self, done, text=""):
+        """Tell that `done` of the total are done; raise if it is to stop."""
+        if self._stop.is_set():
+            raise Stopped
+        self._tell(text, done)
+
+    def _clicked(self, _button):
+        if self._thread is not None and self._thread.is_alive():
+            self.stop()
+            self._tell("stops at the next step")
+        else:
+            self.start()
+
+    def _run(self):
+        self._tell("running", 0, "Stop")
+        try:
+            said = self.work()
+        except Stopped:
+            said = "stopped, nothing kept"
+        except Exception as error:
+            said = self.error = sentence(error)
+        self._tell(said, button=self.label)
+
+    def _tell(self, text, done=None, button=""):
+        """Show progress, where there is something to show it on."""
+        if not hasattr(self, "_said"):
+            return
+        if text:
+            self._said.value = text
+        if done is not None:
+            self._progress.value = done
+        if button:
+            self._button.description = button
