@@ -40,17 +40,24 @@ class Prediction(NamedTuple):
 class Experts(nn.Module):
     """One mixture layer: x + sum of gate weight times expert of norm(x)."""
 
-    def __init__(self, router: Router, experts: int) -> None:
+    def __init__(
+        self,
+        router: Router,
+        experts: int,
+        hidden: int = HIDDEN,
+        compute: Callable[..., Tensor] = moe_layer,
+    ) -> None:
         super().__init__()
+        self.compute = compute
         self.norm = nn.LayerNorm(DIM)
         self.router = router
-        self.w_up = nn.Parameter(torch.empty(experts, DIM, HIDDEN))
-        self.w_down = nn.Parameter(torch.empty(experts, HIDDEN, DIM))
+        self.w_up = nn.Parameter(torch.empty(experts, DIM, hidden))
+        self.w_down = nn.Parameter(torch.empty(experts, hidden, DIM))
 
     def forward(self, x: Tensor, memory: object) -> tuple[Tensor, Routing]:
         tokens = self.norm(x)
         routing = self.router(tokens, memory)
-        y = moe_layer(tokens, routing.gate, self.w_up, self.w_down, "relu")
+        y = self.compute(tokens, routing.gate, self.w_up, self.w_down, "relu")
         return x + y, routing
 
 
@@ -59,7 +66,8 @@ class CharLM(nn.Module):
 
     All matrices, the routers' included, are drawn from the seed, normal with
     variance 1 / (3 fan-in) as in ``nn.Linear``, and biases are 0, so two
-    models of one seed start equal wherever their shapes agree.
+    models of one seed start equal wherever their shapes agree. ``compute``
+    works out a layer's experts, with the arguments of `moe_layer`.
     """
 
     def __init__(
@@ -68,12 +76,15 @@ class CharLM(nn.Module):
         experts: int = 8,
         seed: int = 0,
         layers: int = LAYERS,
+        hidden: int = HIDDEN,
+        compute: Callable[..., Tensor] = moe_layer,
     ) -> None:
         super().__init__()
         self.embedding = nn.Embedding(len(ALPHABET), EMBEDDING)
         self.enter = nn.Linear(CONTEXT * EMBEDDING, DIM)
         self.layers = nn.ModuleList(
-            Experts(make_router(layer), experts) for layer in range(layers)
+            Experts(make_router(layer), experts, hidden, compute)
+            for layer in range(layers)
         )
         self.norm = nn.LayerNorm(DIM)
         self.leave = nn.Linear(DIM, len(ALPHABET))
