@@ -197,6 +197,18 @@ def test_curves_draw_a_band_from_lowest_to_highest():
     assert list(band.y) == [3, 2, 3, 1, 2, 1]
 
 
+def test_curves_on_logarithmic_axes_are_labelled_where_measured():
+    figure = figures.curves(
+        [1, 4, 16], {"a": [1, 2, 3]}, "t", "x", "y", marks={"m": 4}, log="x"
+    )
+    assert figure.layout.xaxis.type == "log"
+    assert list(figure.layout.xaxis.tickvals) == [1, 4, 16]
+    assert figure.layout.yaxis.type is None
+    # plotly wants the value for a line, and the exponent for a text
+    assert figure.layout.shapes[0].x0 == 4
+    assert figure.layout.annotations[0].x == pytest.approx(0.60206)
+
+
 def test_bars_stand_out_where_asked_and_show_the_bound():
     figure = figures.bars({"a": 1, "b": 3.456}, "t", "s", best="b", at=1)
     (row,) = figure.data

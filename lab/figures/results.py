@@ -1,5 +1,7 @@
 """What an experiment showed: curves, bars and trade-offs."""
 
+import math
+
 from lab.figures.theme import (
     COLOURS,
     SERIES,
@@ -12,13 +14,22 @@ from lab.figures.theme import (
 
 
 def curves(
-    x, lines, title, x_title, y_title, note="", colours=None, marks=None
+    x,
+    lines,
+    title,
+    x_title,
+    y_title,
+    note="",
+    colours=None,
+    marks=None,
+    log="",
 ):
     """One line for each entry of `lines`, a name and its values over `x`.
 
     Values that are lists of runs (one list a seed) are drawn as their mean
     with a band from the lowest to the highest run. `marks` are vertical
-    lines, a name and its place.
+    lines, a name and its place. `log` names the axes, "x", "y" or "xy", that
+    are logarithmic; a logarithmic x is labelled at the values of `x`.
     """
     traces, colours = [], colours or {}
     for place, (name, values) in enumerate(lines.items()):
@@ -29,7 +40,8 @@ def curves(
         shapes.append(upright(at))
         labels.append(
             dict(
-                x=at,
+                # on a logarithmic axis a text stands at the exponent
+                x=math.log10(at) if "x" in log else at,
                 y=1,
                 yref="paper",
                 xanchor="left",
@@ -43,12 +55,19 @@ def curves(
         traces,
         title,
         note,
-        x=dict(title_text=x_title),
-        y=dict(title_text=y_title),
+        x=_axis(x_title, "x" in log, plain(x)),
+        y=_axis(y_title, "y" in log),
         showlegend=len(lines) > 1,
         shapes=shapes,
         annotations=labels,
     )
+
+
+def _axis(title, logarithmic, ticks=None):
+    if not logarithmic:
+        return dict(title_text=title)
+    axis = dict(title_text=title, type="log")
+    return axis if ticks is None else axis | dict(tickvals=ticks)
 
 
 def _band_and_line(x, runs, name, shade):
