@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from lab.figures.theme import COLOURS, drawn, upright
+from lab.figures.theme import COLOURS, LINE, drawn, upright, wrapped
 
 SHADES = {"confirmed": "best", "refuted": "cut", "undecided": "mean"}
 ROW = 25  # pixels for one claim
@@ -21,11 +21,13 @@ def ledger(claims, title=""):
     said = ", ".join(f"{n} {word}" for word, n in counts.most_common())
     traces = [_intervals(claims, word) for word in SHADES]
     traces.append(_out_of_reach(claims))
+    title = f"{title}{len(claims)} claims: {said or 'none measured yet'}"
+    more = 20 * wrapped(title, LINE).count("<br>")
     half = dict(showarrow=False, yref="paper", y=1, yanchor="bottom")
     half["font"] = dict(size=12, color=COLOURS["baseline"])
     return drawn(
         traces,
-        f"{title}{len(claims)} claims: {said or 'none measured yet'}",
+        title,
         "a line is the 95 % interval, its dot the mean; each on its own scale",
         x=dict(
             range=[-1.15, 1.15], showticklabels=False, title_text="threshold"
@@ -36,9 +38,9 @@ def ledger(claims, title=""):
             range=[len(claims) - 0.4, -0.6],
             showgrid=False,
         ),
-        height=128 + ROW * max(1, len(claims)),
+        height=128 + more + ROW * max(1, len(claims)),
         showlegend=False,
-        margin=dict(t=88, b=34),
+        margin=dict(t=88 + more, b=34),
         shapes=[_claimed_side(), upright(0)],
         annotations=[
             half | dict(x=-0.6, text="← against the claim"),

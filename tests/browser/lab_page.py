@@ -155,7 +155,11 @@ class Notebook:
         kernels, end = [], time.monotonic() + timeout
         while time.monotonic() < end:
             self._take_kernel()
-            kernels = server.ask("api/kernels")
+            try:
+                kernels = server.ask("api/kernels")
+            except OSError:
+                # the server cannot say while a kernel starts
+                kernels = []
             for one in kernels:
                 if one["connections"] and one["execution_state"] == "idle":
                     return
