@@ -117,6 +117,8 @@ def everywhere(experts: Experts, expert: int) -> Adapter:
 
 def train_base(seed: int, languages: Sequence[str], steps: int) -> CharModel:
     """The model that all contributors start from, frozen afterwards."""
+    if steps < 1:
+        raise ValueError(f"steps={steps} trains nothing; use 1 or more")
     model = CharModel(seed)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(

@@ -1,0 +1,75 @@
+"""Who serves what: one colour for each server, one cell for each decision."""
+
+from lab.figures.theme import SERIES, drawn, plain
+
+
+def assignments(
+    choices, servers, rows, columns, title, note="", row_title="", tips=None
+):
+    """A table of choices: choices[row][column] is an index into `servers`.
+
+    `None` leaves a cell empty. `columns` may repeat, as the letters of a text
+    do; `tips` says more about a cell when it is pointed at.
+    """
+    if len(servers) > len(SERIES):
+        raise ValueError(
+            f"{len(servers)} servers have no colour each; "
+            f"give 1 to {len(SERIES)}"
+        )
+    choices = [plain(row) for row in plain(choices)]
+    count = len(servers)
+    scale = [
+        (edge, SERIES[i])
+        for i in range(count)
+        for edge in (i / count, (i + 1) / count)
+    ]
+    words = [["" if i is None else servers[i] for i in row] for row in choices]
+    if tips:
+        pairs = zip(words, tips, strict=True)
+        words = [
+            [f"{w} {t}" for w, t in zip(row, more, strict=True)]
+            for row, more in pairs
+        ]
+    cells = dict(
+        type="heatmap",
+        z=choices,
+        text=words,
+        zmin=-0.5,
+        zmax=count - 0.5,
+        colorscale=scale,
+        xgap=1,
+        ygap=2,
+        hovertemplate="%{text}<extra></extra>",
+        hoverongaps=False,
+        colorbar=dict(
+            tickvals=list(range(count)),
+            ticktext=list(servers),
+            thickness=12,
+            outlinewidth=0,
+            tickfont=dict(size=11),
+        ),
+    )
+    x = dict(
+        tickvals=list(range(len(columns))),
+        ticktext=[_visible(c) for c in columns],
+        tickangle=0,
+        tickfont=dict(size=11.5),
+        showline=False,
+        fixedrange=True,
+        # plotly leaves labels out where it thinks that they are crowded
+        ticklabelstep=1,
+    )
+    y = dict(
+        title_text=row_title,
+        tickvals=list(range(len(rows))),
+        ticktext=list(rows),
+        range=[len(rows) - 0.5, -0.5],
+        showgrid=False,
+        fixedrange=True,
+    )
+    height = 150 + 25 * len(rows)
+    return drawn([cells], title, note, x, y, height, showlegend=False)
+
+
+def _visible(sign):
+    return {"\n": "⏎", " ": "␣", "<": "&lt;", "&": "&amp;"}.get(sign, sign)

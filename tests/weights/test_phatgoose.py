@@ -1,0 +1,277 @@
+"""PHATGOOSE against the authors' order of steps, loops and closed forms."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lab.exercises import check
+from lab.weights import names, phatgoose, rivals
+from lab.weights.adapters import (
+    CONTEXT,
+    DIM,
+    MODULES,
+    RANK,
+    Experts,
+    bits,
+    everywhere,
+    train_base,
+    train_experts,
+)
+from lab.weights.phatgoose import EXERCISES, KINDS, route, weight_table
+
+FEW = {"base_steps": 3, "expert_steps": 3, "gate_steps": 3, "characters": 80}
+
+
+def tokens_and_gates(T=200, N=6, n=64, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return (
+        torch.randn(T, n, generator=generator) * 3 + 1,
+        torch.randn(N, n, generator=generator) + 0.5,
+    )
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A hardly trained base with hardly trained experts."""
+    model = train_base(0, names.BASE, 5)
+    return model, train_experts(model, names.EXPERTS, 0, 8)
+
+
+def authors(tokens, gates, k):
+    """`Router._forward`: softmax over all, top-k, divide by what is kept."""
+    u = F.layer_norm(tokens, tokens.shape[1:])
+    v = F.layer_norm(gates, gates.shape[1:])
+    probabilities = (u @ v.T / math.sqrt(u.shape[1])).softmax(dim=1)
+    values, indices = probabilities.topk(k)
+    return values / (values.sum(dim=1, keepdim=True) + 1e-6), indices
+
+
+@pytest.mark.parametrize("k", [1, 2, 5, 6])
+def test_the_router_is_the_authors(k):
+    tokens, gates = tokens_and_gates()
+    weights, experts = authors(tokens, gates, k)
+    found = route(tokens, gates, k)
+    assert torch.equal(found.experts.long(), experts)
+    # their 1e-6 beside a kept sum of at least 1 / 6
+    torch.testing.assert_close(found.weights, weights, atol=6e-6, rtol=0)
+
+
+def test_one_expert_has_the_whole_weight():
+    tokens, gates = tokens_and_gates(N=1)
+    assert (route(tokens, gates, 1).weights == 1).all()
+
+
+def test_equal_gates_share_alike_and_the_lowest_come_first():
+    tokens, gates = tokens_and_gates()
+    same = gates[:1].expand(6, -1)
+    found = route(tokens, same, 3)
+    assert (found.experts == torch.arange(3)).all()
+    torch.testing.assert_close(found.weights, torch.full((200, 3), 1 / 3))
+
+
+def test_loudness_changes_nothing_but_for_the_raw_product():
+    tokens, gates = tokens_and_gates()
+    loud = route(5 * tokens + 2, gates, 2)
+    plain = route(tokens, gates, 2)
+    assert (loud.experts == plain.experts).all(dim=1).float().mean() > 0.99
+    raw = route(5 * tokens + 2, gates, 2, "raw product").experts
+    assert (raw != plain.experts).any()
+
+
+def test_a_cold_router_takes_only_the_best():
+    tokens, gates = tokens_and_gates()
+    assert route(tokens, gates, 2, temperature=1e-3).weights[:, 0].min() > 0.5
+    warm = route(tokens, gates, 2, temperature=1e4).weights
+    torch.testing.assert_close(
+        warm, torch.full((200, 2), 0.5), atol=1e-3, rtol=0
+    )
+
+
+def test_a_gate_is_trained_alone_or_beside_others_alike(small):
+    model, experts = small
+    together = phatgoose.train_gates(model, experts, names.EXPERTS, 0, 4)
+    for e in (0, 4):
+        alone = Experts(*(x[:, e : e + 1] for x in experts))
+        mine = phatgoose.train_gates(
+            model, alone, names.EXPERTS[e : e + 1], 0, 4
+        )
+        torch.testing.assert_close(mine[:, 0], together[:, e])
+    assert together.abs().min(dim=2).values.max() > 0
+
+
+def test_no_expert_notices_its_neighbour(small):
+    model, _ = small
+    one = train_experts(model, ("pl", "es"), 0, 6)
+    other = train_experts(model, ("pl", "fr"), 0, 6)
+    torch.testing.assert_close(one.up[:, 0], other.up[:, 0])
+    torch.testing.assert_close(one.down[:, 0], other.down[:, 0])
+    assert (one.up[:, 1] - other.up[:, 1]).abs().max() > 1e-3
+
+
+def test_training_gates_touches_nothing_else(small):
+    model, experts = small
+    before = [x.clone() for x in (*model.state_dict().values(), *experts)]
+    phatgoose.train_gates(model, experts, names.EXPERTS, 0, 2)
+    after = (*model.state_dict().values(), *experts)
+    assert all(map(torch.equal, before, after))
+
+
+def test_an_expert_learns_its_own_language():
+    trained = phatgoose.recorded()
+    for e, language in enumerate(names.EXPERTS):
+        ids = names.split(language).test[:600]
+        costs = [
+            bits(trained.model, ids, everywhere(trained.experts, i))
+            for i in range(len(names.EXPERTS))
+        ]
+        assert min(costs) == costs[e]
+        assert costs[e] < bits(trained.model, ids) - 0.3
+
+
+def test_an_expert_before_training_changes_nothing(small):
+    model, _ = small
+    shape = (len(MODULES), 2, RANK, DIM)
+    fresh = Experts(torch.randn(shape), torch.zeros(shape).transpose(2, 3))
+    ids = names.split("pt").test[:100]
+    assert bits(model, ids, rivals.merged(fresh)) == bits(model, ids)
+
+
+def test_merging_averages_the_products(small):
+    _, experts = small
+    u = torch.randn(30, DIM)
+    for module in range(len(MODULES)):
+        matrix = (experts.up[module] @ experts.down[module]).mean(dim=0)
+        found = rivals.merged(experts)(module, u)
+        torch.testing.assert_close(found, u @ matrix.T, atol=1e-6, rtol=1e-4)
+
+
+def test_arrow_is_the_direction_that_is_amplified_most(small):
+    _, experts = small
+    arrows = rivals.arrows(experts)
+    matrix = (experts.up[2, 3] @ experts.down[2, 3]).double().numpy()
+    longest = np.linalg.norm(matrix, 2)
+    found = np.linalg.norm(matrix @ arrows[2, 3].double().numpy())
+    assert found == pytest.approx(longest, rel=1e-3)
+
+
+def test_average_activation_is_the_mean_input(small):
+    model, experts = small
+    means = rivals.average_activations(model, experts, names.EXPERTS, 100)
+    ids = names.split("it").train[: 100 + CONTEXT]
+    context = torch.stack([ids[i : i + CONTEXT] for i in range(100)])
+    x = model.norms[0](model.enter(model.embedding(context).flatten(1)))
+    torch.testing.assert_close(means[0, 2], x.mean(0), atol=1e-5, rtol=1e-4)
+
+
+def test_retrieval_knows_its_own_training_text(small):
+    _, experts = small
+    ids = names.split("de").train[:640]
+    stored = [rivals.fingerprints(names.split(e).train) for e in names.EXPERTS]
+    near = torch.stack(
+        [(rivals.fingerprints(ids) @ s.T).amax(1) for s in stored]
+    )
+    assert (near.argmax(0) == names.EXPERTS.index("de")).all()
+
+
+def test_no_test_name_was_seen_in_any_language():
+    keys = names._names()
+    seen, held = set(), set()
+    for table in keys.values():
+        for key in table:
+            (held if names.crc32(key.encode()) % 6 == 0 else seen).add(key)
+    assert not seen & held
+    everything = (names.BASE, names.EXPERTS, names.HELD_OUT)
+    assert len({x for group in everything for x in group}) == 20
+    assert set(keys) == {x for group in everything for x in group}
+
+
+def test_the_mixed_text_changes_language_with_every_line():
+    ids, language = names.mixed()
+    ends = (ids == 0).nonzero().flatten().tolist()
+    start = 0
+    for line, end in enumerate(ends[:40]):
+        assert (language[start : end + 1] == line % 6).all()
+        start = end + 1
+
+
+def test_one_seed_means_the_same_bits():
+    again = phatgoose.experiment.__wrapped__
+    assert again(1, **FEW) == again(1, **FEW)
+
+
+def test_every_claim_can_be_measured():
+    for claim in phatgoose.CLAIMS:
+        if claim.experiment:
+            assert math.isfinite(claim.experiment(0, **FEW))
+
+
+def test_the_picture_answers_the_knobs():
+    two, six = phatgoose.look(k=2), phatgoose.look(k=6)
+    assert six.bits["PHATGOOSE"] < two.bits["PHATGOOSE"]
+    assert len(two.choices) == 6 and len(two.letters) == phatgoose.WIDTH
+    assert phatgoose.look(text="pt").language is None
+    other = phatgoose.look(start=40)
+    assert other.letters[:16] == two.letters[40:]
+    for kind in KINDS:
+        assert kind in phatgoose.look(kind=kind).bits
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda t, g: route(t, 0 * g, 2), "gate of expert 0 is all 0"),
+        (lambda t, g: route(t, g, 7), "k=7"),
+        (lambda t, g: route(t, g, 0), "k=0"),
+        (lambda t, g: route(t * math.nan, g, 2), "NaN"),
+        (lambda t, g: phatgoose.scores(t, g, "x"), "kind='x'"),
+        (lambda t, g: names.split("xx"), "language='xx'"),
+        (lambda t, g: train_base(0, ("en",), 0), "steps=0"),
+    ],
+)
+def test_wrong_arguments_are_refused_in_a_sentence(call, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        call(*tokens_and_gates())
+
+
+def _slow_table(tokens, gates, k):
+    def standard(row):
+        return (row - row.mean()) / (row.var(unbiased=False) + 1e-5).sqrt()
+
+    table = torch.zeros(len(tokens), len(gates))
+    for t, u in enumerate(tokens):
+        s = [(standard(u) @ standard(v) / len(u) ** 0.5).item() for v in gates]
+        best = sorted(range(len(s)), key=lambda i: -s[i])[:k]
+        total = sum(math.exp(s[i]) for i in best)
+        for i in best:
+            table[t, i] = math.exp(s[i]) / total
+    return table
+
+
+RIGHT = {
+    "exercise-1": (0.98201, 0.01799),
+    "exercise-2": _slow_table,
+    "exercise-3": 3.125,
+}
+WRONG = {
+    "exercise-1": (0.5, 0.5),
+    "exercise-2": lambda t, g, k: (t @ g.T).softmax(1),
+    "exercise-3": 1.5625,
+}
+
+
+@pytest.mark.parametrize("slug", RIGHT)
+def test_the_checker_knows_right_from_wrong(slug, capsys):
+    check(EXERCISES[slug], RIGHT[slug])
+    assert "correct" in capsys.readouterr().out
+    check(EXERCISES[slug], WRONG[slug])
+    assert "correct" not in capsys.readouterr().out
+
+
+def test_the_table_is_the_gate():
+    tokens, gates = tokens_and_gates(T=9)
+    table = weight_table(tokens, gates, 2)
+    assert ((table > 0).sum(1) == 2).all()
+    torch.testing.assert_close(table, _slow_table(tokens, gates, 2))
