@@ -19,11 +19,12 @@ def titles(notebook):
 
 
 def live(notebook):
-    return next(t for t in titles(notebook) if "is asked by" in t)
+    # nothing while the figure has not been drawn yet
+    return next((t for t in titles(notebook) if "is asked by" in t), "")
 
 
 def wait_for(notebook, text):
-    for _ in range(200):
+    for _ in range(600):
         if text in live(notebook):
             return
         notebook.page.wait_for_timeout(50)
@@ -37,6 +38,8 @@ def test_all_cells_run_and_four_figures_are_drawn(notebook, screenshots):
 
 
 def test_balance_empties_the_crowded_expert(notebook, screenshots):
+    # JupyterLab takes cells that are out of sight from the page
+    notebook.slider("balance").scroll_into_view_if_needed()
     wait_for(notebook, "Expert A is asked by 11 of 12 words; 3 of 24")
     notebook.press("balance", "End")
     wait_for(notebook, "Every expert is asked by 6 of 12 words; none of 24")
