@@ -34,6 +34,10 @@ def wait_for(notebook, text):
 def test_all_cells_run_and_four_figures_are_drawn(notebook, screenshots):
     notebook.screenshot(screenshots, "start-here", whole=True)
     assert notebook.errors() == []
+    for _ in range(200):
+        if len(titles(notebook)) == 4:
+            break
+        notebook.page.wait_for_timeout(50)
     assert len(titles(notebook)) == 4
 
 
