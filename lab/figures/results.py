@@ -66,7 +66,8 @@ def curves(
 def _axis(title, logarithmic, ticks=None):
     if not logarithmic:
         return dict(title_text=title)
-    axis = dict(title_text=title, type="log")
+    # 10000 rather than 10k, and 0.001 rather than 1m
+    axis = dict(title_text=title, type="log", exponentformat="none")
     return axis if ticks is None else axis | dict(tickvals=ticks)
 
 

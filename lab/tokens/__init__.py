@@ -2,10 +2,16 @@
 
 Shared by the chapters of this part:
 
-============  ============================================================
-``text``      the real text that the models read, and its alphabet
-``char_lm``   a small character language model with experts, any router
-``capacity``  an expert takes only so many tokens
-``routers``   what a router is; the top-k router; balance and entropy loss
-============  ============================================================
+==================  ======================================================
+``text``            the real text that the models read, and its alphabet
+``char_lm``         a small character language model with experts, any
+                    router
+``checkpoints``     trained models kept in `data/char_lm/`
+``routers``         what a router is; the top-k router; balance and
+                    entropy loss
+``capacity``        an expert takes only so many tokens
+``coverage``        how many distinct experts a batch touches
+``inference_cost``  seconds of one expert layer, by roofline
+``expert_timing``   and by the clock of the machine at hand
+==================  ======================================================
 """
