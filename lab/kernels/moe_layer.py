@@ -57,7 +57,10 @@ def moe_layer(
             f" but there are {len(tokens)}"
         )
     steps = dispatch, expert_mlp, combine
-    return _layer(steps, tokens, gate, w_up, w_down, activation, max_rows)
+    look = tokens.device.type == "cpu"
+    return _layer(
+        steps, look, tokens, gate, w_up, w_down, activation, max_rows
+    )
 
 
 def moe_layer_reference(
@@ -70,7 +73,9 @@ def moe_layer_reference(
 ) -> Tensor:
     """The layer from the references of its steps."""
     steps = dispatch_reference, expert_mlp_reference, combine_reference
-    return _layer(steps, tokens, gate, w_up, w_down, activation, max_rows)
+    return _layer(
+        steps, True, tokens, gate, w_up, w_down, activation, max_rows
+    )
 
 
 def moe_layer_triton(
@@ -83,18 +88,21 @@ def moe_layer_triton(
 ) -> Tensor:
     """The layer from the kernels of its steps, without a gradient."""
     steps = dispatch_triton, expert_mlp_triton, combine_triton
-    return _layer(steps, tokens, gate, w_up, w_down, activation, max_rows)
+    return _layer(
+        steps, False, tokens, gate, w_up, w_down, activation, max_rows
+    )
 
 
-def _layer(steps, tokens, gate, w_up, w_down, activation, max_rows):
+def _layer(steps, look, tokens, gate, w_up, w_down, activation, max_rows):
+    """The three steps; ``look`` if reading a number stalls nothing."""
     sort, compute, gather = steps
     E, S = len(w_up), gate.experts.shape[1]
     _, offsets, pairs, rows = sort(gate.experts, E)
     if max_rows is None:
-        if tokens.device.type == "cpu" or S == E > 1:
-            max_rows = int(offsets[-1])  # the one wait
+        if look or S == E > 1:
+            max_rows = int(offsets[-1])  # the one wait of a GPU
     else:
-        if tokens.device.type == "cpu" and offsets[-1] > max_rows:
+        if look and offsets[-1] > max_rows:
             raise ValueError(
                 f"max_rows={max_rows} is less than the {int(offsets[-1])}"
                 " filled slots; raise it, or leave it out"

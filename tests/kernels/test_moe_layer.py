@@ -13,7 +13,6 @@ from lab.kernels import (
 )
 from lab.kernels._expert_mlp_examples import backward_inputs
 from lab.kernels._expert_mlp_triton import Tiles, up
-from lab.kernels.combine import combine_triton
 from lab.kernels.combine_backward import combine_backward_triton
 from lab.kernels.dispatch import dispatch_triton
 from lab.kernels.expert_mlp_backward import (
@@ -159,18 +158,18 @@ class NoWaiting(TorchDispatchMode):
 
 
 @interpreted
-def test_a_bound_makes_the_layer_free_of_waiting(monkeypatch):
-    tokens, gate, w_up, w_down, activation = case()
-    # kernels count as launched, and as on a GPU nothing looks at the result
+@pytest.mark.parametrize(
+    "gate, bound", [("top 2", None), ("half null", None), ("top-p", 200)]
+)
+def test_a_layer_with_bounded_rows_never_waits(monkeypatch, gate, bound):
+    inputs = case(gate)
+    # only the host's side runs, as Triton's interpreter itself reads numbers
     monkeypatch.setattr(launcher(), "__call__", lambda *args, **kwargs: None)
-    sent = dispatch_triton(gate.experts, len(w_up))
     with NoWaiting():
-        dispatch_triton(gate.experts, len(w_up))
-        rows = expert_mlp.expert_mlp_triton(
-            tokens, sent.pairs, sent.rows, sent.offsets, w_up, w_down,
-            activation,
-        )  # fmt: skip
-        combine_backward_triton(rows, sent.rows, gate.weights, tokens)
+        moe_layer_triton(*inputs, bound)
+        if bound:
+            with pytest.raises(AssertionError, match="waits"):
+                moe_layer_triton(*inputs)
 
 
 @on_gpu
@@ -254,19 +253,34 @@ def test_a_bound_on_the_rows_changes_nothing(layer):
 def test_rows_beyond_a_broken_bound_count_as_empty():
     """What a GPU does, which cannot look: drop the last rows, read no more."""
     tokens, gate, w_up, w_down, activation = case()
-    sent = dispatch_triton(gate.experts, len(w_up))
-    bound = int(sent.offsets[-1]) - 5
-    offsets = sent.offsets.clamp(max=bound)
-    rows = expert_mlp.expert_mlp_triton(
-        tokens, sent.pairs[:bound], sent.rows, offsets, w_up, w_down,
-        activation,
-    )  # fmt: skip
-    found = combine_triton(rows, sent.rows, gate.weights)
-    dropped = gate.experts.masked_fill(sent.rows >= bound, -1)
+    rows = dispatch_triton(gate.experts, len(w_up)).rows
+    bound = int(rows.max()) - 4
+    found = moe_layer_triton(
+        tokens, gate, w_up, w_down, activation, max_rows=bound
+    )
+    dropped = gate.experts.masked_fill(rows >= bound, -1)
     expected = moe_layer(
         tokens, Gate(dropped, gate.weights), w_up, w_down, activation
     )
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+class Products(TorchDispatchMode):
+    """Counts how often the experts are computed."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function.name() == "lab::expert_mlp"
+        return function(*args, **(kwargs or {}))
+
+
+def test_backward_does_not_compute_the_experts_again():
+    tokens, gate, w_up, w_down, activation = case()
+    w_up.requires_grad_()
+    with Products() as products:
+        moe_layer(tokens, gate, w_up, w_down, activation).sum().backward()
+    assert products.count == 1
 
 
 def test_a_gate_for_other_tokens_is_refused():
