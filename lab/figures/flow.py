@@ -6,7 +6,7 @@ from lab.figures.theme import COLOURS, SERIES, drawn, plain
 
 WIDTHS = (1.0, 2.5, 5.0, 9.0)  # of the lines, for shares up to the most
 BENDS = 9  # points of one line
-KINDS = (("changes the group", "cut"), ("stays in the group", "kept"))
+KINDS = (("changes the group", "cut"), ("stays in its group", "kept"))
 
 
 def stage_flow(
@@ -23,6 +23,7 @@ def stage_flow(
     `flows[s][i][j]` goes from item i of stage s to item j of the next;
     `groups[s][i]` is the group of an item, and items stand sorted by it. A
     flow below `least` of its item's own is left out, so that lines stay few.
+    Widths grow with the root of the flow, or all but the largest were thin.
     """
     flows, groups = plain(flows), [plain(row) for row in plain(groups)]
     heights, names = _places(groups)
@@ -35,7 +36,7 @@ def stage_flow(
                     continue
                 same = groups[s][i] == groups[s + 1][j]
                 kind = KINDS[int(same)][0]
-                xs, ys = lines[kind, _width(value / biggest)]
+                xs, ys = lines[kind, _width((value / biggest) ** 0.5)]
                 bend = _bend(s, heights[s][i], heights[s + 1][j])
                 for to, new in zip((xs, ys), bend, strict=True):
                     to += [*new, None]
@@ -45,15 +46,26 @@ def stage_flow(
             x=lines[kind, width][0],
             y=lines[kind, width][1],
             mode="lines",
-            name=kind.replace("group", group),
             legendgroup=kind,
-            showlegend=width == WIDTHS[-1],
+            showlegend=False,
             line=dict(color=COLOURS[role], width=width),
             opacity=0.75,
             hoverinfo="skip",
         )
         for kind, role in KINDS
         for width in WIDTHS
+    ]
+    # a width may have no line at all, so the legend has traces of its own
+    traces += [
+        dict(
+            type="scatter",
+            x=[None],
+            y=[None],
+            mode="lines",
+            name=kind.replace("group", group),
+            line=dict(color=COLOURS[role], width=5),
+        )
+        for kind, role in KINDS
     ]
     return drawn(
         [*traces, _items(heights, groups, names, group)],

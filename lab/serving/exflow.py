@@ -139,7 +139,16 @@ class Look(NamedTuple):
     placed: Tensor  # [L, E]
     solver: str  # the one that ran
     crossings: dict[str, float]  # percent of the steps
-    node_crossing: float  # percent that leave the node
+    node_crossing: float  # percent that leave the node; 0 with one node
+
+    @property
+    def note(self) -> str:
+        """What ran, what chance would give, and the nodes if there are two."""
+        chance = self.crossings["mean of all placements"]
+        words = f"{self.solver} placement; {chance:.1f} % at random"
+        if self.node_crossing:
+            words += f"; {self.node_crossing:.1f} % change the node"
+        return words
 
 
 def picture(

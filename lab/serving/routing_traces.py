@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from lab.data import DATA, read_arrays
+from lab.kernels.runtime import device
 from lab.kernels.transition_counts import transition_counts
 from lab.tokens import checkpoints
 from lab.tokens.char_lm import (
@@ -107,18 +108,21 @@ def route(model: CharLM, part: str) -> Tensor:
     generator = torch.Generator().manual_seed(len(ids))
     places = torch.randperm(len(ids) - CONTEXT, generator=generator)
     at = places[:TOKENS] + CONTEXT
+    ids, at = (x.to(model.leave.weight.device) for x in (ids, at))
     # a few thousand tokens at a time stay in the cache
     chosen = [
         torch.cat(measure(model, *windows(ids, some)).chosen, dim=1)
         for some in at.split(4096)
     ]
-    return torch.cat(chosen).to(torch.int8)
+    return torch.cat(chosen).to(torch.int8).cpu()
 
 
 def contexts(number: int, start: int = 2000) -> Tensor:
     """What the model sees before ``number`` test characters, [N, 12]."""
-    ids = split(DOMAIN).validation
-    return windows(ids, torch.arange(start, start + number))[0]
+    ids = split(DOMAIN).validation.to(device())
+    return windows(
+        ids, torch.arange(start, start + number, device=ids.device)
+    )[0]
 
 
 def record(experts: int, seed: int) -> None:
