@@ -217,6 +217,7 @@ def bars(values, title, unit, best="", at=None, note="", digits=2):
     """
     names = list(values)
     reach = [*values.values(), at or 0]
+    least = min(0, *reach)
     row = dict(
         type="bar",
         x=list(values.values()),
@@ -234,7 +235,7 @@ def bars(values, title, unit, best="", at=None, note="", digits=2):
         [row],
         title,
         note,
-        x=dict(title_text=unit, range=[0, 1.2 * max(reach)]),
+        x=dict(title_text=unit, range=[1.2 * x for x in (least, max(reach))]),
         y=dict(autorange="reversed", showgrid=False),
         height=150 + 34 * len(names),
         showlegend=False,
