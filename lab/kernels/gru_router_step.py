@@ -1,0 +1,387 @@
+"""Router step with a memory: one GRU cell, then the scores of the experts.
+
+The router of one layer reads a token's projected input x [T, P] and the state
+h [T, P] that the previous layer's router left, updates the state, and scores
+the E experts from it (RMoE):
+
+    r = sigmoid(x W_ir + b_ir + h W_hr + b_hr)
+    u = sigmoid(x W_iu + b_iu + h W_hu + b_hu)
+    n = tanh(x W_in + b_in + r (h W_hn + b_hn))
+    h' = (1 - u) n + u h        z = h' G
+
+The columns of ``w_input`` and ``w_state`` [P, 3P] hold r, u, n in this order,
+which is `torch.nn.GRUCell` with its weights transposed. State and logits are
+fp32 whatever the input is: rounding a logit changes who is chosen.
+
+In eager PyTorch a step is about a dozen kernels; here it is one, and neither
+gates nor candidates reach memory. The weights stream through in slices, so P
+is not bounded by the registers. The choice itself is `topk_gate`'s work, and
+the projection of the hidden vector a plain matrix product.
+
+FLOPs: 12 P^2 + 2 P E per token. Bytes: x and h read, h' and z written, the
+weights once. The backward pass recomputes the gates from x and h, so that
+nothing but the inputs and h' is kept, and is left to PyTorch's products.
+
+Source: Qiu et al. 2025, RMoE, section 3; `CustomGRUCell` of its code.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lab.kernels import runtime
+from lab.kernels.declaration import Compile, Cost, Declaration, Example
+
+
+class RouterStep(NamedTuple):
+    """What a router with a memory passes on, and what it thinks now."""
+
+    state: Tensor  # [T, P], for the next layer's router
+    logits: Tensor  # [T, E], for the gate of this layer
+
+
+def gru_router_step(
+    x: Tensor,
+    state: Tensor,
+    w_input: Tensor,
+    w_state: Tensor,
+    input_bias: Tensor,
+    state_bias: Tensor,
+    w_gate: Tensor,
+) -> RouterStep:
+    """Update the ``state`` [T, P] with x [T, P] and score the experts.
+
+    ``w_input`` and ``w_state`` are [P, 3P], their biases [3P], ``w_gate`` is
+    [P, E]. fp32 results (float64 for float64 x). Differentiable in every
+    argument. O(T (P^2 + P E)).
+    """
+    arguments = x, state, w_input, w_state, input_bias, state_bias, w_gate
+    check_step(*arguments)
+    return RouterStep(*_gru_router_step(*arguments))
+
+
+def check_step(x, state, w_input, w_state, input_bias, state_bias, w_gate):
+    """Refuse shapes that make no step, in one sentence."""
+    if x.ndim != 2 or x.shape[1] < 1:
+        raise ValueError(
+            f"x has shape {tuple(x.shape)}; a router's state needs"
+            " [tokens, width] with a width of at least 1"
+        )
+    if state.shape != x.shape:
+        raise ValueError(
+            f"state {tuple(state.shape)} does not fit x {tuple(x.shape)};"
+            " every token carries its own state from layer to layer, so drop"
+            " or reorder both together"
+        )
+    P = x.shape[1]
+    shapes = {
+        "w_input": (w_input, (P, 3 * P)), "w_state": (w_state, (P, 3 * P)),
+        "input_bias": (input_bias, (3 * P,)),
+        "state_bias": (state_bias, (3 * P,)),
+    }  # fmt: skip
+    for name, (tensor, wanted) in shapes.items():
+        if tensor.shape != wanted:
+            raise ValueError(
+                f"{name} {tuple(tensor.shape)} does not fit a state of width"
+                f" {P}; it needs {wanted}"
+            )
+    if w_gate.ndim != 2 or w_gate.shape[0] != P or w_gate.shape[1] < 1:
+        raise ValueError(
+            f"w_gate {tuple(w_gate.shape)} does not fit a state of width {P};"
+            f" it needs ({P}, experts) with at least one expert"
+        )
+
+
+def gru_router_step_reference(
+    x: Tensor,
+    state: Tensor,
+    w_input: Tensor,
+    w_state: Tensor,
+    input_bias: Tensor,
+    state_bias: Tensor,
+    w_gate: Tensor,
+) -> RouterStep:
+    """The step in plain PyTorch, differentiable by autograd."""
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    x, h = x.to(wide), state.to(wide)
+    from_input = torch.addmm(input_bias.to(wide), x, w_input.to(wide))
+    from_state = torch.addmm(state_bias.to(wide), h, w_state.to(wide))
+    r, u, n = _gates(from_input, from_state)
+    new = torch.lerp(n, h, u)
+    return RouterStep(new, new @ w_gate.to(wide))
+
+
+def _gates(from_input, from_state):
+    """Reset, update and candidate from both halves of the products."""
+    a_r, a_u, a_n = from_input.chunk(3, dim=1)
+    c_r, c_u, c_n = from_state.chunk(3, dim=1)
+    r = torch.sigmoid(a_r + c_r)
+    u = torch.sigmoid(a_u + c_u)
+    return r, u, torch.tanh(a_n + r * c_n)
+
+
+@triton.jit
+def gru_router_step_kernel(
+    x_ptr, state_ptr, w_input_ptr, w_state_ptr, input_bias_ptr,
+    state_bias_ptr, w_gate_ptr, new_ptr, logits_ptr,
+    T, P, E,
+    BLOCK_T: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_E: tl.constexpr,
+):  # fmt: skip
+    t = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
+    e = tl.arange(0, BLOCK_E)
+    rows = t[:, None] < T
+    logits = tl.zeros([BLOCK_T, BLOCK_E], tl.float32)
+    # a slice of the new state at a time: four sums of [BLOCK_T, BLOCK_P]
+    for first in range(0, P, BLOCK_P):
+        p = first + tl.arange(0, BLOCK_P)
+        r = tl.zeros([BLOCK_T, BLOCK_P], tl.float32)
+        u = tl.zeros([BLOCK_T, BLOCK_P], tl.float32)
+        n = tl.zeros([BLOCK_T, BLOCK_P], tl.float32)
+        c = tl.zeros([BLOCK_T, BLOCK_P], tl.float32)
+        for start in range(0, P, BLOCK_P):
+            k = start + tl.arange(0, BLOCK_P)
+            inside = rows & (k[None, :] < P)
+            at = t[:, None] * P + k[None, :]
+            x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
+            h = tl.load(state_ptr + at, mask=inside, other=0.0)
+            h = h.to(tl.float32)
+            inside = (k[:, None] < P) & (p[None, :] < P)
+            at = k[:, None] * (3 * P) + p[None, :]
+            w = tl.load(w_input_ptr + at, mask=inside, other=0.0)
+            r = tl.dot(x, w.to(tl.float32), r, input_precision="ieee")
+            w = tl.load(w_input_ptr + at + P, mask=inside, other=0.0)
+            u = tl.dot(x, w.to(tl.float32), u, input_precision="ieee")
+            w = tl.load(w_input_ptr + at + 2 * P, mask=inside, other=0.0)
+            n = tl.dot(x, w.to(tl.float32), n, input_precision="ieee")
+            w = tl.load(w_state_ptr + at, mask=inside, other=0.0)
+            r = tl.dot(h, w.to(tl.float32), r, input_precision="ieee")
+            w = tl.load(w_state_ptr + at + P, mask=inside, other=0.0)
+            u = tl.dot(h, w.to(tl.float32), u, input_precision="ieee")
+            w = tl.load(w_state_ptr + at + 2 * P, mask=inside, other=0.0)
+            c = tl.dot(h, w.to(tl.float32), c, input_precision="ieee")
+
+        here = p < P
+        r += both_biases(input_bias_ptr + p, state_bias_ptr + p, here)
+        u += both_biases(input_bias_ptr + P + p, state_bias_ptr + P + p, here)
+        b = tl.load(input_bias_ptr + 2 * P + p, mask=here, other=0.0)
+        n += b.to(tl.float32)[None, :]
+        b = tl.load(state_bias_ptr + 2 * P + p, mask=here, other=0.0)
+        c += b.to(tl.float32)[None, :]
+        # tanh a = 2 sigmoid(2 a) - 1; u keeps the old state
+        n = 2.0 * tl.sigmoid(2.0 * (n + tl.sigmoid(r) * c)) - 1.0
+        u = tl.sigmoid(u)
+        inside = rows & (p[None, :] < P)
+        at = t[:, None] * P + p[None, :]
+        h = tl.load(state_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        new = n + u * (h - n)
+        tl.store(new_ptr + at, new, mask=inside)
+        gate = tl.load(
+            w_gate_ptr + p[:, None] * E + e[None, :],
+            mask=(p[:, None] < P) & (e[None, :] < E), other=0.0,
+        )  # fmt: skip
+        logits = tl.dot(
+            new, gate.to(tl.float32), logits, input_precision="ieee"
+        )
+    at = t[:, None] * E + e[None, :]
+    tl.store(logits_ptr + at, logits, mask=rows & (e[None, :] < E))
+
+
+@triton.jit
+def both_biases(input_ptr, state_ptr, here):
+    a = tl.load(input_ptr, mask=here, other=0.0).to(tl.float32)
+    b = tl.load(state_ptr, mask=here, other=0.0).to(tl.float32)
+    return (a + b)[None, :]
+
+
+def blocks(E: int) -> tuple[int, int, int]:
+    """Tokens, state slice and experts of one program's tile."""
+    # fp32 products run on plain multiply-adds, which hold whole slices in
+    # registers: slices of 32 spill
+    block_e = max(16, triton.next_power_of_2(E))
+    return (32 if block_e <= 64 else 16), 16, block_e
+
+
+def gru_router_step_triton(
+    x: Tensor,
+    state: Tensor,
+    w_input: Tensor,
+    w_state: Tensor,
+    input_bias: Tensor,
+    state_bias: Tensor,
+    w_gate: Tensor,
+) -> RouterStep:
+    """Launch the kernel; one program holds a block of tokens."""
+    (T, P), E = x.shape, w_gate.shape[1]
+    inputs = x, state, w_input, w_state, input_bias, state_bias, w_gate
+    new = x.new_empty((T, P), dtype=torch.float32)
+    logits = x.new_empty((T, E), dtype=torch.float32)
+    block_t, block_p, block_e = blocks(E)
+    if T:
+        gru_router_step_kernel[(triton.cdiv(T, block_t),)](
+            *(tensor.contiguous() for tensor in inputs), new, logits,
+            T, P, E,
+            BLOCK_T=block_t, BLOCK_P=block_p, BLOCK_E=block_e, num_warps=4,
+        )  # fmt: skip
+    return RouterStep(new, logits)
+
+
+@torch.library.custom_op(
+    "lab::gru_router_step", mutates_args=(), device_types="cpu"
+)
+def _gru_router_step(
+    x: Tensor,
+    state: Tensor,
+    w_input: Tensor,
+    w_state: Tensor,
+    input_bias: Tensor,
+    state_bias: Tensor,
+    w_gate: Tensor,
+) -> tuple[Tensor, Tensor]:
+    return tuple(
+        gru_router_step_reference(
+            x, state, w_input, w_state, input_bias, state_bias, w_gate
+        )
+    )
+
+
+@_gru_router_step.register_kernel("cuda")
+def _(x, *tensors):
+    on_gpu = runtime.triton_has_tensor_cores(x)
+    step = gru_router_step_triton if on_gpu else gru_router_step_reference
+    return tuple(step(x, *tensors))
+
+
+@_gru_router_step.register_fake
+def _(x, state, w_input, w_state, input_bias, state_bias, w_gate):
+    (T, P), E = x.shape, w_gate.shape[1]
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return (
+        x.new_empty((T, P), dtype=wide),
+        x.new_empty((T, E), dtype=wide),
+    )
+
+
+def _remember(ctx, inputs, output):
+    ctx.save_for_backward(*inputs, output[0])
+
+
+def _backward(ctx, grad_state, grad_logits):
+    """Through the logits into h', then through the cell, gates recomputed."""
+    *inputs, new = ctx.saved_tensors
+    x, h, w_input, w_state, input_bias, state_bias, w_gate = (
+        tensor.to(new.dtype) for tensor in inputs
+    )
+    from_state = torch.addmm(state_bias, h, w_state)
+    r, u, n = _gates(torch.addmm(input_bias, x, w_input), from_state)
+    g = grad_state + grad_logits @ w_gate.T
+    to_n = g * (1 - u) * (1 - n * n)
+    to_u = g * (h - n) * u * (1 - u)
+    to_r = to_n * from_state.chunk(3, dim=1)[2] * r * (1 - r)
+    to_input = torch.cat([to_r, to_u, to_n], dim=1)
+    to_state = torch.cat([to_r, to_u, to_n * r], dim=1)
+    grads = (
+        to_input @ w_input.T,
+        to_state @ w_state.T + g * u,
+        x.T @ to_input,
+        h.T @ to_state,
+        to_input.sum(dim=0),
+        to_state.sum(dim=0),
+        new.T @ grad_logits,
+    )
+    pairs = zip(grads, inputs, strict=True)
+    return tuple(grad.to(tensor.dtype) for grad, tensor in pairs)
+
+
+_gru_router_step.register_autograd(_backward, setup_context=_remember)
+
+
+def _inputs(seed, device, dtype, T, P, E, scale=1.0):
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape, std):
+        values = torch.randn(*shape, generator=generator, dtype=torch.float64)
+        return (std * values).to(device, dtype)
+
+    return {
+        "x": normal(T, P, std=scale),
+        "state": normal(T, P, std=0.5).tanh(),
+        "w_input": normal(P, 3 * P, std=P**-0.5),
+        "w_state": normal(P, 3 * P, std=P**-0.5),
+        "input_bias": normal(3 * P, std=0.5),
+        "state_bias": normal(3 * P, std=0.5),
+        "w_gate": normal(P, E, std=P**-0.5),
+    }
+
+
+def _cost(x, state, w_input, w_state, input_bias, state_bias, w_gate) -> Cost:
+    (T, P), E = x.shape, w_gate.shape[1]
+    read = sum(
+        tensor.numel() * tensor.element_size()
+        for tensor in (x, state, w_input, w_state, input_bias, w_gate)
+    )
+    return Cost(
+        read + state_bias.numel() * state_bias.element_size()
+        + 4 * T * (P + E),
+        T * (12 * P * P + 2 * P * E),
+    )  # fmt: skip
+
+
+NAMES = "x state w_input w_state input_bias state_bias w_gate".split()
+
+
+def _compile(P: int, E: int, kind: str) -> Compile:
+    block_t, block_p, block_e = blocks(E)
+    return Compile(
+        f"P{P} E{E} {kind}",
+        gru_router_step_kernel,
+        signature={f"{name}_ptr": f"*{kind}" for name in NAMES}
+        | {"state_ptr": "*fp32", "new_ptr": "*fp32", "logits_ptr": "*fp32"}
+        | {
+            "T": "i32",
+            "P": "i32:16" if P % 16 == 0 else "i32",
+            "E": "i32:16" if E % 16 == 0 else "i32",
+        },
+        constants={
+            "BLOCK_T": block_t, "BLOCK_P": block_p, "BLOCK_E": block_e,
+        },
+        # on a T4 the step goes through PyTorch
+        targets=("sm_80", "sm_90", "sm_100", "gfx942"),
+    )  # fmt: skip
+
+
+DECLARATION = Declaration(
+    name="gru_router_step",
+    operation=gru_router_step,
+    reference=gru_router_step_reference,
+    triton=gru_router_step_triton,
+    inputs=_inputs,
+    differentiable=tuple(NAMES),
+    # everything is in fp32, whatever the inputs are
+    tolerance={
+        torch.float32: 1e-5, torch.float16: 1e-5, torch.bfloat16: 1e-5,
+    },
+    examples=(
+        Example("16 wide, 8 experts", {"T": 129, "P": 16, "E": 8}),
+        Example("the paper's width", {"T": 63, "P": 128, "E": 16}),
+        Example("odd width", {"T": 65, "P": 37, "E": 5}),
+        Example("one of each", {"T": 1, "P": 1, "E": 1}, degenerate=True),
+        Example("no token", {"T": 0, "P": 16, "E": 8}, degenerate=True),
+        Example(
+            "saturated gates",
+            {"T": 33, "P": 8, "E": 3, "scale": 40.0},
+            degenerate=True,
+        ),
+        Example(
+            "many experts", {"T": 17, "P": 16, "E": 130}, degenerate=True
+        ),
+        Example("large", {"T": 32768, "P": 128, "E": 64}, large=True),
+    ),
+    cost=_cost,
+    compiles=(
+        _compile(16, 8, "fp32"), _compile(128, 16, "bf16"),
+        _compile(128, 64, "bf16"), _compile(128, 256, "bf16"),
+    ),
+)  # fmt: skip
