@@ -18,12 +18,12 @@ def test_a_flow_between_groups_is_drawn_as_a_change():
     figure = stage_flow(FLOWS, GROUPS, "a title")
     # 8 and 4 change the group at first, then 1 and 2; another 1 stays
     assert drawn_lines(figure, "changes the group") == [0, 2, 1, 1]
-    assert drawn_lines(figure, "stays in its group") == [0, 1, 0, 0]
+    assert drawn_lines(figure, "stays on its group") == [0, 1, 0, 0]
 
 
 def test_a_thin_flow_is_left_out():
     few = stage_flow(FLOWS, GROUPS, "a title", least=0.6)
-    assert sum(drawn_lines(few, "stays in its group")) == 0
+    assert sum(drawn_lines(few, "stays on its group")) == 0
     assert sum(drawn_lines(few, "changes the group")) == 3
 
 
@@ -50,4 +50,4 @@ def test_it_can_be_a_panel():
 def test_the_legend_names_both_kinds_even_without_a_line():
     figure = stage_flow(FLOWS, [[0, 0]] * 3, "all stay", group="GPU")
     named = [t.name for t in figure.data if t.name]
-    assert named == ["changes the GPU", "stays in its GPU"]
+    assert named == ["changes the GPU", "stays on its GPU"]

@@ -6,7 +6,7 @@ from lab.figures.theme import COLOURS, SERIES, drawn, plain
 
 WIDTHS = (1.0, 2.5, 5.0, 9.0)  # of the lines, for shares up to the most
 BENDS = 9  # points of one line
-KINDS = (("changes the group", "cut"), ("stays in its group", "kept"))
+KINDS = (("changes the group", "cut"), ("stays on its group", "kept"))
 
 
 def stage_flow(
