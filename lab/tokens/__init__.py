@@ -9,6 +9,7 @@ Shared by the chapters of this part:
 ``checkpoints``     trained models kept in `data/char_lm/`
 ``routers``         what a router is; the top-k router; balance and
                     entropy loss
+``dice``            routers that draw the expert
 ``capacity``        an expert takes only so many tokens
 ``coverage``        how many distinct experts a batch touches
 ``inference_cost``  seconds of one expert layer, by roofline

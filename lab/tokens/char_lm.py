@@ -119,6 +119,15 @@ def windows(ids: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
     return ids[at[:, None] + before], ids[at]
 
 
+def next_character(
+    model: CharLM, context: Tensor, target: Tensor
+) -> tuple[Prediction, Tensor]:
+    """The prediction and its loss, the routers' auxiliary losses included."""
+    prediction = model(context)
+    loss = F.cross_entropy(prediction.logits, target)
+    return prediction, loss + sum(r.loss for r in prediction.routings)
+
+
 def train(
     model: CharLM,
     domain: str,
@@ -128,18 +137,22 @@ def train(
     peak_rate: float = 1e-2,
     progress: Callable[[Iterable], Iterable] = iter,
     on_step: Callable[[int, Prediction], None] | None = None,
+    objective: Callable = next_character,
+    characters: int | None = None,
 ) -> CharLM:
     """Train in place on the text of ``domain`` and return the model.
 
     Adam with a one-cycle learning rate. The batches are drawn from the seed,
     so every router sees the same characters in the same order. ``progress``
     wraps the steps (a progress bar); ``on_step(step, prediction)`` is called
-    before each update, for schedules and measurements.
+    before each update, for schedules and measurements. ``objective(model,
+    context, target)`` returns a prediction and what to descend on;
+    ``characters`` cuts the training text to its first so many.
     """
     if steps < 1:
         raise ValueError(f"steps={steps} trains nothing; use 1 or more")
     device = model.leave.weight.device
-    ids = split(domain).train.to(device)
+    ids = split(domain).train[:characters].to(device)
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(model.parameters(), lr=peak_rate, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -149,11 +162,9 @@ def train(
     for step in progress(range(steps)):
         at = torch.randint(CONTEXT, len(ids), (batch,), generator=generator)
         context, target = windows(ids, at.to(device))
-        prediction = model(context)
+        prediction, loss = objective(model, context, target)
         if on_step:
             on_step(step, prediction)
-        loss = F.cross_entropy(prediction.logits, target)
-        loss = loss + sum(routing.loss for routing in prediction.routings)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
