@@ -1,0 +1,421 @@
+"""SMoE-Dropout: a router that never learns (chapter 04).
+
+Chen, Zhang, Jaiswal, Liu, Wang, "Sparse MoE as the New Dropout: Scaling
+Dense and Self-Slimmable Transformers", ICLR 2023. A dense network is cut into
+N small experts. A random router chooses k of them and is never trained; k
+grows during training, and is free at test time: the model is meant to get
+better with every expert switched on ("self-slimmable").
+
+    z = x W_r                 W_r random and frozen
+    w = softmax over the k largest z
+    y = sum of w_i E_i(x)     an average of experts, whatever k is
+    k_s = k_min + round((k_max - k_min) s / S)    at step s of S
+
+Freezing W_r does not cut the gradient to x through w, except for k = 1,
+where w is 1 whatever the logits are.
+
+Left out: the router's bias (0 and frozen in the authors' code), biases and
+dropout inside the experts, and schedules that fall. The authors draw W_r with
+standard deviation 0.02 at width 256, which spreads the logits by 0.32; here
+the width is 48, so W_r is scaled to the same spread. Ties go to the lowest
+index.
+"""
+
+import math
+from collections.abc import Callable
+from functools import cache, partial
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lab.claims import Claim
+from lab.exercises import Exercise
+from lab.kernels.moe_layer import moe_layer
+from lab.kernels.topk_gate import Gate, topk_gate
+from lab.tokens import checkpoints
+from lab.tokens.char_lm import DIM, CharLM, Evaluation, evaluate, train
+from lab.tokens.routers import (
+    Router,
+    Routing,
+    balance_loss,
+    weight_table,
+)
+
+EXPERTS = 16  # N
+HIDDEN = 16  # of one expert; the dense twin has N times as many
+SPREAD = 0.02 * 256**0.5  # of the logits at the start, as the authors'
+BALANCE = 0.01  # weight of the balance loss of the learned baselines
+SWEEP = (1, 2, 4, 8, 12, 16)  # k at test time
+STEPS = 600
+POSITIONS = 16384  # test characters
+
+
+class SlimmableRouter(Router):
+    """Top-k with weights that add up to 1, frozen or learned.
+
+    ``k`` may be set anew at any time. A learned router gets a balance loss,
+    with loads that add up to 1 as in the authors' code.
+    """
+
+    def __init__(
+        self, dim: int, experts: int, k: int, frozen: bool = True
+    ) -> None:
+        super().__init__(dim, experts)
+        self.k = k
+        self.frozen = frozen
+        self.weight.requires_grad_(not frozen)
+
+    def forward(self, hidden: Tensor, memory: Any = None) -> Routing:
+        logits = hidden @ self.weight
+        gate = topk_gate(logits, self.k)
+        scores = logits.softmax(dim=1)
+        loss = logits.new_zeros(())
+        if not self.frozen:
+            loss = BALANCE / self.k * balance_loss(gate.experts, scores)
+        return Routing(gate, scores, loss)
+
+
+class Schedule(NamedTuple):
+    """How k grows from ``low`` to ``high`` during training."""
+
+    shape: str
+    low: int
+    high: int
+
+
+def active_experts(step: int, steps: int, schedule: Schedule) -> int:
+    """k at ``step`` of ``steps``, rounded half to even as Python does.
+
+    Past the end it stays at ``schedule.high``.
+    """
+    shape, low, high = schedule
+    if not 1 <= low <= high:
+        raise ValueError(
+            f"k from {low} to {high} does not grow; use 1 <= low <= high"
+        )
+    more = high - low
+    # multiplied before dividing, as the authors do, for the same halves
+    if shape == "linear":
+        k = low + round(more * step / steps)
+    elif shape == "cosine":
+        k = high - round(more * math.cos(math.pi * step / (2 * steps)))
+    elif shape == "exponential":
+        k = high - round(more * 0.99 ** (300 * step // steps))
+    elif shape == "doubling":
+        k = 2 ** min(5 * step // steps, 4)
+    else:
+        raise ValueError(
+            f"shape={shape!r} is not linear, cosine, exponential or doubling"
+        )
+    return min(max(k, low), high)
+
+
+SCHEDULES = {
+    "constant 2": Schedule("linear", 2, 2),
+    "constant 16": Schedule("linear", 16, 16),
+    "linear 8 to 16": Schedule("linear", 8, 16),
+    "linear 1 to 16": Schedule("linear", 1, 16),
+    "cosine 8 to 16": Schedule("cosine", 8, 16),
+    "exponential 8 to 16": Schedule("exponential", 8, 16),
+    "doubling 1 to 16": Schedule("doubling", 1, 16),
+}
+PAPER = "linear 8 to 16"  # the schedule of the authors' scripts
+# the recorded models: is the router frozen, and how did k grow
+ARMS = {
+    "random, 8 to 16": (True, PAPER),  # SMoE-Dropout
+    "random, 16": (True, "constant 16"),
+    "learned, 8 to 16": (False, PAPER),
+    "learned, 2": (False, "constant 2"),
+}
+
+
+def mean_experts(schedule: Schedule, steps: int = STEPS) -> float:
+    """Mean k over a training: what it costs, in experts per token."""
+    ks = [active_experts(step, steps, schedule) for step in range(steps)]
+    return sum(ks) / steps
+
+
+def slimmable_layer(
+    tokens: Tensor, gate: Gate, w_up: Tensor, w_down: Tensor, activation: str
+) -> Tensor:
+    """The experts that ``gate`` chose for [T, D] tokens, in the cheaper way.
+
+    With half of the experts on, or more, it is cheaper to compute all and to
+    weigh the others by 0 than to send rows to and fro.
+    """
+    N, (_, k) = len(w_up), gate.experts.shape
+    if 2 * k < N:
+        return moe_layer(tokens, gate, w_up, w_down, activation)
+    return all_experts(tokens, weight_table(gate, N), w_up, w_down)
+
+
+def all_experts(
+    tokens: Tensor, weights: Tensor, w_up: Tensor, w_down: Tensor
+) -> Tensor:
+    """The layer without routing: two products for tokens [T, D].
+
+    ``weights`` [T, N] scale each expert's hidden units, after the ReLU.
+    """
+    N, D, F = w_up.shape
+    hidden = (tokens @ w_up.transpose(0, 1).reshape(D, N * F)).relu()
+    hidden = hidden * weights.repeat_interleave(F, dim=1)
+    return hidden @ w_down.reshape(N * F, D)
+
+
+def untrained(seed: int, frozen: bool = True, k: int = EXPERTS) -> CharLM:
+    """The character model with 16 experts of 16 hidden units.
+
+    Frozen and learned routers start from the same weights.
+    """
+    model = CharLM(
+        lambda _: SlimmableRouter(DIM, EXPERTS, k, frozen),
+        EXPERTS,
+        seed,
+        hidden=HIDDEN,
+        compute=slimmable_layer,
+    )
+    for layer in model.layers:
+        # CharLM draws them so that the logits spread by 1 / sqrt(3)
+        layer.router.weight.data.mul_(SPREAD * 3**0.5)
+    return model
+
+
+def dense_twin(seed: int) -> CharLM:
+    """One expert of 256 hidden units that takes every token: no router."""
+    return CharLM(
+        lambda _: SlimmableRouter(DIM, 1, 1),
+        1,
+        seed,
+        hidden=EXPERTS * HIDDEN,
+        compute=slimmable_layer,
+    )
+
+
+def switch_on(model: CharLM, k: int) -> CharLM:
+    """Let ``model`` use k experts from now on; it is returned."""
+    for layer in model.layers:
+        layer.router.k = k
+    return model
+
+
+@cache
+def trained(seed: int, frozen: bool, schedule: str, steps: int) -> CharLM:
+    """The model of one arm; its k is wherever the last reader left it."""
+    plan = SCHEDULES[schedule]
+    model = untrained(seed, frozen, plan.low)
+
+    def grow(step: int, _) -> None:
+        switch_on(model, active_experts(step + 1, steps, plan))
+
+    return train(model, "prose", steps, seed, on_step=grow)
+
+
+@cache
+def bits(
+    seed: int, frozen: bool, schedule: str, k: int, steps: int, positions: int
+) -> float:
+    """Bits per character on prose of one arm with k experts switched on."""
+    model = switch_on(trained(seed, frozen, schedule, steps), k)
+    return evaluate(model, "prose", positions).bits_per_character
+
+
+@cache
+def dense_bits(seed: int, steps: int, positions: int) -> float:
+    """Bits per character of the dense twin, trained in the same way."""
+    model = train(dense_twin(seed), "prose", steps, seed)
+    return evaluate(model, "prose", positions).bits_per_character
+
+
+@cache
+def picture(k: int, arm: str) -> Evaluation:
+    """Let a recorded model read 2048 test characters with k experts."""
+    return evaluate(switch_on(recorded(arm), k), "prose", 2048)
+
+
+@cache
+def recorded(arm: str) -> CharLM:
+    """The model of `train_checkpoints` for one of `ARMS`."""
+    frozen, _ = ARMS[arm]
+    return checkpoints.load(_checkpoint(arm), untrained(0, frozen))
+
+
+@cache
+def curve(arm: str) -> list[float]:
+    """Bits per character of a recorded model for k = 1 to 16.
+
+    "dense" is the dense twin, a model without k: 16 times the same.
+    """
+    if arm == "dense":
+        return [checkpoints.about("dense-256")["sample_bits"]] * EXPERTS
+    return checkpoints.about(_checkpoint(arm))["bits_by_k"]
+
+
+def train_checkpoints(progress: Callable = iter) -> None:
+    """Train every recorded model anew, seed 0: about a minute."""
+    for arm in progress(list(ARMS)):
+        frozen, schedule = ARMS[arm]
+        curve = [
+            bits(0, frozen, schedule, k, STEPS, 2048)
+            for k in range(1, EXPERTS + 1)
+        ]
+        model = trained(0, frozen, schedule, STEPS)
+        checkpoints.save(_checkpoint(arm), model, seed=0, bits_by_k=curve)
+    dense = train(dense_twin(0), "prose", STEPS, 0)
+    sample = evaluate(dense, "prose", 2048).bits_per_character
+    checkpoints.save("dense-256", dense, seed=0, sample_bits=sample)
+
+
+def _checkpoint(arm: str) -> str:
+    return "smoe-dropout-" + arm.replace(", ", "-").replace(" ", "-")
+
+
+def _largest_rise(seed: int, frozen: bool, **budget) -> float:
+    """The largest loss, in bits, on switching on more experts."""
+    by_k = [bits(seed, frozen, PAPER, k, **budget) for k in SWEEP]
+    return max(b - a for a, b in pairwise(by_k))
+
+
+def _past_training(seed: int, **budget) -> float:
+    """Bits that the learned top-2 model loses with all experts on."""
+    two, all_on = (
+        bits(seed, False, "constant 2", k, **budget) for k in (2, EXPERTS)
+    )
+    return all_on - two
+
+
+def _against(frozen: bool, schedule: str, seed: int, **budget) -> float:
+    """Bits that SMoE-Dropout loses against another arm, all experts on."""
+    ours = bits(seed, True, PAPER, EXPERTS, **budget)
+    return ours - bits(seed, frozen, schedule, EXPERTS, **budget)
+
+
+def _against_dense(seed: int, **budget) -> float:
+    """Bits that SMoE-Dropout loses against its dense twin."""
+    ours = bits(seed, True, PAPER, EXPERTS, **budget)
+    return ours - dense_bits(seed, **budget)
+
+
+FULL = {"steps": STEPS, "positions": POSITIONS}
+SHORT = {"steps": 60, "positions": 2048}
+SMALL = (
+    "A character model of three layers, trained for 600 steps; the paper"
+    " trains Transformer-XL for 400,000 steps, and BERT and RoBERTa."
+)
+RISE = "largest rise in bits per character from one k to the next"
+AT_16 = "bits per character with all 16 experts, SMoE-Dropout minus "
+
+_claim = partial(
+    Claim,
+    chapter="04",
+    parameters=FULL,
+    reduced=SHORT,
+    seeds=3,
+    limits=SMALL,
+)
+_below = partial(_claim, unit="bits", threshold=0.0, side="below")
+
+CLAIMS = (
+    _claim(
+        slug="grows-with-k",
+        sentence="Performance grows steadily as more experts are switched on"
+        " at test time.",
+        source="abstract",
+        effect=f"{RISE} (1, 2, 4, 8, 12, 16)",
+        unit="bits",
+        experiment=partial(_largest_rise, frozen=True),
+        threshold=0.01,
+        side="below",
+    ),
+    _claim(
+        slug="learned-gets-worse",
+        sentence="A learned router saturates or gets worse when more experts"
+        " are switched on than it learned with.",
+        source="introduction; figures over k",
+        effect="bits per character of a learned top-2 model, k = 16 minus"
+        " k = 2",
+        unit="bits",
+        experiment=_past_training,
+        threshold=0.0,
+        side="above",
+    ),
+    _claim(
+        slug="freezing-is-needed",
+        sentence="It is the frozen router that makes the model slimmable: a"
+        " learned one with the same growing k still gets worse somewhere.",
+        source="our reading",
+        effect=f"{RISE}, learned router",
+        unit="bits",
+        experiment=partial(_largest_rise, frozen=False),
+        threshold=0.01,
+        side="above",
+    ),
+    _below(
+        slug="random-beats-learned",
+        sentence="A frozen random router is better than a learned one.",
+        source="abstract; comparison with learned SMoE",
+        effect=AT_16 + "a learned router with the same growing k",
+        experiment=partial(_against, False, PAPER),
+    ),
+    _below(
+        slug="better-than-dense",
+        sentence="It is better than its dense twin (by 1.03, 0.78 and 1.09 %"
+        " on ASDiv-A, MAWPS and SVAMP).",
+        source="abstract",
+        effect=AT_16 + "the dense twin",
+        experiment=_against_dense,
+    ),
+    _below(
+        slug="growing-helps",
+        sentence="Growing k during training is better than having all"
+        " experts on from the start.",
+        source="our reading of the method",
+        effect=AT_16 + "a frozen router at a constant k = 16",
+        experiment=partial(_against, True, "constant 16"),
+    ),
+    _below(
+        slug="linear-beats-cosine",
+        sentence="The linear schedule is better than the cosine one (1.1486"
+        " against 1.1858 bits on enwik8).",
+        source="ablation of the schedule",
+        effect=AT_16 + "the same with a cosine schedule",
+        experiment=partial(_against, True, "cosine 8 to 16"),
+    ),
+    _below(
+        slug="linear-beats-exponential",
+        sentence="The linear schedule is better than the exponential one"
+        " (1.1486 against 1.1877 bits on enwik8).",
+        source="ablation of the schedule",
+        effect=AT_16 + "the same with an exponential schedule",
+        experiment=partial(_against, True, "exponential 8 to 16"),
+    ),
+    _claim(
+        slug="training-time",
+        sentence="Training takes up to 37 % less time than the dense model.",
+        source="main text",
+        effect="training time saved against the dense twin",
+        unit="%",
+        experiment=None,
+        threshold=0.0,
+        side="above",
+        out_of_reach="it is a property of their GPUs and their kernels; here"
+        " only the share of experts at work is known, 75 % from 8 to 16",
+    ),
+)
+
+EXERCISES = {
+    "exercise-1": Exercise(slug="exercise-1", answer=11.5 / 16),
+    "exercise-2": Exercise(slug="exercise-2", answer={1}),
+    "exercise-3": Exercise(
+        slug="exercise-3",
+        answer=all_experts,
+        cases=[
+            tuple(
+                torch.randn(*shape, generator=torch.Generator().manual_seed(T))
+                for shape in ((T, 4), (T, N), (N, 4, F), (N, F, 4))
+            )
+            for T, N, F in ((5, 3, 2), (1, 1, 4), (7, 2, 1))
+        ],
+    ),
+}
