@@ -4,15 +4,28 @@ Each file tells the whole story of one operation: formula, plain PyTorch
 reference, Triton kernel, registration as a PyTorch operator, and one
 declaration from which tests, benchmarks and ahead-of-time compilation follow.
 
-=================  ========================================================
-``topk_gate``      each token picks its k best experts (null experts too)
-``topp_gate``      each token picks experts until their mass reaches p
-``gate_backward``  from the gradient of the gate weights to the logits
-``dispatch``       sorts the kept (token, expert) pairs by expert
-``expert_mlp``     every expert's two-layer network over its own rows
-``combine``        every token sums its experts' rows by gate weight
-``moe_layer``      the four steps together
-=================  ========================================================
+=======================  ===================================================
+``topk_gate``            each token picks its k best experts, nulls allowed
+``topp_gate``            each token picks experts until their mass reaches p
+``gate_backward``        from the gradient of the weights to the logits
+``gru_router_step``      a router with a memory: one GRU cell, then scores
+``dispatch``             sorts the kept (token, expert) pairs by expert
+``expert_mlp``           every expert's two-layer network over its own rows
+``expert_mlp_backward``  its gradients, without atomics
+``combine``              every token sums its experts' rows by gate weight
+``combine_backward``     and hands each row and weight its gradient
+``moe_layer``            dispatch, expert_mlp and combine together
+``sym_kl``               how far two predictions are apart, row by row
+``sym_kl_backward``      and its gradient
+``multi_lora``           every token sums its own adapters' updates
+``multi_lora_backward``  and their gradients
+``transition_counts``    how many tokens went from which expert to which
+``placement_cost``       the traffic of many expert placements at once
+``frontier``             one prompt router per price of money, in one pass
+``linkload``             what every link of many fabrics carries
+``knn_prior``            nearest neighbours by rank
+``kopt_simulate``        k-opt moves on many tours at once
+=======================  ===================================================
 """
 
 from lab.kernels import runtime as runtime  # sets Triton up; must come first
