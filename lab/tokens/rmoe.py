@@ -1,0 +1,491 @@
+"""RMoE: a router that remembers what the layers below it chose (chapter 05).
+
+Qiu, Huang, Cheng, Zhou, Wang, Titov, Fu, "Layerwise Recurrent Router for
+Mixture-of-Experts", ICLR 2025. One small GRU runs over the depth of the
+network, once per token. The router of layer i reads the GRU's state, not the
+hidden vector, so what it chooses can depend on what was chosen before:
+
+    x'_i = x_i W_i           a projection to p numbers, one per layer
+    h_i = GRU(x'_i, h_{i-1})  one cell for all layers, h_0 = 0
+    z_i = h_i G_i            then top-k of softmax(z_i), renormalized
+
+The experts still read x_i. The state mixes neither tokens nor positions, so
+all tokens run at once, and it is handed on with its gradient. Two ablations
+of the paper have the same parameters and the same work: "not passed" starts
+every layer from h_0 = 0, "no gradient" hands the state on detached.
+
+The released code cannot run as published and does not say how router and cell
+are initialised; here all matrices are drawn like the others of the character
+model, biases are 0. It averages the balance loss over all layers joined, so
+that one layer may overload an expert that another leaves idle; this version
+averages in every layer. The shared expert and token dropping are left out.
+The paper does not say what is between the two matrices of its MLP router;
+here it is a ReLU, with as many hidden units as make its parameters equal.
+"""
+
+from collections.abc import Callable
+from functools import cache, partial
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lab.claims import Claim
+from lab.exercises import Exercise
+from lab.kernels.gru_router_step import RouterStep, gru_router_step
+from lab.kernels.topk_gate import topk_gate
+from lab.tokens import checkpoints
+from lab.tokens.char_lm import (
+    DIM,
+    CharLM,
+    Evaluation,
+    Look,
+    evaluate,
+    look,
+    train,
+)
+from lab.tokens.routers import Router, Routing, TopKRouter, balance_loss
+
+EXPERTS = 8
+LAYERS = 6
+WIDTH = 16  # p, numbers in the state
+TOP_K = 2
+BALANCE = 0.01  # the paper's weight of the balance loss
+STEPS = 100
+VARIANTS = ("linear", "mlp", "not passed", "no gradient", "passed")
+RECURRENT = VARIANTS[2:]
+
+
+class Cell(nn.Module):
+    """The GRU that the routers of all layers share, as plain weights."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        if width < 1:
+            raise ValueError(f"width={width} holds no state; use 1 or more")
+        self.width = width
+        self.w_input = nn.Parameter(torch.empty(width, 3 * width))
+        self.w_state = nn.Parameter(torch.empty(width, 3 * width))
+        self.input_bias = nn.Parameter(torch.empty(3 * width))
+        self.state_bias = nn.Parameter(torch.empty(3 * width))
+
+    def forward(self, x: Tensor, state: Tensor, w_gate: Tensor) -> RouterStep:
+        return gru_router_step(
+            x, state, self.w_input, self.w_state,
+            self.input_bias, self.state_bias, w_gate,
+        )  # fmt: skip
+
+
+class RMoERouter(Router):
+    """Top-k from the state of a GRU over depth.
+
+    ``state`` says what the next layer gets: "passed" (the paper), "no
+    gradient", or "not passed". ``keep`` scales what arrives, 1 in training;
+    a reader can turn it down later and see what the memory was worth.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        experts: int,
+        k: int,
+        cell: Cell,
+        state: str = "passed",
+        balance: float = BALANCE,
+    ) -> None:
+        super().__init__(cell.width, experts)
+        if state not in RECURRENT:
+            raise ValueError(f"state={state!r} is none of {RECURRENT}")
+        self.project = nn.Parameter(torch.empty(dim, cell.width))
+        self.cell = cell
+        self.k = k
+        self.state = state
+        self.balance = balance
+        self.keep = 1.0
+
+    def forward(self, hidden: Tensor, memory: Any = None) -> Routing:
+        x = hidden @ self.project
+        if memory is None:
+            memory = torch.zeros_like(x)
+        step = self.cell(x, self.keep * memory, self.weight)
+        memory = {
+            "passed": step.state,
+            "no gradient": step.state.detach(),
+            "not passed": None,
+        }[self.state]
+        return _routing(step.logits, self.k, self.balance, memory)
+
+
+class MLPRouter(Router):
+    """A router of two layers, the answer to "is it only the parameters?"."""
+
+    def __init__(
+        self,
+        dim: int,
+        experts: int,
+        k: int,
+        hidden: int,
+        balance: float = BALANCE,
+    ) -> None:
+        super().__init__(hidden, experts)
+        self.enter = nn.Parameter(torch.empty(dim, hidden))
+        self.k = k
+        self.balance = balance
+
+    def forward(self, hidden: Tensor, memory: Any = None) -> Routing:
+        logits = F.relu(hidden @ self.enter) @ self.weight
+        return _routing(logits, self.k, self.balance)
+
+
+def _routing(logits, k, balance, memory=None):
+    """Top-k with the balance loss, weighted as in the part's top-k router."""
+    gate = topk_gate(logits, k, renormalize=k > 1)
+    scores = logits.softmax(dim=1)
+    loss = balance * balance_loss(gate.experts, scores)
+    return Routing(gate, scores, loss, memory)
+
+
+def router_parameters(
+    layers: int, dim: int, experts: int, width: int = 0
+) -> int:
+    """Parameters of all routers: linear ones, or with a GRU of ``width``."""
+    if not width:
+        return layers * dim * experts
+    own = dim * width + width * experts
+    return layers * own + 6 * width**2 + 6 * width
+
+
+def mlp_width(layers: int, dim: int, experts: int, width: int) -> int:
+    """Hidden units that give an MLP router the parameters of RMoE's."""
+    total = router_parameters(layers, dim, experts, width)
+    return round(total / (layers * (dim + experts)))
+
+
+def untrained(
+    variant: str,
+    width: int = WIDTH,
+    layers: int = LAYERS,
+    k: int = TOP_K,
+    seed: int = 0,
+) -> CharLM:
+    """The character model with the routers of ``variant`` in every layer."""
+    if variant not in VARIANTS:
+        raise ValueError(f"variant={variant!r} is none of {VARIANTS}")
+    cell = Cell(width)
+
+    def router(_: int) -> Router:
+        if variant == "linear":
+            return TopKRouter(DIM, EXPERTS, k, BALANCE)
+        if variant == "mlp":
+            hidden = mlp_width(layers, DIM, EXPERTS, width)
+            return MLPRouter(DIM, EXPERTS, k, hidden)
+        return RMoERouter(DIM, EXPERTS, k, cell, variant)
+
+    return CharLM(router, EXPERTS, seed, layers)
+
+
+def mutual_information(one: Tensor, other: Tensor, values: int) -> float:
+    """How many nats ``one`` [T] tells about ``other`` [T], 0 if nothing.
+
+    Both hold whole numbers below ``values``. Over few tokens it is biased
+    upward, by about (values - 1)^2 / 2T.
+    """
+    pairs = torch.bincount(one * values + other, minlength=values**2)
+    joint = pairs.reshape(values, values).double() / max(1, len(one))
+    alone = joint.sum(1, keepdim=True) * joint.sum(0, keepdim=True)
+    # 0 log 0 is 0
+    ratio = torch.where(joint > 0, joint / alone, 1.0)
+    return (joint * ratio.log()).sum().item()
+
+
+def information_map(evaluation: Evaluation) -> list[list[float | None]]:
+    """Mutual information between the first choices of every two layers.
+
+    Taken over the tokens; None on the diagonal. The paper takes it within one
+    token, between two vectors of N scores cut into 100 bins: over so few
+    values nearly every bin holds one score, and the result is close to log N
+    whatever the router does (`binned_information`).
+    """
+    first = [chosen[:, 0].long() for chosen in evaluation.chosen]
+    experts = evaluation.load.shape[1]
+    table = [[None] * len(first) for _ in first]
+    for i, one in enumerate(first):
+        for j, other in enumerate(first[:i]):
+            value = mutual_information(one, other, experts)
+            table[i][j] = table[j][i] = value
+    return table
+
+
+def adjacent(table: list[list[float | None]]) -> float:
+    """Mean of a map's entries between neighbouring layers."""
+    pairs = list(pairwise(range(len(table))))
+    return sum(table[i][j] for i, j in pairs) / len(pairs)
+
+
+def by_distance(table: list[list[float | None]]) -> list[float]:
+    """Mean of a map's entries 1, 2, ... layers apart."""
+    layers = len(table)
+    return [
+        sum(table[i][i + apart] for i in range(layers - apart))
+        / (layers - apart)
+        for apart in range(1, layers)
+    ]
+
+
+def binned_information(one: Tensor, other: Tensor, bins: int = 100) -> float:
+    """The paper's measure for one token: two score vectors [N], binned."""
+    low = torch.minimum(one.min(), other.min())
+    high = torch.maximum(one.max(), other.max())
+    scale = bins / (high - low).clamp_min(1e-12)
+    cut = [((v - low) * scale).long().clamp(0, bins - 1) for v in (one, other)]
+    return mutual_information(*cut, bins)
+
+
+def gate_entropy(scores: list[Tensor]) -> Tensor:
+    """Entropy in nats of the scores of every layer [T, N], [layers, T]."""
+    return torch.stack([torch.special.entr(s).sum(dim=1) for s in scores])
+
+
+class Arm(NamedTuple):
+    """One trained variant, measured on characters it has not seen."""
+
+    bits: float  # bits per character on the prose test text
+    information: float  # nats between neighbouring layers' first choices
+    entropy: float  # nats, of the gates, mean
+    inner_balance: float  # median of first over second score
+    outer_balance: float  # median of the chosen experts' share of the mass
+    fullest: float  # load of the fullest expert over its fair share
+
+
+@cache
+def trained(variant: str, seed: int, steps: int = STEPS) -> CharLM:
+    """Train one variant; the data and their order depend on the seed only."""
+    model = untrained(variant, seed=seed)
+    return train(model, "prose", steps, seed)
+
+
+@cache
+def arm(variant: str, seed: int, steps: int = STEPS) -> Arm:
+    """Train one variant and measure it."""
+    return describe(evaluate(trained(variant, seed, steps), "prose"))
+
+
+def describe(evaluation: Evaluation) -> Arm:
+    """Reduce an evaluation to the numbers that the claims speak of."""
+    best = torch.cat(evaluation.scores).topk(TOP_K, dim=1).values
+    load = evaluation.load
+    return Arm(
+        bits=evaluation.bits_per_character,
+        information=adjacent(information_map(evaluation)),
+        entropy=gate_entropy(evaluation.scores).mean().item(),
+        inner_balance=(best[:, 0] / best[:, 1]).median().item(),
+        outer_balance=best.sum(dim=1).median().item(),
+        fullest=(load.amax(1) / load.mean(1)).mean().item(),
+    )
+
+
+def experiment(seed: int, steps: int = STEPS) -> dict[str, Arm]:
+    """Every variant from one seed, with the same data, order and steps."""
+    return {variant: arm(variant, seed, steps) for variant in VARIANTS}
+
+
+def picture(
+    variant: str = "passed", keep: float = 1.0, top_k: int = TOP_K
+) -> Look:
+    """Let a recorded model read, its memory turned down to ``keep``.
+
+    ``variant`` chooses the model; ``keep`` (0 to 1) scales the state that
+    each router receives and ``top_k`` its number of experts, both now,
+    without training again. A variant that passes nothing ignores ``keep``.
+    """
+    model = recorded(variant)
+    for layer in model.layers:
+        layer.router.k = top_k
+        layer.router.keep = keep
+    return look(model)
+
+
+@cache
+def reach(variant: str) -> list[float]:
+    """What one layer tells of another, by distance: the model as trained."""
+    return by_distance(information_map(picture(variant).sample))
+
+
+@cache
+def recorded(variant: str) -> CharLM:
+    """The model of `train_checkpoints`."""
+    return checkpoints.load(_checkpoint(variant), untrained(variant))
+
+
+def train_checkpoints(progress: Callable = iter) -> None:
+    """Train every recorded model anew, seed 0: about a minute."""
+    for variant in progress(VARIANTS):
+        model = trained(variant, 0)
+        checkpoints.save(_checkpoint(variant), model, seed=0, steps=STEPS)
+
+
+def _checkpoint(variant: str) -> str:
+    return f"rmoe-{variant.replace(' ', '-')}"
+
+
+def _against(variant: str, field: str) -> Callable[..., float]:
+    """The effect of a claim: ``field`` of RMoE minus that of ``variant``."""
+
+    def difference(seed: int, steps: int) -> float:
+        ours = getattr(arm("passed", seed, steps), field)
+        return ours - getattr(arm(variant, seed, steps), field)
+
+    return difference
+
+
+FULL = {"steps": STEPS}
+SHORT = {"steps": 8}
+
+_claim = partial(
+    Claim,
+    chapter="05",
+    parameters=FULL,
+    reduced=SHORT,
+    seeds=3,
+    threshold=0.0,
+    limits="A character model of six layers, 100 steps of 512 characters,"
+    " one learning rate for all arms: the one of chapter 01, found for the"
+    " linear router. The paper trains from 15 million parameters up, and"
+    " reports a tie at that smallest size.",
+)
+
+CLAIMS = (
+    _claim(
+        slug="memory-ties-the-layers",
+        sentence="Passing the state raises the mutual information between"
+        " the layers' gates, over the same router without passing.",
+        source="analysis of cross-layer mutual information",
+        effect="mutual information of neighbouring layers' first choices,"
+        " state passed minus not passed",
+        unit="nats",
+        experiment=_against("not passed", "information"),
+        side="above",
+    ),
+    _claim(
+        slug="more-than-a-linear-router",
+        sentence="RMoE's gates share more information across layers than"
+        " those of the ordinary router.",
+        source="analysis of cross-layer mutual information",
+        effect="mutual information of neighbouring layers' first choices,"
+        " RMoE minus linear router",
+        unit="nats",
+        experiment=_against("linear", "information"),
+        side="above",
+    ),
+    _claim(
+        slug="flatter-gates",
+        sentence="RMoE's gate scores are flatter (median of first over"
+        " second score 2.02 against 34.68).",
+        source="analysis of inner and outer balance",
+        effect="mean entropy of the gates, RMoE minus linear router",
+        unit="nats",
+        experiment=_against("linear", "entropy"),
+        side="above",
+    ),
+    _claim(
+        slug="better-than-linear",
+        sentence="RMoE predicts enwik8 better than the ordinary router,"
+        " 1.116 against 1.128 bits per character.",
+        source="main table, enwik8 test",
+        effect="bits per character, RMoE minus linear router",
+        unit="bits",
+        experiment=_against("linear", "bits"),
+        side="below",
+    ),
+    _claim(
+        slug="passing-helps",
+        sentence="Without passing the state the same router is worse, 1.123"
+        " against 1.116 bits per character.",
+        source="ablation, enwik8 test",
+        effect="bits per character, state passed minus not passed",
+        unit="bits",
+        experiment=_against("not passed", "bits"),
+        side="below",
+    ),
+    _claim(
+        slug="its-gradient-helps",
+        sentence="Passing the state without its gradient is worse, 1.133"
+        " against 1.116 bits per character.",
+        source="ablation, enwik8 test",
+        effect="bits per character, with the state's gradient minus without",
+        unit="bits",
+        experiment=_against("no gradient", "bits"),
+        side="below",
+    ),
+    _claim(
+        slug="not-only-parameters",
+        sentence="A router with a hidden layer does not close the gap, 1.137"
+        " against 1.116 bits per character.",
+        source="main table, enwik8 test",
+        effect="bits per character, RMoE minus MLP router of as many"
+        " parameters",
+        unit="bits",
+        experiment=_against("mlp", "bits"),
+        side="below",
+    ),
+    _claim(
+        slug="billions-of-parameters",
+        sentence="At 15 billion parameters RMoE lifts MMLU from 59.54 to"
+        " 60.60.",
+        source="large-scale experiments",
+        effect="MMLU, RMoE minus ordinary router",
+        unit="points",
+        experiment=None,
+        side="above",
+        out_of_reach="it needs 15 billion parameters and 400 billion tokens",
+    ),
+)
+
+
+def leaky_cell(
+    update: float, width: int = 4, sharpness: float = 4.0
+) -> dict[str, Tensor]:
+    """Weights for `gru_router_step` that a pencil can follow.
+
+    h' = (1 - update) tanh(x) + update h, and the logits are ``sharpness``
+    times h'. ``update`` is 0 for no memory and below 1.
+    """
+    same, none = torch.eye(width), torch.zeros(width, 2 * width)
+    bias = torch.zeros(3, width)
+    # sigmoid(-30) is 0 to 13 digits, and finite
+    bias[1] = torch.logit(torch.tensor(update)).clamp_min(-30)
+    return {
+        "w_input": torch.cat([none, same], dim=1),
+        "w_state": torch.zeros(width, 3 * width),
+        "input_bias": bias.flatten(),
+        "state_bias": torch.zeros(3 * width),
+        "w_gate": sharpness * same,
+    }
+
+
+def _new_state(x, state, w_input, w_state, input_bias, state_bias):
+    """h' alone, from the arguments of `gru_router_step`."""
+    nobody = torch.zeros(x.shape[1], 1)
+    return gru_router_step(
+        x, state, w_input, w_state, input_bias, state_bias, nobody
+    ).state
+
+
+def _case(seed: int, tokens: int, width: int) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(tokens, width)] * 2 + [(width, 3 * width)] * 2
+    shapes += [(3 * width,)] * 2
+    return tuple(torch.randn(*s, generator=generator) for s in shapes)
+
+
+EXERCISES = {
+    "exercise-1": Exercise(slug="exercise-1", answer=(45_056, 475_904)),
+    "exercise-2": Exercise(
+        slug="exercise-2",
+        answer=_new_state,
+        cases=[_case(0, 5, 4), _case(1, 1, 1), _case(2, 3, 7)],
+    ),
+    "exercise-3": Exercise(slug="exercise-3", answer={"w_state"}),
+}
