@@ -212,10 +212,10 @@ def picture(
     N, k = trace.experts, trace.rates.sum().item()
     home = place(trace.rates, DEVICES)
     times = {
-        "dense of equal active size": [],
-        "MoE, experts in memory": [],
+        "dense": [],
+        "experts in memory": [],
         "fetched on demand": [],
-        "fetched one layer ahead": [],
+        "fetched ahead": [],
         f"on {DEVICES} devices": [],
     }
     for B, load in zip(BATCHES, sampled_loads(router), strict=True):
