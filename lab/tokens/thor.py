@@ -204,9 +204,9 @@ def picture(
     """Let recorded models read; ``chooser`` "gate" or "dice" at work.
 
     The first is the top-1 model of chapter 01, which read ten times as many
-    characters; the other three have one budget. THOR has no gate and throws
-    its dice in both cases. ``draws`` throws per "token" or "batch" are made,
-    and their predictions averaged.
+    characters, both passes counted; the other three have one budget. THOR has
+    no gate and throws its dice in both cases. ``draws`` throws per "token" or
+    "batch" are made, and their predictions averaged.
     """
     text, context, target = _passage()
     here = slice(0, len(text))
