@@ -71,12 +71,12 @@ def transition_counts_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_E: tl.constexpr,
 ):
-    layer = tl.program_id(0)
-    part = tl.program_id(1)
+    layer = tl.program_id(0).to(tl.int64)
+    part = tl.program_id(1).to(tl.int64)
     e = tl.arange(0, BLOCK_E)
     total = tl.zeros([BLOCK_E, BLOCK_E], tl.float32)
     for tile in range(0, tiles):
-        n = (part.to(tl.int64) * tiles + tile) * BLOCK_N
+        n = (part * tiles + tile) * BLOCK_N
         n += tl.arange(0, BLOCK_N)
         at = routes_ptr + n * stride_n + layer * stride_l
         here = tl.load(at, mask=n < N, other=-1).to(tl.int32)
@@ -84,9 +84,9 @@ def transition_counts_kernel(
         # one-hot: [BLOCK_E, BLOCK_N] and [BLOCK_N, BLOCK_E]
         a = (e[:, None] == here[None, :]).to(tl.float16)
         b = (there[:, None] == e[None, :]).to(tl.float16)
-        total += tl.dot(a, b)
+        total += tl.dot(a, b, input_precision="ieee")
     row = layer * tl.num_programs(1) + part
-    at = row.to(tl.int64) * E * E + e[:, None] * E + e[None, :]
+    at = row * E * E + e[:, None] * E + e[None, :]
     inside = (e[:, None] < E) & (e[None, :] < E)
     tl.store(parts_ptr + at, total.to(tl.int32), mask=inside)
 

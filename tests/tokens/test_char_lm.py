@@ -117,3 +117,13 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path, monkeypatch):
 def test_wrong_arguments_are_refused_in_a_sentence(call, sentence):
     with pytest.raises(ValueError, match=sentence):
         call()
+
+
+def test_a_deeper_model_starts_as_the_shallow_one_where_they_agree():
+    def make(**more):
+        return CharLM(lambda _: TopKRouter(DIM, 4, 1), 4, 3, **more)
+
+    three, six = make(), make(layers=6)
+    assert len(three.layers) == 3 and len(six.layers) == 6
+    for name, weight in three.layers.named_parameters():
+        assert torch.equal(weight, six.layers.get_parameter(name)), name
