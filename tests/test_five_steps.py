@@ -1,6 +1,5 @@
 """The figure of a whole route shows what the operators decided."""
 
-import time
 
 import pytest
 import torch
@@ -93,13 +92,3 @@ def test_panels_do_not_overlap():
     spans = [layout[f"xaxis{i}"].domain for i in ("", 2, 3, 4, 5)]
     for (_, end), (begin, _) in zip(spans, spans[1:], strict=False):
         assert begin - end > 0.025
-
-
-def test_a_move_leaves_time_for_the_browser():
-    times = []
-    for _ in range(5):
-        start = time.process_time()
-        drawn()
-        times.append(time.process_time() - start)
-    # 10 to 15 ms of the 100 ms that a move may take
-    assert min(times) < 0.06
