@@ -1,4 +1,4 @@
-"""Long work behind a button, with progress, while the notebook stays usable."""
+"""Long work behind a button, with progress; the notebook stays usable."""
 
 import threading
 

@@ -1,6 +1,5 @@
 """Each archetype says in its title what its data say, and looks alike."""
 
-
 import plotly.graph_objects as go
 import plotly.io as pio
 import pytest

@@ -1,6 +1,5 @@
 """The figure of a whole route shows what the operators decided."""
 
-
 import pytest
 import torch
 
