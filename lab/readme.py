@@ -6,6 +6,8 @@ recorded ledger; so what the README shows is what the lab computed.
 
 import base64
 import json
+from collections import Counter
+from importlib import import_module
 from pathlib import Path
 
 from lab import catalogue, ledger
@@ -68,6 +70,20 @@ def with_ledger(text: str) -> str:
         )
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
-    ready = [c.number for c in catalogue.CHAPTERS if c.ready]
-    table = ledger.table(ready)
-    return f"{before}{BEGIN}\n{table}\n{END}{after}"
+    ready = [one for one in catalogue.CHAPTERS if one.ready]
+    claims = [
+        claim for one in ready for claim in import_module(one.module).CLAIMS
+    ]
+    return f"{before}{BEGIN}\n{summary(claims)}\n\n{END}{after}"
+
+
+def summary(claims: list) -> str:
+    """How many claims got which verdict, and all of them folded away."""
+    found = [ledger.recorded(claim) for claim in claims]
+    words = Counter(verdict.word for verdict in found if verdict)
+    counts = ", ".join(f"**{n} {word}**" for word, n in words.most_common())
+    table = ledger.table(claims)
+    return (
+        f"So far {counts}.\n\n<details><summary>All {len(claims)} claims"
+        f"</summary>\n\n{table}\n\n</details>"
+    )
