@@ -351,9 +351,9 @@ _claim = partial(
     seeds=3,
     threshold=0.0,
     limits="A character model of six layers, 100 steps of 512 characters,"
-    " one learning rate for all arms: the one of chapter 01, found for the"
-    " linear router. The paper trains from 15 million parameters up, and"
-    " reports a tie at that smallest size.",
+    " one learning rate for all arms, the model's usual one, tuned for none."
+    " The paper trains from 15 million parameters up, and reports a tie at"
+    " that smallest size.",
 )
 
 CLAIMS = (
