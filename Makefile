@@ -16,7 +16,7 @@ AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 
 lab: .venv/.ready
 	.venv/bin/jupyter lab --ip=localhost $(AS_ROOT) \
-	  notebooks/00-start-here.ipynb
+	  --LabApp.default_url=/lab/tree/notebooks/00-start-here.ipynb
 
 test: .venv/.ready
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest

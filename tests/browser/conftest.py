@@ -17,6 +17,13 @@ def screenshots():
 
 
 @pytest.fixture(scope="session")
+def notebooks(tmp_path_factory):
+    """A copy of the notebooks: JupyterLab saves what it has opened."""
+    copy = tmp_path_factory.mktemp("copy") / "notebooks"
+    return shutil.copytree(ROOT / "notebooks", copy)
+
+
+@pytest.fixture(scope="session")
 def browser():
     """One headless Chromium for all tests."""
     path = os.environ.get("CHROMIUM", CHROMIUM)

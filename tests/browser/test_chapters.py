@@ -1,7 +1,6 @@
 """Every chapter as a reader meets it: opened, run, its first knob moved."""
 
 import pytest
-from conftest import ROOT
 
 from lab.catalogue import CHAPTERS
 
@@ -9,8 +8,8 @@ READY = [c for c in CHAPTERS if c.ready]
 
 
 @pytest.fixture(scope="module")
-def server(start):
-    return start(ROOT / "notebooks")
+def server(start, notebooks):
+    return start(notebooks)
 
 
 @pytest.mark.parametrize("chapter", READY, ids=lambda c: c.number)

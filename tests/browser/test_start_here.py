@@ -1,14 +1,13 @@
 """A newcomer opens notebook 00, runs it, moves a knob and turns the map."""
 
 import pytest
-from conftest import ROOT
 
 LAPTOP = dict(width=1440, height=900)
 
 
 @pytest.fixture(scope="module")
-def notebook(start, open_notebook):
-    server = start(ROOT / "notebooks")
+def notebook(start, open_notebook, notebooks):
+    server = start(notebooks)
     notebook = open_notebook(server, "00-start-here.ipynb", **LAPTOP)
     notebook.run_all()
     return notebook
