@@ -8,7 +8,7 @@ With w the weights of the chosen experts, g their gradients, c = sum of w g:
 
 Under raw weights even an expert that was not chosen gets a gradient, and a
 lone expert too; under renormalized weights a token with one expert sends
-none (dossiers of top-p routing and AdaMoE; derived, checked in float64).
+none (derived by hand, checked against autograd in float64).
 
 Bytes: renormalized 12 S read and 4 E written per token, raw 4 E more.
 """
