@@ -75,7 +75,7 @@ def weighted_rows(
             hidden_ptr + (t * S + s)[:, None] * r + rank[None, :],
             mask=mine[:, None] & (rank[None, :] < r), other=0.0,
         )  # fmt: skip
-        g += w.to(tl.float32)[:, None] * h
+        g += w.to(tl.float32)[:, None] * h.to(tl.float32)
     return g, chose
 
 

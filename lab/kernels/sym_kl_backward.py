@@ -88,10 +88,10 @@ def sym_kl_backward_kernel(
     first_a = tl.load(a_ptr + t * V, mask=is_row, other=0.0).to(tl.float32)
     first_b = tl.load(b_ptr + t * V, mask=is_row, other=0.0).to(tl.float32)
     row_ptr = statistics_ptr + t * 4
-    log_sum_a = tl.load(row_ptr, mask=is_row, other=0.0)
-    log_sum_b = tl.load(row_ptr + 1, mask=is_row, other=0.0)
-    mean_a = tl.load(row_ptr + 2, mask=is_row, other=0.0)
-    mean_b = tl.load(row_ptr + 3, mask=is_row, other=0.0)
+    log_sum_a = tl.load(row_ptr, mask=is_row, other=0.0).to(tl.float32)
+    log_sum_b = tl.load(row_ptr + 1, mask=is_row, other=0.0).to(tl.float32)
+    mean_a = tl.load(row_ptr + 2, mask=is_row, other=0.0).to(tl.float32)
+    mean_b = tl.load(row_ptr + 3, mask=is_row, other=0.0).to(tl.float32)
     counts = tl.load(mask_ptr + t, mask=is_row, other=0) != 0
     pull = tl.load(grad_loss_ptr + t, mask=is_row, other=0.0).to(tl.float32)
     pull = tl.where(counts, 0.5 * pull, 0.0)[:, None]
