@@ -273,12 +273,12 @@ class Notebook:
 CLOCK = """() => {
   const plots = [...document.querySelectorAll(".js-plotly-plot")]
     .filter(e => e.offsetParent !== null);
-  const plot = plots[plots.length - 1];
   window.labMoved = null;
   document.addEventListener("keydown", () => {
     window.labStart = performance.now();
   }, true);
-  plot.on("plotly_afterplot", () => {
+  // only the live one redraws, wherever it stands among the others
+  for (const plot of plots) plot.on("plotly_afterplot", () => {
     if (window.labMoved === null)
       window.labMoved = performance.now() - window.labStart;
   });
