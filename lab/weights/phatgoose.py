@@ -476,6 +476,7 @@ _claim = partial(
 _MIXED = (
     "bits per character on lines of six languages in turn, PHATGOOSE minus "
 )
+_ADDED = " This claim was added when one seed of the others had been seen."
 _ZERO_SHOT = "bits per character on six held-out languages, PHATGOOSE minus "
 
 CLAIMS = (
@@ -510,12 +511,14 @@ CLAIMS = (
         " saw: against retrieval, on a text of six languages.",
         effect=_MIXED + "retrieval",
         experiment=_mixed("retrieval"),
+        limits=SMALL + _ADDED,
     ),
     _claim(
         slug="mixed-beats-merging",
         sentence="... against merged experts, on the same text.",
         effect=_MIXED + "merged experts",
         experiment=_mixed("merged"),
+        limits=SMALL + _ADDED,
     ),
     _claim(
         slug="beats-multitask",
