@@ -238,7 +238,8 @@ NINE = {"strategy": "classifier", "data": "nine"}
 SMALL = (
     "Recorded scores, list prices per token, sentence vectors from a model of"
     " 22 million parameters. Seeds draw new splits of the same prompts, so"
-    " the interval speaks of the split, not of other traffic."
+    " the interval speaks of the split, not of other traffic. Results of one"
+    " or two seeds had been seen when the claims were put into code."
 )
 
 _claim = partial(

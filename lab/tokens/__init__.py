@@ -10,6 +10,7 @@ Shared by the chapters of this part:
 ``routers``         what a router is; the top-k router; balance and
                     entropy loss
 ``dice``            routers that draw the expert
+``mixing``          what mixing top-1 and top-2 blindly would give
 ``capacity``        an expert takes only so many tokens
 ``coverage``        how many distinct experts a batch touches
 ``inference_cost``  seconds of one expert layer, by roofline

@@ -41,6 +41,7 @@ from lab.tokens.char_lm import (
     look,
     train,
 )
+from lab.tokens.mixing import bits_above_mixing
 from lab.tokens.routers import (
     Router,
     Routing,
@@ -397,8 +398,7 @@ def _quality(seed: int, **parameters) -> float:
 def _against_mixing(seed: int, **parameters) -> float:
     """Bits lost against the line from top-1 to top-2 at the same load."""
     one, two, adamoe, _ = experiment(seed, **parameters)
-    share = adamoe.load - one.load
-    return adamoe.bits - (one.bits + share * (two.bits - one.bits))
+    return bits_above_mixing(adamoe.bits, adamoe.load, one.bits, two.bits)
 
 
 def _null_loss(seed: int, **parameters) -> float:

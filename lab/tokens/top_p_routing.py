@@ -40,6 +40,7 @@ from lab.tokens.char_lm import (
     look,
     train,
 )
+from lab.tokens.mixing import bits_above_mixing
 from lab.tokens.routers import (
     Router,
     Routing,
@@ -289,8 +290,7 @@ def _compute(seed: int, **parameters) -> float:
 def _against_mixing(seed: int, **parameters) -> float:
     """Bits lost against the line from top-1 to top-2 at the same compute."""
     one, two, top_p = experiment(seed, **parameters)
-    share = top_p.experts - one.experts
-    return top_p.bits - (one.bits + share * (two.bits - one.bits))
+    return bits_above_mixing(top_p.bits, top_p.experts, one.bits, two.bits)
 
 
 def _difficulty(seed: int, **parameters) -> float:
