@@ -10,12 +10,14 @@ import itertools
 import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 KILLED = (
     "its worker process died again and again, perhaps for want of memory; "
     "try fewer workers"
 )
+
+START_SECONDS = 30  # that a worker may take to start, on a busy machine
 
 # Ctrl-C reaches every process of a terminal; only ours is to answer it
 IGNORE = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
@@ -114,6 +116,9 @@ def _client(scheduler: str | None, workers: int):
         Client(cluster) as client,
     ):
         yield client
+        # a worker that is just being started again cannot be closed
+        with suppress(TimeoutError):
+            client.wait_for_workers(workers, timeout=START_SECONDS)
 
 
 @contextmanager
