@@ -17,7 +17,7 @@ KILLED = (
     "try fewer workers"
 )
 
-START_SECONDS = 30  # that a worker may take to start, on a busy machine
+START_SECONDS = 10  # that a worker may take to start, on a busy machine
 
 # Ctrl-C reaches every process of a terminal; only ours is to answer it
 IGNORE = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
