@@ -53,6 +53,8 @@ class Experts(nn.Module):
         self.router = router
         self.w_up = nn.Parameter(torch.empty(experts, DIM, hidden))
         self.w_down = nn.Parameter(torch.empty(experts, hidden, DIM))
+        if isinstance(router, Router):
+            router.watch(self.w_up)
 
     def forward(self, x: Tensor, memory: object) -> tuple[Tensor, Routing]:
         tokens = self.norm(x)

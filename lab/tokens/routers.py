@@ -36,6 +36,9 @@ class Router(nn.Module):
         """Route hidden [T, D]; ``memory`` is the previous layer's, or None."""
         raise NotImplementedError
 
+    def watch(self, w_up: Tensor) -> None:
+        """Told of the experts' first weights [E, D, F]; most do not care."""
+
 
 class TopKRouter(Router):
     """The baseline of this part: top-k with a balance loss.
