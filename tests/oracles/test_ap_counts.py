@@ -1,0 +1,114 @@
+"""Average precision against a sort, by hand, and against pure chance."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from lab.kernels.ap_counts import ap_counts, ap_counts_triton
+
+BOTH = [ap_counts, ap_counts_triton]
+
+
+def run(function, scores, labels, functions):
+    scores = torch.tensor(scores, dtype=torch.float32)
+    labels = torch.tensor(labels, dtype=torch.int32)
+    if function is ap_counts_triton and torch.cuda.is_available():
+        scores, labels = scores.cuda(), labels.cuda()
+    return function(scores, labels, functions).cpu().numpy()
+
+
+def by_sorting(scores, needs):
+    """The sum over the ranking of precision times the step of recall."""
+    ranked = needs[np.argsort(-scores)]
+    precision = np.cumsum(ranked) / np.arange(1, len(ranked) + 1)
+    return (precision * ranked).sum() / ranked.sum()
+
+
+def by_thresholds(scores, needs):
+    """Average precision with ties: one step for each distinct score."""
+    total, recall = 0.0, 0.0
+    for threshold in sorted(set(scores), reverse=True):
+        taken = scores >= threshold
+        now = needs[taken].sum() / needs.sum()
+        total += (now - recall) * needs[taken].mean()
+        recall = now
+    return total
+
+
+@pytest.mark.parametrize("function", BOTH)
+def test_distinct_scores_agree_with_a_sorted_ranking(function):
+    rng = np.random.default_rng(0)
+    scores = rng.permuted(np.arange(61 * 5).reshape(61, 5), axis=0)
+    labels = rng.integers(1, 7, 61)
+    found = run(function, scores, labels, 3)
+    for f, i in itertools.product(range(3), range(5)):
+        expected = by_sorting(scores[:, i], labels >> f & 1)
+        assert found[f, i] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("function", BOTH)
+def test_ties_are_one_step_of_the_ranking(function):
+    rng = np.random.default_rng(1)
+    scores = rng.integers(0, 4, (70, 6))
+    labels = rng.integers(1, 3, 70)
+    found = run(function, scores, labels, 2)
+    for f, i in itertools.product(range(2), range(6)):
+        expected = by_thresholds(scores[:, i], labels >> f & 1)
+        assert found[f, i] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("function", BOTH)
+def test_the_order_of_the_instances_does_not_matter(function):
+    rng = np.random.default_rng(2)
+    scores, labels = rng.integers(0, 3, (40, 4)), rng.integers(1, 3, 40)
+    mixed = rng.permutation(40)
+    one = run(function, scores, labels, 2)
+    other = run(function, scores[mixed], labels[mixed], 2)
+    np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+@pytest.mark.parametrize("function", BOTH)
+def test_the_example_of_the_exercise(function):
+    scores = [[0.9], [0.8], [0.8], [0.1]]
+    found = run(function, scores, [1, 0, 1, 0], 1)
+    assert found[0, 0] == pytest.approx((1 + 2 / 3) / 2, abs=1e-6)
+
+
+@pytest.mark.parametrize("function", BOTH)
+def test_a_silent_neuron_scores_the_prevalence(function):
+    found = run(function, np.zeros((10, 2)), [1, 1, 1] + 7 * [0], 1)
+    np.testing.assert_allclose(found, 0.3, atol=1e-6)
+
+
+def test_all_rankings_of_six_average_to_the_closed_form():
+    # every order of 2 positives among 6: E[AP] = rho + (1 - rho) H_C / C
+    C, P = 6, 2
+    orders = np.array(list(itertools.permutations(range(C)))).T
+    mean = run(ap_counts, orders, [1, 1, 0, 0, 0, 0], 1).mean()
+    rho = (P - 1) / (C - 1)
+    harmonic = sum(1 / i for i in range(1, C + 1))
+    assert mean == pytest.approx(rho + (1 - rho) * harmonic / C, abs=1e-6)
+
+
+SCORES, LABELS = torch.ones(4, 2), torch.tensor([1, 1, 2, 2]).int()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "sentence"),
+    [
+        ((SCORES * float("nan"), LABELS, 2), ValueError, "8 NaN"),
+        ((SCORES, LABELS, 3), ValueError, "needed by 0 of 4"),
+        ((SCORES, LABELS | 1, 1), ValueError, "needed by 4 of 4"),
+        ((SCORES, LABELS, 32), ValueError, "functions=32"),
+        ((SCORES, LABELS, 0), ValueError, "functions=0"),
+        ((SCORES, LABELS.long(), 2), ValueError, "int32 bit mask"),
+        ((SCORES, LABELS[:3], 2), ValueError, "do not fit"),
+        ((SCORES[:0], LABELS[:0], 2), ValueError, "rank nothing"),
+        ((SCORES.int(), LABELS, 2), TypeError, "floating type"),
+    ],
+)
+def test_what_has_no_ranking_is_refused(arguments, error, sentence):
+    with pytest.raises(error, match=sentence):
+        ap_counts(*arguments)
