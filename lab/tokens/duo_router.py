@@ -1,0 +1,98 @@
+"""Big or small: Duo-LLM's router for a layer of equal experts (chapter 07).
+
+Alizadeh et al. 2024: every layer has a big and a small network, trained to
+stand in for each other, and a linear router says which one a token takes.
+Here the last expert of the layer is the small network and all others
+together are the big one: of 8 experts of 32 hidden units, 224 against 32,
+7 to 1 where the paper has 16 to 1.
+
+    in training   P = softmax(x W / tau), y = P_big big(x) + P_small small(x)
+                  loss = alpha (mean of P_big - budget)^2
+    at work       the more probable one, with weight 1
+
+The mean runs over the tokens and all layers, so a layer may spend what
+another saves; the layers hand it on as their memory, and the last one has
+the loss. tau falls from 1 to 0.1, so that training ends close to the hard
+choice. The paper first trains the networks with a random choice and then the
+router; here one training has to do for both, and starts with the router.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lab.kernels.topk_gate import Gate
+from lab.tokens.routers import Router, Routing
+
+SMALL, BIG = 0, 1  # the router's columns
+TEMPERATURES = (1.0, 0.1)  # at the first and the last step
+BUDGET_WEIGHT = 10.0  # alpha
+
+
+def temperature(done: float) -> float:
+    """tau when the share ``done`` of the steps is over: falls evenly."""
+    first, last = TEMPERATURES
+    return first * (last / first) ** min(1.0, done)
+
+
+class DuoRouter(Router):
+    """All experts but the last, or the last alone; ``budget`` of the former.
+
+    ``layer`` counts from 0 to ``layers`` - 1; tau has fallen after ``steps``
+    training steps. A budget of 1/6 with 8 experts costs as many expert calls
+    as top-2.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        experts: int,
+        layer: int,
+        layers: int = 3,
+        budget: float = 1 / 6,
+        steps: int = 600,
+    ) -> None:
+        super().__init__(dim, 2)
+        if experts < 2:
+            raise ValueError(
+                f"experts={experts} make no big and small network; use 2 up"
+            )
+        if not 0 <= budget <= 1:
+            raise ValueError(f"budget={budget} is no share; use 0 to 1")
+        if not 0 <= layer < layers:
+            raise ValueError(f"layer={layer} is not within 0 to {layers - 1}")
+        self.experts, self.layer, self.layers = experts, layer, layers
+        self.budget, self.steps = budget, steps
+        self.step = 0
+
+    def forward(self, hidden: Tensor, memory: Any = None) -> Routing:
+        tau = temperature(self.step / self.steps if self.training else 1.0)
+        self.step += self.training
+        share = (hidden @ self.weight / tau).softmax(dim=1)
+        memory = share[:, BIG].mean() + (0 if memory is None else memory)
+        loss = hidden.new_zeros(())
+        if self.layer == self.layers - 1:
+            over = memory / self.layers - self.budget
+            loss = BUDGET_WEIGHT * over**2
+        # as scores of all experts, the big network's parts share its own
+        parts = self.experts - 1
+        big = share[:, [BIG]].expand(-1, parts) / parts
+        scores = torch.cat([big, share[:, [SMALL]]], dim=1)
+        return Routing(self.gate(share), scores, loss, memory)
+
+    def gate(self, share: Tensor) -> Gate:
+        """The experts and weights that shares [T, 2] of both stand for.
+
+        In training both networks, mixed; at work the larger share alone, and
+        the big network if they are equal.
+        """
+        if not self.training:
+            big = share[:, BIG] >= share[:, SMALL]
+            share = torch.stack([~big, big], dim=1).to(share)
+        column = torch.full((self.experts,), BIG, device=share.device)
+        column[-1] = SMALL
+        weights = share[:, column]
+        experts = torch.arange(self.experts, device=share.device).int()
+        experts = experts.where(weights > 0, -1)
+        return Gate(experts, weights)
