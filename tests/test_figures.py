@@ -57,6 +57,19 @@ def figure(request):
     return EXAMPLES[request.param]()
 
 
+def test_plotly_knows_every_word_of_every_figure(figure):
+    # built without this check, since it costs a slider more than it can pay
+    go.Figure(figure.to_dict())
+
+
+def test_panels_are_checked_likewise():
+    examples = EXAMPLES["text_strip"](), EXAMPLES["trade_off"]()
+    go.Figure(figures.panels([[e] for e in examples], "two").to_dict())
+    wrong = figures.drawn([dict(type="bar", x=[1], colour="red")], "wrong")
+    with pytest.raises(ValueError, match="colour"):
+        go.Figure(wrong.to_dict())
+
+
 def test_every_figure_has_a_title_and_a_height(figure):
     assert isinstance(figure, go.Figure)
     assert voices(figure)[0]

@@ -8,6 +8,7 @@ from lab.figures.theme import (
     LINE,
     NARROW,
     drawn,
+    margins,
     voices,
     wrapped,
 )
@@ -26,8 +27,8 @@ def panels(grid, title, note=""):
     Each keeps its title, axes, shapes, colour bar and legend. A panel has one
     pair of axes, so it cannot be made of panels itself.
     """
-    margin = drawn([], title, note).layout.margin
-    inner = WIDTH - margin.l - margin.r
+    margin = margins(title, note)
+    inner = WIDTH - margin["l"] - margin["r"]
     heads = [max(_head(panel, len(row)) for panel in row) for row in grid]
     rooms = [max(_room(panel) for panel in row) for row in grid]
     feet = [max(_foot(panel) for panel in row) for row in grid]
@@ -40,8 +41,8 @@ def panels(grid, title, note=""):
         for column, panel in enumerate(row):
             left = column * (wide + GAP)
             bar = BAR if _colour_bar(panel) else 0
-            across = (left / inner, (left + wide - bar) / inner)
-            down = (max(0, (top - room) / total), top / total)
+            across = [left / inner, (left + wide - bar) / inner]
+            down = [max(0, (top - room) / total), top / total]
             suffix = _suffix(next(numbers))
             traces += _traces(panel, suffix, across, down)
             _place(layout, panel, suffix, across, down, total, len(row))
@@ -52,9 +53,9 @@ def panels(grid, title, note=""):
         note,
         x=layout.pop("xaxis"),
         y=layout.pop("yaxis"),
-        height=total + margin.t + feet[-1] + 2,
+        height=total + margin["t"] + feet[-1] + 2,
         showlegend=any(p.layout.showlegend for row in grid for p in row),
-        margin=dict(b=feet[-1] + 8, t=margin.t - 6),
+        margin=dict(b=feet[-1] + 8, t=margin["t"] - 6),
         **layout,
     )
 

@@ -11,7 +11,7 @@ CAPTIONS = (
     "the outputs,<br>mixed by weight",
 )
 # where the five panels lie, from the left edge to the right
-ACROSS = ((0, 0.17), (0.2, 0.37), (0.43, 0.67), (0.7, 0.835), (0.868, 1))
+ACROSS = [[0, 0.17], [0.2, 0.37], [0.43, 0.67], [0.7, 0.835], [0.868, 1]]
 
 
 def axes(items, experts, deep, wide, capacity):

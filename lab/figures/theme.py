@@ -5,6 +5,7 @@ thing keeps its colour in all chapters, so ask for it by what it is:
 `COLOURS["kept"]`. Figures that show arms of a comparison take `SERIES`.
 """
 
+import re
 import textwrap
 
 import plotly.graph_objects as go
@@ -26,15 +27,16 @@ COLOURS = {
 SERIES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 
 # from nothing to much, readable in grey; the pale one carries dark letters
-SCALE = (
-    (0.0, "#F3F6F9"),
-    (0.25, "#C3DAEA"),
-    (0.5, "#7FB5D5"),
-    (0.75, "#2F83B5"),
-    (1.0, "#0A3A5C"),
-)
-PALE = ((0.0, "#F5F7F9"), (0.5, "#B4D4E7"), (1.0, "#5FA8D0"))
+SCALE = [
+    [0.0, "#F3F6F9"],
+    [0.25, "#C3DAEA"],
+    [0.5, "#7FB5D5"],
+    [0.75, "#2F83B5"],
+    [1.0, "#0A3A5C"],
+]
+PALE = [[0.0, "#F5F7F9"], [0.5, "#B4D4E7"], [1.0, "#5FA8D0"]]
 
+AXIS = re.compile(r"[xy]axis\d*$")
 LINE = 76  # characters of a title that fit beside the file browser
 NARROW = 44  # the same in one of two panels
 
@@ -118,25 +120,38 @@ def drawn(
     Everything goes in at once: changing a figure afterwards is ten times
     slower than building it, and a slider waits for it.
     """
-    head = wrapped(title, LINE)
-    foot = wrapped(note, LINE + 12)
-    top = 26 + 20 * (1 + head.count("<br>"))
-    top += 16 * (1 + foot.count("<br>")) if note else 0
-    text = _two_voices(head, foot)
-    edges = dict(l=64, r=24, t=top, b=86 if showlegend else 54)
+    text = _two_voices(wrapped(title, LINE), wrapped(note, LINE + 12))
+    # plotly sets a title of several lines higher than one of one
+    pad = dict(t=26 if "<br>" in text else 14)
+    axes = {key: layout.pop(key) for key in [*layout] if AXIS.match(key)}
+    axes |= dict(xaxis=x or {}, yaxis=y or {})
     return go.Figure(
+        # to check each word takes as long as the rest of a move, and the
+        # tests check all archetypes
+        _validate=False,
         data=traces,
         layout=dict(
-            # plotly sets a title of several lines higher than one of one
-            title=dict(text=text, pad_t=26 if "<br>" in text else 14),
-            margin=edges | (margin or {}),
+            title=dict(text=text, pad=pad),
+            margin=margins(title, note, showlegend) | (margin or {}),
             height=height,
             showlegend=showlegend,
-            xaxis=x or {},
-            yaxis=y or {},
+            **{key: _axis(**axis) for key, axis in axes.items()},
             **layout,
         ),
     )
+
+
+def margins(title, note="", showlegend=True):
+    """Pixels around a figure with this title and quiet second line."""
+    top = 26 + 20 * (1 + wrapped(title, LINE).count("<br>"))
+    if note:
+        top += 16 * (1 + wrapped(note, LINE + 12).count("<br>"))
+    return dict(l=64, r=24, t=top, b=86 if showlegend else 54)
+
+
+def _axis(title_text=None, **axis):
+    """An axis as plotly.js wants it, with its title in full."""
+    return axis | dict(title=dict(text=title_text)) if title_text else axis
 
 
 def _two_voices(head, foot):

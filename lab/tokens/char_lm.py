@@ -30,6 +30,7 @@ HIDDEN = 32  # F, hidden units of one expert
 LAYERS = 3
 BATCH = 512  # characters predicted in one training step
 PASSAGE = slice(14988, 15236)  # of the test text, for the chapters' pictures
+SAMPLE = 1024  # characters all over the test text, for their numbers
 
 
 class Prediction(NamedTuple):
@@ -192,18 +193,38 @@ class Evaluation(NamedTuple):
         """Mean number of experts per token and layer."""
         return self.experts.double().mean().item()
 
+    def part(self, rows: slice) -> "Evaluation":
+        """The same for some of the characters only."""
+        chosen = [experts[rows] for experts in self.chosen]
+        num_experts = self.load.shape[1]
+        return Evaluation(
+            token_loss=self.token_loss[rows],
+            experts=self.experts[rows],
+            load=torch.stack([choice_rate(e, num_experts) for e in chosen]),
+            scores=[scores[rows] for scores in self.scores],
+            chosen=chosen,
+        )
+
 
 @torch.no_grad()
 def evaluate(model: CharLM, domain: str, positions: int = 16384) -> Evaluation:
     """Measure on ``positions`` characters spread evenly over the test text."""
-    ids = split(domain).validation.to(model.leave.weight.device)
+    device = model.leave.weight.device
+    return measure(model, *spread(domain, positions, device))
+
+
+def spread(
+    domain: str, positions: int, device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor]:
+    """Contexts and targets spread evenly over the test text of ``domain``."""
+    ids = split(domain).validation.to(device)
     if not 1 <= positions <= len(ids) - CONTEXT:
         raise ValueError(
             f"positions={positions} is not within 1 to {len(ids) - CONTEXT},"
             f" the characters of the {domain} test text"
         )
-    at = torch.linspace(CONTEXT, len(ids) - 1, positions).long().to(ids.device)
-    return measure(model, *windows(ids, at))
+    at = torch.linspace(CONTEXT, len(ids) - 1, positions).long()
+    return windows(ids, at.to(ids.device))
 
 
 @torch.no_grad()
@@ -228,16 +249,20 @@ class Look(NamedTuple):
 
     text: str  # the 248 characters of the passage
     passage: Evaluation  # what the model does on them
-    sample: Evaluation  # and on 2048 characters from all over the test text
+    sample: Evaluation  # and on 1024 characters from all over the test text
 
 
 def look(model: CharLM, domain: str = "prose") -> Look:
     """Let ``model`` read the passage of the pictures, and a wider sample."""
-    ids = split(domain).validation.to(model.leave.weight.device)
-    at = torch.arange(PASSAGE.start, PASSAGE.stop, device=ids.device)
-    context, target = windows(ids, at)
+    device = model.leave.weight.device
+    ids = split(domain).validation.to(device)
+    at = torch.arange(PASSAGE.start, PASSAGE.stop, device=device)
+    passage, sample = windows(ids, at), spread(domain, SAMPLE, device)
+    # one pass for both: a slider waits for it
+    context, target = map(torch.cat, zip(passage, sample, strict=True))
+    both, cut = measure(model, context, target), len(at)
     return Look(
-        text=decode(target),
-        passage=measure(model, context, target),
-        sample=evaluate(model, domain, 2048),
+        text=decode(target[:cut]),
+        passage=both.part(slice(0, cut)),
+        sample=both.part(slice(cut, None)),
     )

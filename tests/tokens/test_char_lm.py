@@ -84,7 +84,14 @@ def test_an_evaluation_counts_experts_by_token_and_layer():
 def test_look_reads_the_passage_of_the_pictures():
     seen = look(model())
     assert len(seen.text) == len(seen.passage.token_loss) == 248
-    assert len(seen.sample.token_loss) == 2048
+    assert len(seen.sample.token_loss) == 1024
+
+
+def test_look_sees_what_evaluate_sees():
+    seen, whole = look(model()).sample, evaluate(model(), "prose", 1024)
+    torch.testing.assert_close(seen.token_loss, whole.token_loss)
+    assert torch.equal(seen.load, whole.load)
+    assert all(map(torch.equal, seen.chosen, whole.chosen))
 
 
 def test_a_checkpoint_comes_back_as_it_was(tmp_path, monkeypatch):
