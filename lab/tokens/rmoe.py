@@ -47,6 +47,7 @@ from lab.tokens.char_lm import (
     train,
 )
 from lab.tokens.routers import Router, Routing, TopKRouter, balance_loss
+from lab.tokens.routing_profile import information
 
 EXPERTS = 8
 LAYERS = 6
@@ -193,11 +194,7 @@ def mutual_information(one: Tensor, other: Tensor, values: int) -> float:
     upward, by about (values - 1)^2 / 2T.
     """
     pairs = torch.bincount(one * values + other, minlength=values**2)
-    joint = pairs.reshape(values, values).double() / max(1, len(one))
-    alone = joint.sum(1, keepdim=True) * joint.sum(0, keepdim=True)
-    # 0 log 0 is 0
-    ratio = torch.where(joint > 0, joint / alone, 1.0)
-    return (joint * ratio.log()).sum().item()
+    return information(pairs.reshape(values, values)).item()
 
 
 def information_map(evaluation: Evaluation) -> list[list[float | None]]:

@@ -176,6 +176,11 @@ def untrained(seed: int, frozen: bool = True, k: int = EXPERTS) -> CharLM:
         hidden=HIDDEN,
         compute=slimmable_layer,
     )
+    return calm(model)
+
+
+def calm(model: CharLM) -> CharLM:
+    """Give the routers' logits the authors' spread; the model is returned."""
     for layer in model.layers:
         # CharLM draws them so that the logits spread by 1 / sqrt(3)
         layer.router.weight.data.mul_(SPREAD * 3**0.5)
