@@ -11,7 +11,15 @@ import textwrap
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from lab.catalogue import CHAPTERS, CONSTRAINTS, DECIDES, PARTS, Chapter
+from lab.catalogue import (
+    CHAPTERS,
+    CLOSINGS,
+    CONSTRAINTS,
+    DECIDES,
+    PARTS,
+    Chapter,
+    Page,
+)
 from lab.figures.theme import COLOURS, SERIES, drawn
 
 DOT = 23  # pixels across, room for two digits
@@ -117,7 +125,7 @@ def table(chapters: Sequence[Chapter] = CHAPTERS, base: str = "") -> str:
     """All chapters as Markdown, a part folded away each, with links.
 
     `base` leads from where the table stands to the folder `notebooks/`. Parts
-    with a ready chapter are open.
+    with a ready chapter are open; a closing notebook stands below its part.
     """
     blocks = []
     for part in PARTS:
@@ -131,16 +139,18 @@ def table(chapters: Sequence[Chapter] = CHAPTERS, base: str = "") -> str:
             "| | chapter | routes | who decides | held back by | min | paper |"
             "\n|---|---|---|---|---|---:|---|\n"
             + "\n".join(_line(one, base) for one in mine)
+            + "".join(
+                f"\n\nTo close: {_link(one, base)}, {one.minutes} minutes"
+                for one in CLOSINGS
+                if one.part == part and one.ready
+            )
             + "\n\n</details>\n"
         )
     return "\n".join(blocks)
 
 
 def _line(one: Chapter, base: str) -> str:
-    title = one.title
-    if one.ready:
-        where = base + one.notebook.removeprefix("notebooks/")
-        title = f"**[{title}]({where})**"
+    title = _link(one, base) if one.ready else one.title
     cells = (
         one.number,
         title,
@@ -151,6 +161,11 @@ def _line(one: Chapter, base: str) -> str:
         f"[{_first_author(one)} {one.year}]({one.url})",
     )
     return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
+
+
+def _link(one: Page, base: str) -> str:
+    where = base + one.notebook.removeprefix("notebooks/")
+    return f"**[{one.title}]({where})**"
 
 
 def _first_author(one: Chapter) -> str:

@@ -1,5 +1,7 @@
 """The 57 chapters: what each is about, where it lies, whether it is ready.
 
+A part may have a closing notebook too, which compares its chapters.
+
 The records are `data/catalogue.toml`; everything with a list of chapters in
 it (the command line, the README's table, the atlas, the tests) asks here.
 """
@@ -64,28 +66,14 @@ PARTS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chapter:
-    """One paper, one notebook, one mechanism, under one name."""
+class Page:
+    """One notebook of a part and its mechanism, under one name."""
 
-    number: str  # "02"
     slug: str  # "adamoe"
-    title: str  # the chapter's own, "AdaMoE: experts that do nothing"
-    paper: str
-    authors: str
-    year: int
-    venue: str
-    url: str
-    code: str = ""  # the authors' repository, "" if none was found
+    title: str  # its own, "AdaMoE: experts that do nothing"
     part: Part
     kernels: tuple[str, ...]  # operations in lab/kernels/
     minutes: int
-    routed: str  # what is routed
-    decides: str  # who decides, one of DECIDES
-    constraint: str  # what holds it back, one of CONSTRAINTS
-
-    @property
-    def name(self) -> str:
-        return f"{self.number}-{self.slug}"
 
     @property
     def notebook(self) -> str:
@@ -131,26 +119,68 @@ class Chapter:
         )
 
 
-def _load() -> tuple[Chapter, ...]:
+@dataclass(frozen=True, kw_only=True)
+class Chapter(Page):
+    """One paper, one notebook, one mechanism."""
+
+    number: str  # "02"
+    paper: str
+    authors: str
+    year: int
+    venue: str
+    url: str
+    code: str = ""  # the authors' repository, "" if none was found
+    routed: str  # what is routed
+    decides: str  # who decides, one of DECIDES
+    constraint: str  # what holds it back, one of CONSTRAINTS
+
+    @property
+    def name(self) -> str:
+        return f"{self.number}-{self.slug}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Closing(Page):
+    """A notebook without a number that closes a part: its chapters compared.
+
+    The command line knows it by its slug, as it knows a chapter.
+    """
+
+    @property
+    def number(self) -> str:
+        """What stands before the title, and the ledger's name for it."""
+        return self.slug
+
+    @property
+    def name(self) -> str:
+        return self.slug
+
+
+def _load(kind: type[Page], key: str) -> tuple:
     parts = {part.name: part for part in PARTS}
-    chapters = []
-    for record in tomllib.loads(read_text("catalogue.toml"))["chapter"]:
+    pages = []
+    for record in tomllib.loads(read_text("catalogue.toml"))[key]:
         record["part"] = parts[record["part"]]
         record["kernels"] = tuple(record["kernels"])
-        chapters.append(Chapter(**record))
-    return tuple(chapters)
+        pages.append(kind(**record))
+    return tuple(pages)
 
 
-CHAPTERS = _load()
+CHAPTERS: tuple[Chapter, ...] = _load(Chapter, "chapter")
+CLOSINGS: tuple[Closing, ...] = _load(Closing, "closing")
+PAGES: tuple[Page, ...] = CHAPTERS + CLOSINGS
 
 
-def chapter(key: str | int) -> Chapter:
-    """The chapter with this number ("02", 2) or slug ("adamoe")."""
+def chapter(key: str | int) -> Page:
+    """The chapter with this number ("02", 2) or slug ("adamoe").
+
+    A closing notebook is found by its slug.
+    """
     wanted = str(key).strip().lower()
     if wanted.isdigit():
         wanted = wanted.zfill(2)
     names = {}
-    for one in CHAPTERS:
+    for one in PAGES:
         for name in (one.number, one.slug, one.name, one.mechanism):
             names[name] = one
     if wanted in names:

@@ -83,10 +83,10 @@ def say(sentence: str) -> None:
 @app.command("list")
 def list_chapters() -> None:
     """All chapters by part, and which are ready."""
-    from lab.catalogue import CHAPTERS, PARTS
+    from lab.catalogue import CHAPTERS, PAGES, PARTS
 
     for part in PARTS:
-        mine = [one for one in CHAPTERS if one.part == part]
+        mine = [one for one in PAGES if one.part == part]
         table = Table(
             title=f"{part.number}  {part.title}",
             title_justify="left",
@@ -100,7 +100,9 @@ def list_chapters() -> None:
         table.add_column("")
         for one in mine:
             state = "[green]ready[/]" if one.ready else "[dim]to come[/]"
-            row = (one.number, one.title, one.slug, str(one.minutes))
+            # a closing notebook has no number, only its slug
+            number = one.number if one in CHAPTERS else ""
+            row = (number, one.title, one.slug, str(one.minutes))
             table.add_row(*row, state)
         out.print(table, "")
     ready = sum(one.ready for one in CHAPTERS)
@@ -173,7 +175,7 @@ def claims(
 ) -> None:
     """The ledger: what the papers claim and what came out here."""
     from lab import claims as ledger
-    from lab.catalogue import CHAPTERS, chapter
+    from lab.catalogue import PAGES, chapter
 
     chosen = [chapter(one) for one in chapters or []]
     for one in chosen:
@@ -181,7 +183,7 @@ def claims(
             raise ValueError(
                 f"chapter {one.number} ({one.slug}) is still to come"
             )
-    chosen = chosen or [one for one in CHAPTERS if one.source.is_file()]
+    chosen = chosen or [one for one in PAGES if one.source.is_file()]
     if run:
         for one in chosen:
             for claim in import_module(one.module).CLAIMS:

@@ -70,7 +70,7 @@ def with_ledger(text: str) -> str:
         )
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
-    ready = [one for one in catalogue.CHAPTERS if one.ready]
+    ready = [one for one in catalogue.PAGES if one.ready]
     claims = [
         claim for one in ready for claim in import_module(one.module).CLAIMS
     ]

@@ -1,7 +1,8 @@
 """The rules that every notebook keeps, read without running it.
 
 `problems(path)` returns one sentence for each broken rule. The rules for
-chapters ask for their fixed cells; the others hold for every notebook.
+chapters and closing notebooks ask for their fixed cells; the others hold for
+every notebook.
 """
 
 from __future__ import annotations
@@ -22,12 +23,21 @@ CELLS = (
     "claim-md claim claim-figure verdict limits exercise-1 check-1 "
     "exercise-2 check-2 exercise-3 check-3 onward record"
 ).split()
+# a notebook that compares the chapters of its part has no mechanism of its
+# own: its budget, its entrants and its recorded table stand in that place
+CLOSING = (
+    "title install parameters imports problem budget entrants by-hand table "
+    "explore-md draw explore explore-check claim-md claim claim-figure "
+    "verdict limits exercise-1 check-1 exercise-2 check-2 exercise-3 check-3 "
+    "onward record"
+).split()
 PROSE = {"title", "problem", "formula", "explore-md", "claim-md", "limits"}
-PROSE |= {"onward", "exercise-1", "exercise-2", "exercise-3"}
+PROSE |= {"budget", "onward", "exercise-1", "exercise-2", "exercise-3"}
 TAGS = {
     "parameters": {"parameters"},
     "by-hand": {CHECKED, "keep_output"},
     "same": {CHECKED, "keep_output"},
+    "table": {CHECKED, "keep_output"},
     "verdict": {CHECKED, "keep_output"},
     "roofline": {"nbval-ignore-output"},
 }
@@ -50,20 +60,38 @@ def notebooks() -> list[Path]:
 
 
 def is_chapter(path: Path) -> bool:
-    """Whether `path` is a chapter: it lies in a part's folder."""
-    return bool(re.match(r"[1-6]-", path.parent.name))
+    """Whether `path` is a chapter: in a part's folder, under a number."""
+    numbered = re.match(r"\d\d-", path.name)
+    return bool(numbered and re.match(r"[1-6]-", path.parent.name))
 
 
-def problems(path: Path, chapter: bool | None = None) -> list[str]:
-    """What is wrong with the notebook at `path`, one sentence each."""
+def is_closing(path: Path) -> bool:
+    """Whether `path` closes a part: in its folder, without a number."""
+    in_part = re.match(r"[1-6]-", path.parent.name)
+    return bool(in_part and not is_chapter(path))
+
+
+def anatomy(path: Path) -> list[str]:
+    """The ids of the fixed cells of the notebook at `path`, in order."""
+    if is_chapter(path):
+        return CELLS
+    return CLOSING if is_closing(path) else []
+
+
+def problems(path: Path, fixed: list[str] | None = None) -> list[str]:
+    """What is wrong with the notebook at `path`, one sentence each.
+
+    `fixed` are the cells that it must have, by default those of its kind.
+    """
+    fixed = anatomy(path) if fixed is None else fixed
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     for cell in cells:
         cell["source"] = "".join(cell["source"])
         cell.setdefault("id", "")
     found = [*_ids(cells), *_tags(cells), *_code(cells)]
     found += _pictures(cells, path)
-    if is_chapter(path) if chapter is None else chapter:
-        found += [*_chapter_cells(cells), *_ends_with_out(cells)]
+    if fixed:
+        found += [*_fixed_cells(cells, fixed), *_ends_with_out(cells)]
     size = path.stat().st_size // 1000
     if size > KILOBYTES:
         found.append(f"{size} kB are too much; at most {KILOBYTES}")
@@ -89,12 +117,12 @@ def _ids(cells):
             yield f'cell id "{name}" stands {ids.count(name)} times'
 
 
-def _chapter_cells(cells):
+def _fixed_cells(cells, fixed):
     ids = [cell["id"] for cell in cells]
-    yield from (f'cell "{one}" is missing' for one in CELLS if one not in ids)
-    fixed = [one for one in ids if one in CELLS]
-    wanted = [one for one in CELLS if one in fixed]
-    for is_, should in zip(fixed, wanted, strict=False):
+    yield from (f'cell "{one}" is missing' for one in fixed if one not in ids)
+    there = [one for one in ids if one in fixed]
+    wanted = [one for one in fixed if one in there]
+    for is_, should in zip(there, wanted, strict=False):
         if is_ != should:
             yield f'cell "{should}" should come before "{is_}"'
             break
@@ -103,9 +131,10 @@ def _chapter_cells(cells):
         if name in PROSE and kind != "markdown":
             yield f'cell "{name}" should be Markdown'
         # a grid is a sentence or a figure; a figure may follow it
-        if name in CELLS and name not in PROSE | {"grid"} and kind != "code":
+        if name in fixed and name not in PROSE | {"grid"} and kind != "code":
             yield f'cell "{name}" should be code'
-        missing = TAGS.get(name, set()) - _tags_of(cell)
+        needed = TAGS.get(name, set()) if name in fixed else set()
+        missing = needed - _tags_of(cell)
         if missing:
             tags = ", ".join(sorted(missing))
             yield f'cell "{name}" lacks the tag {tags}'

@@ -122,6 +122,14 @@ def test_the_table_has_a_line_a_chapter_and_links_what_is_ready():
             assert len(re.findall(r"(?<!\\)\|", line)) == 8
 
 
+def test_a_closing_notebook_is_linked_below_its_part():
+    first, second = atlas.table(base="notebooks/").split("<details")[1:3]
+    assert ("](notebooks/1-tokens/arena.ipynb)" in first) == (
+        chapter("arena").ready
+    )
+    assert "To close" not in second
+
+
 @pytest.mark.parametrize(
     ("number", "name"),
     [

@@ -7,14 +7,16 @@ import pytest
 
 from lab.catalogue import (
     CHAPTERS,
+    CLOSINGS,
     CONSTRAINTS,
     DECIDES,
+    PAGES,
     PARTS,
     REPOSITORY,
     chapter,
 )
 from lab.data import ROOT, data_path
-from lab.structure import is_chapter, notebooks
+from lab.structure import anatomy, notebooks
 
 
 def test_there_are_57_chapters_numbered_once_each():
@@ -50,6 +52,14 @@ def test_every_axis_of_the_atlas_tells_chapters_apart():
         (CONSTRAINTS, {one.constraint for one in CHAPTERS}),
     ):
         assert used == set(allowed)
+
+
+def test_a_closing_notebook_goes_by_its_slug():
+    assert [one.part.number for one in CLOSINGS] == [1]
+    arena = chapter("Arena")
+    assert arena.number == arena.name == "arena"
+    assert arena.notebook == "notebooks/1-tokens/arena.ipynb"
+    assert arena.module == "lab.tokens.arena"
 
 
 @pytest.mark.parametrize(
@@ -90,9 +100,9 @@ def test_an_unknown_chapter_is_refused_with_a_hint(key, hint):
 def test_one_name_everywhere():
     """Notebook, mechanism, its test and the catalogue agree."""
     on_disk = {
-        str(path.relative_to(ROOT)) for path in notebooks() if is_chapter(path)
+        str(path.relative_to(ROOT)) for path in notebooks() if anatomy(path)
     }
-    ready = [one for one in CHAPTERS if one.ready]
+    ready = [one for one in PAGES if one.ready]
     assert on_disk == {one.notebook for one in ready}
     for one in ready:
         part, name = one.part.name, one.mechanism
@@ -103,7 +113,7 @@ def test_one_name_everywhere():
 
 
 def test_each_mechanism_with_claims_is_a_chapters():
-    known = {(one.part.name, one.mechanism) for one in CHAPTERS}
+    known = {(one.part.name, one.mechanism) for one in PAGES}
     for part in PARTS:
         for path in (ROOT / "lab" / part.name).glob("*.py"):
             if re.search(r"^CLAIMS\b", path.read_text(), re.M):

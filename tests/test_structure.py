@@ -5,7 +5,7 @@ import json
 import pytest
 
 from lab.rendering import normalised, text_of
-from lab.structure import CELLS, PROSE, TAGS, problems
+from lab.structure import CELLS, CLOSING, PROSE, TAGS, anatomy, problems
 
 PARAMETERS = (
     "top_k: int = 2  # experts per token, 1 to 8\n"
@@ -13,10 +13,10 @@ PARAMETERS = (
 )
 
 
-def chapter():
+def chapter(fixed=CELLS):
     """A chapter that keeps every rule, as a dictionary of its cells."""
     cells = {}
-    for name in CELLS:
+    for name in fixed:
         kind = "markdown" if name in PROSE | {"grid"} else "code"
         source = PARAMETERS if name == "parameters" else f"{name!r}"
         if name == "draw":
@@ -41,11 +41,11 @@ def chapter():
     return cells
 
 
-def found(cells, tmp_path, as_chapter=True):
+def found(cells, tmp_path, fixed=CELLS):
     notebook = {"cells": list(cells.values()), "metadata": {}}
     path = tmp_path / "n.ipynb"
     path.write_text(text_of(normalised(notebook)))
-    return problems(path, as_chapter)
+    return problems(path, fixed)
 
 
 def test_a_good_chapter_has_no_problem(tmp_path):
@@ -161,8 +161,27 @@ def test_extra_cells_and_colabs_install_line_are_fine(tmp_path):
 
 def test_a_page_that_is_no_chapter_needs_no_fixed_cells(tmp_path):
     cells = {name: chapter()[name] for name in ("title", "draw")}
-    assert found(cells, tmp_path, as_chapter=False) == []
-    assert found(cells, tmp_path, as_chapter=True) != []
+    assert found(cells, tmp_path, fixed=[]) == []
+    assert found(cells, tmp_path, fixed=CELLS) != []
+
+
+def test_a_closing_notebook_has_fixed_cells_of_its_own(tmp_path):
+    cells = chapter(CLOSING)
+    assert found(cells, tmp_path, CLOSING) == []
+    drop("table")(cells)
+    assert found(cells, tmp_path, CLOSING) == ['cell "table" is missing']
+
+
+@pytest.mark.parametrize(
+    ("name", "fixed"),
+    [
+        ("1-tokens/02-adamoe.ipynb", CELLS),
+        ("1-tokens/arena.ipynb", CLOSING),
+        ("00-start-here.ipynb", []),
+    ],
+)
+def test_the_kind_of_a_notebook_follows_from_its_place(tmp_path, name, fixed):
+    assert anatomy(tmp_path / "notebooks" / name) == fixed
 
 
 def test_noise_is_noticed(tmp_path):
@@ -171,6 +190,6 @@ def test_noise_is_noticed(tmp_path):
     notebook = json.loads(text_of(normalised(clean)))
     notebook["metadata"]["language_info"] = {"version": "3.11.7"}
     path.write_text(json.dumps(notebook))
-    assert problems(path, True) == [
+    assert problems(path, CELLS) == [
         "not in its committed form: run `lab render` on it"
     ]

@@ -112,9 +112,10 @@ def record(progress: Callable = iter, names: list[str] | None = None) -> None:
 
     What else is recorded stays: an entrant that comes late is added.
     """
-    kept = {} if names is None else dict(runs())
-    arrays = {} if names is None else dict(_arrays())
-    about = {} if names is None else read_json(str(HOME / "about.json"))
+    kept, arrays, about = {}, {}, {}
+    if names is not None and HOME.is_dir():
+        kept, arrays = dict(runs()), dict(_arrays())
+        about = read_json(str(HOME / "about.json"))
     jobs = [(p, seed) for p in points(names) for seed in range(SEEDS)]
     # a training that several settings share is done once a seed
     jobs.sort(key=lambda job: _order(*job))

@@ -2,9 +2,9 @@
 
 import pytest
 
-from lab.catalogue import CHAPTERS
+from lab.catalogue import PAGES
 
-READY = [c for c in CHAPTERS if c.ready]
+READY = [c for c in PAGES if c.ready]
 
 
 @pytest.fixture(scope="module")

@@ -5,11 +5,11 @@ import re
 
 import pytest
 
-from lab.catalogue import CHAPTERS
+from lab.catalogue import PAGES
 from lab.grid import declared
 from lab.headless import NotebookFailed, run_chapter
 
-READY = [one for one in CHAPTERS if one.ready]
+READY = [one for one in PAGES if one.ready]
 each_chapter = pytest.mark.parametrize("one", READY, ids=lambda one: one.name)
 
 
