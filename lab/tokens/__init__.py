@@ -16,4 +16,7 @@ Shared by the chapters of this part:
 ``inference_cost``  seconds of one expert layer, by roofline
 ``expert_timing``   and by the clock of the machine at hand
 ==================  ======================================================
+
+Of one chapter: ``duo_char_lm``, ``duo_routes``, ``duo_router`` and
+``duo_recorded`` are parts of 07, Duo-LLM.
 """

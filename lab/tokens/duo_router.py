@@ -1,33 +1,42 @@
-"""Big or small: Duo-LLM's router for a layer of equal experts (chapter 07).
+"""Big or small: the learned routers of Duo-LLM (chapter 07).
 
 Alizadeh et al. 2024: every layer has a big and a small network, trained to
 stand in for each other, and a linear router says which one a token takes.
-Here the last expert of the layer is the small network and all others
-together are the big one: of 8 experts of 32 hidden units, 224 against 32,
-7 to 1 where the paper has 16 to 1.
 
     in training   P = softmax(x W / tau), y = P_big big(x) + P_small small(x)
                   loss = alpha (mean of P_big - budget)^2
     at work       the more probable one, with weight 1
 
 The mean runs over the tokens and all layers, so a layer may spend what
-another saves; the layers hand it on as their memory, and the last one has
-the loss. tau falls from 1 to 0.1, so that training ends close to the hard
-choice. The paper first trains the networks with a random choice and then the
-router; here one training has to do for both, and starts with the router.
+another saves. tau falls from 1 to 0.1, so that training ends close to the
+hard choice.
+
+`LearnedRoutes` is the paper's: networks trained before by a random choice,
+then frozen. `DuoRouter` brings the idea to a layer of equal experts, as the
+other routers of this part have it: the last expert is the small network and
+all others together are the big one. Of 8 experts of 32 hidden units that is
+224 against 32, 7 to 1 where the paper has 16 to 1, and one training has to
+do for networks and router. Its layers hand on the mean of P_big as their
+memory, and the last one has the loss.
 """
 
+import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from lab.kernels.topk_gate import Gate
+from lab.tokens.char_lm import DIM, train
+from lab.tokens.duo_char_lm import LAYERS, DuoCharLM
 from lab.tokens.routers import Router, Routing
 
 SMALL, BIG = 0, 1  # the router's columns
 TEMPERATURES = (1.0, 0.1)  # at the first and the last step
 BUDGET_WEIGHT = 10.0  # alpha
+ROUTER_STEPS = 200
 
 
 def temperature(done: float) -> float:
@@ -96,3 +105,94 @@ class DuoRouter(Router):
         experts = torch.arange(self.experts, device=share.device).int()
         experts = experts.where(weights > 0, -1)
         return Gate(experts, weights)
+
+
+class LearnedRoutes(nn.Module):
+    """A frozen copy of ``model`` with a linear router before every layer.
+
+    ``budget`` counts big layers, 0 to L.
+    """
+
+    def __init__(self, model: DuoCharLM, budget: float) -> None:
+        super().__init__()
+        layers = len(model.layers)
+        if not 0 <= budget <= layers:
+            raise ValueError(f"budget={budget} is not within 0 to {layers}")
+        self.model = copy.deepcopy(model).requires_grad_(False)
+        self.weight = nn.Parameter(torch.zeros(layers, DIM, 2))
+        self.budget = budget
+        self.tau = temperature(0.0)
+
+    @property
+    def leave(self) -> nn.Linear:
+        return self.model.leave
+
+    def mixed(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores and mean P_big, every token through both networks."""
+        x, shares = self.model.start(context), []
+        for layer, weight in zip(self.model.layers, self.weight, strict=True):
+            share = (layer.norm(x) @ weight / self.tau).softmax(dim=1)
+            shares.append(share[:, BIG].mean())
+            big, small = layer.big(x), layer.small(x)
+            x = x + share[:, [BIG]] * big + share[:, [SMALL]] * small
+        return self.model.finish(x), torch.stack(shares).mean()
+
+    @torch.no_grad()
+    def routes(self, context: Tensor) -> Tensor:
+        """The route that each token takes at work, [T] int64."""
+        x = self.model.start(context)
+        route = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        for place, layer in enumerate(self.model.layers):
+            logits = layer.norm(x) @ self.weight[place]
+            big = logits[:, BIG] > logits[:, SMALL]
+            route += big.long() << place
+            x = layer(x, big)
+        return route
+
+
+def learn(
+    model: DuoCharLM,
+    budget: float,
+    steps: int = ROUTER_STEPS,
+    seed: int = 0,
+    progress: Callable = iter,
+) -> LearnedRoutes:
+    """Train routers for a trained model to spend ``budget`` big layers."""
+    routed = LearnedRoutes(model, budget)
+
+    def objective(routed, context, target):
+        logits, big = routed.mixed(context)
+        over = big - budget / len(routed.weight)
+        loss = F.cross_entropy(logits, target) + BUDGET_WEIGHT * over**2
+        return None, loss
+
+    def cool(step: int, _) -> None:
+        routed.tau = temperature((step + 1) / steps)
+
+    return train(
+        routed,
+        "prose",
+        steps,
+        seed,
+        progress=progress,
+        on_step=cool,
+        objective=objective,
+    )
+
+
+def layers_of(routes: Tensor, layers: int = LAYERS) -> Tensor:
+    """Which layers of the routes [...] are big, [layers, ...] bool."""
+    return torch.stack([(routes >> place) & 1 for place in range(layers)]) > 0
+
+
+def shuffled(routes: Tensor, layers: int, seed: int = 0) -> Tensor:
+    """The routes [T] with each layer's choices dealt out to random tokens.
+
+    Every layer is big as often as before, but not for the same tokens.
+    """
+    dice = torch.Generator().manual_seed(seed)
+    dealt = torch.zeros_like(routes)
+    for place, big in enumerate(layers_of(routes, layers)):
+        order = torch.randperm(len(routes), generator=dice)
+        dealt += big[order.to(routes.device)].long() << place
+    return dealt

@@ -1,0 +1,130 @@
+"""The Triton side of `duo_ffn`: both products of a tile in one program.
+
+The rows are sorted into big and small, and a tile has rows of one kind only,
+as in `expert_mlp` with two experts; only the run through the hidden units
+begins and ends elsewhere. The grid has room for a last tile of each kind that
+is not full; a program without a tile leaves at once.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lab.kernels._expert_mlp_triton import NVIDIA, find_tile, gelu
+from lab.kernels.declaration import Compile
+from lab.kernels.dispatch import dispatch_triton
+
+BINS = 16  # lanes for the two kinds of tile
+
+
+@triton.jit
+def duo_ffn_kernel(
+    tokens_ptr,
+    pairs_ptr,
+    offsets_ptr,
+    w_up_ptr,
+    w_down_ptr,
+    out_ptr,
+    D,
+    F,
+    G,
+    ACTIVATION: tl.constexpr,
+    BINS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_F: tl.constexpr,
+):
+    kind, first_row, end = find_tile(
+        offsets_ptr, tl.program_id(0), 2, BLOCK_M, BINS
+    )
+    if kind == 2:
+        return
+    row = first_row + tl.arange(0, BLOCK_M)
+    token = tl.load(pairs_ptr + row, mask=row < end, other=0).to(tl.int64)
+    d = tl.arange(0, BLOCK_D)
+    at = token[:, None] * D + d[None, :]
+    inside = (row[:, None] < end) & (d[None, :] < D)
+    x = tl.load(tokens_ptr + at, mask=inside, other=0.0)
+    y = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    # kind 0 is big: columns 0 to F; kind 1 is small: columns F to G
+    last = tl.where(kind == 0, F, G)
+    for start in range(kind * F, last, BLOCK_F):
+        f = start + tl.arange(0, BLOCK_F)
+        w = tl.load(
+            w_up_ptr + d[:, None] * G + f[None, :],
+            mask=(d[:, None] < D) & (f[None, :] < last),
+            other=0.0,
+        )
+        z = tl.dot(x, w, input_precision="ieee")
+        h = tl.maximum(z, 0.0) if ACTIVATION == "relu" else gelu(z)
+        v = tl.load(
+            w_down_ptr + f[:, None] * D + d[None, :],
+            mask=(f[:, None] < last) & (d[None, :] < D),
+            other=0.0,
+        )
+        h = h.to(out_ptr.dtype.element_ty)
+        y = tl.dot(h, v, y, input_precision="ieee")
+    tl.store(out_ptr + at, y.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+def blocks(dtype: torch.dtype, D: int) -> tuple[int, int, int, int]:
+    """Rows, width and hidden units of one step, and warps."""
+    block_d = max(16, triton.next_power_of_2(D))
+    if dtype == torch.float32:
+        # no matrix units in full precision: registers set the limit
+        return 32, block_d, 32, 8 if block_d > 64 else 4
+    return 64, block_d, 64, 8 if block_d > 64 else 4
+
+
+def duo_ffn_triton(
+    tokens: Tensor,
+    big: Tensor,
+    w_up: Tensor,
+    w_down: Tensor,
+    small: int,
+    activation: str = "gelu",
+) -> Tensor:
+    """Sort the tokens and launch; no number travels to the host."""
+    T, D = tokens.shape
+    G = w_up.shape[1]
+    kinds = big.logical_not().to(torch.int32)[:, None]
+    _, offsets, pairs, _ = dispatch_triton(kinds, 2)
+    y = tokens.new_empty((T, D))
+    block_m, block_d, block_f, warps = blocks(tokens.dtype, D)
+    if T:
+        # each kind may have one tile that is not full
+        duo_ffn_kernel[(triton.cdiv(T, block_m) + 1,)](
+            tokens.contiguous(), pairs, offsets,
+            w_up.contiguous(), w_down.contiguous(), y,
+            D, G - small, G,
+            ACTIVATION=activation, BINS=BINS,
+            BLOCK_M=block_m, BLOCK_D=block_d, BLOCK_F=block_f,
+            num_warps=warps,
+        )  # fmt: skip
+    return y
+
+
+def compiled(dtype: torch.dtype, D: int, activation: str) -> Compile:
+    """What to compile ahead of time: what is launched for these."""
+    block_m, block_d, block_f, warps = blocks(dtype, D)
+    kind = {torch.float32: "*fp32", torch.bfloat16: "*bf16"}[dtype]
+    floats = ("tokens_ptr", "w_up_ptr", "w_down_ptr", "out_ptr")
+    signature = {
+        name: kind if name in floats else "*i32"
+        for name in duo_ffn_kernel.arg_names
+        if name.endswith("_ptr")
+    }
+    return Compile(
+        f"{kind[1:]} D{D} {activation}",
+        duo_ffn_kernel,
+        signature=signature | {"D": "i32:16", "F": "i32:16", "G": "i32"},
+        constants={
+            "ACTIVATION": activation, "BINS": BINS, "BLOCK_M": block_m,
+            "BLOCK_D": block_d, "BLOCK_F": block_f,
+        },
+        num_warps=warps,
+        # on a T4 the products go through PyTorch
+        targets=(*NVIDIA, "gfx942"),
+        matrix_units=dtype != torch.float32,
+    )  # fmt: skip

@@ -1,0 +1,413 @@
+"""Duo-LLM: what the best route could do (chapter 07).
+
+Alizadeh, Mirzadeh, Shahrokhi, Belenko, Sun, Cho, Sekhavat, Nabi, Farajtabar,
+"Duo-LLM: A Framework for Studying Adaptive Computation in Large Language
+Models", 2024. In three stages:
+
+    1  every layer has a big and a small network, trained with a random
+       choice for each token until either can stand in for the other
+    2  the oracle tries every route r of S(mall) and B(ig) for each token t
+           l*_t(b) = min { -log p_r(y_t | before) : r has b big layers }
+    3  a router is trained and compared with it, the networks frozen
+           P_l = softmax(h_l W_l / tau)        h_l: what the networks are given
+           x + P_big big(x) + P_small small(x)         mixed in training
+           loss + alpha (mean over layers and tokens of P_big - b / L)^2
+       tau falls from 1 to 0.1; at work the more probable network, alone
+
+The model is `duo_char_lm`, the oracle `duo_routes`. Printed in the paper, tau
+divides the exponential, outside of the exponent, where it would cancel; and
+it is said to grow, which with a division makes the choice softer. This
+version divides the logits and lets it fall. Which route the earlier tokens
+take while token t tries its own is not said; here tokens never look at each
+other, so it does not matter. The authors have published no code.
+"""
+
+import math
+from functools import cache, partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lab.claims import Claim
+from lab.exercises import Exercise
+from lab.kernels.min_by_budget import min_by_budget
+from lab.tokens.char_lm import spread
+from lab.tokens.duo_char_lm import LAYERS, STEPS, trained
+from lab.tokens.duo_recorded import (
+    CHOOSERS,
+    COLOURS,
+    HALF,
+    MENUS,
+    MOST,
+    NOISES,
+    passage,
+    picture,
+    recorded,
+    sample,
+    train_checkpoints,
+)
+from lab.tokens.duo_router import ROUTER_STEPS, layers_of, learn, shuffled
+from lab.tokens.duo_routes import (
+    Choice,
+    budgets,
+    choose,
+    matched_rate,
+    noisy_losses,
+    route_losses,
+    scatter,
+    taken,
+)
+
+__all__ = [
+    "CHOOSERS",
+    "CLAIMS",
+    "COLOURS",
+    "EXERCISES",
+    "LAYERS",
+    "MENUS",
+    "MOST",
+    "NOISES",
+    "budgets",
+    "choose",
+    "experiment",
+    "noisy_losses",
+    "passage",
+    "picture",
+    "recorded",
+    "route_losses",
+    "sample",
+    "train_checkpoints",
+]
+
+POSITIONS = 8192  # characters of the test text
+SHUFFLES = 8  # orders of the tokens for "random tokens"
+
+
+def at_budget(curve: Tensor, budget: float) -> float:
+    """A curve over budgets 0 .. L at one between: by mixing its neighbours."""
+    low = min(int(budget), len(curve) - 2)
+    share = budget - low
+    return ((1 - share) * curve[low] + share * curve[low + 1]).item()
+
+
+class Null(NamedTuple):
+    """The null oracle beside the oracle of one budget."""
+
+    rate: float  # of dropout
+    scatter: float  # of the copies on one token, in bits
+    wanted: float  # of the routes
+    mean: float  # bits of the copies
+    best: float  # and of the best one for each token
+
+
+class Routed(NamedTuple):
+    """What a trained router does at work."""
+
+    bits: float
+    budget: float  # big layers per token
+    random_tokens: float  # bits with its layers' shares dealt out at random
+
+
+class Result(NamedTuple):
+    """One seed: all choosers on one trained model and the same characters."""
+
+    choice: Choice
+    null: list[Null]  # for budgets 1 .. L - 1
+    routed: Routed  # for half of the layers
+    overlap: float  # of the hard tokens with those worth compute, in percent
+
+
+def experiment(
+    seed: int,
+    steps: int = STEPS,
+    router_steps: int = ROUTER_STEPS,
+    positions: int = POSITIONS,
+) -> Result:
+    """Train the networks, try every route, train a router, and compare."""
+    data = dict(steps=steps, positions=positions)
+    return Result(
+        choice=all_routes(seed, **data),
+        null=[null_oracle(seed, b, **data) for b in range(1, LAYERS)],
+        routed=learned(seed, HALF, router_steps, **data),
+        overlap=overlap(losses_of(seed, **data)),
+    )
+
+
+@cache
+def losses_of(seed: int, steps: int, positions: int) -> Tensor:
+    """Bits of all 64 routes on ``positions`` test characters, [64, T]."""
+    context, target = spread("prose", positions)
+    return route_losses(trained(seed, steps), context, target)
+
+
+@cache
+def all_routes(seed: int, steps: int, positions: int) -> Choice:
+    """Oracle and fixed routes by budget."""
+    return choose(losses_of(seed, steps, positions), budgets(LAYERS))
+
+
+@cache
+def null_oracle(seed: int, budget: int, steps: int, positions: int) -> Null:
+    """As many noisy copies as the budget has routes, scattering as much."""
+    model = trained(seed, steps)
+    context, target = spread("prose", positions)
+    menu = losses_of(seed, steps, positions)[budgets(LAYERS) == budget]
+    copies, wanted = len(menu), scatter(menu)
+    rate = matched_rate(model, context, target, wanted, copies, seed)
+    noisy = noisy_losses(model, context, target, rate, copies, seed)
+    return Null(
+        rate=rate,
+        scatter=scatter(noisy),
+        wanted=wanted,
+        mean=noisy.mean().item(),
+        best=noisy.amin(dim=0).mean().item(),
+    )
+
+
+@cache
+def learned(
+    seed: int, budget: int, router_steps: int, steps: int, positions: int
+) -> Routed:
+    """A trained router, and its shares given to random tokens."""
+    routed = learn(trained(seed, steps), budget, router_steps, seed)
+    context, _ = spread("prose", positions)
+    losses = losses_of(seed, steps, positions)
+    routes = routed.routes(context)
+    dealt = [shuffled(routes, LAYERS, s) for s in range(SHUFFLES)]
+    return Routed(
+        bits=taken(losses, routes).mean().item(),
+        budget=layers_of(routes).sum(dim=0).double().mean().item(),
+        random_tokens=torch.stack([taken(losses, r).mean() for r in dealt])
+        .mean()
+        .item(),
+    )
+
+
+def overlap(losses: Tensor) -> float:
+    """Percent of the hard tokens that are also worth compute.
+
+    Hard: the tenth with the largest loss when all layers are big. Worth it:
+    the tenth with the largest gap between all small and the best route.
+    """
+    tenth = losses.shape[1] // 10
+    hard = losses[-1].argsort(descending=True, stable=True)[:tenth]
+    gap = losses[0] - losses.amin(dim=0)
+    worth = gap.argsort(descending=True, stable=True)[:tenth]
+    return 100 * len(set(hard.tolist()) & set(worth.tolist())) / tenth
+
+
+def depth(routes: Tensor) -> float:
+    """Mean place of the big layers of routes [T], the first layer is 1."""
+    big = layers_of(routes).double()
+    place = torch.arange(1, LAYERS + 1)[:, None]
+    return ((big * place).sum() / big.sum()).item()
+
+
+def _one_beats_all(seed: int, router_steps: int, **data) -> float:
+    """Bits of the oracle with one big layer minus those of all big."""
+    choice = all_routes(seed, **data)
+    return (choice.oracle[1] - choice.best_fixed[-1]).item()
+
+
+def _half_is_best(seed: int, router_steps: int, **data) -> float:
+    """Bits of the oracle at half the budget minus the best of the others."""
+    oracle = all_routes(seed, **data).oracle.tolist()
+    return oracle.pop(HALF) - min(oracle)
+
+
+def _against_null(seed: int, budget: int, router_steps: int, **data) -> float:
+    """Bits of the oracle minus those of the null oracle."""
+    oracle = all_routes(seed, **data).oracle[budget].item()
+    return oracle - null_oracle(seed, budget, **data).best
+
+
+def _gain(seed: int, budget: int, router_steps: int, **data) -> float:
+    """What the oracle gains over its menu's mean, in percent of the null's."""
+    choice, null = all_routes(seed, **data), null_oracle(seed, budget, **data)
+    gain = (choice.mean_fixed - choice.oracle)[budget].item()
+    return 100 * gain / (null.mean - null.best)
+
+
+def _router_gain(seed: int, router_steps: int, **data) -> float:
+    """Bits of the best fixed route at the router's own budget, minus its."""
+    routed = learned(seed, HALF, router_steps, **data)
+    fixed = all_routes(seed, **data).best_fixed
+    return at_budget(fixed, routed.budget) - routed.bits
+
+
+def _random_tokens(seed: int, router_steps: int, **data) -> float:
+    """Bits of the router minus those of its shares on random tokens."""
+    routed = learned(seed, HALF, router_steps, **data)
+    return routed.bits - routed.random_tokens
+
+
+def _overlap(seed: int, router_steps: int, **data) -> float:
+    """Percent of the hard tokens that are worth compute."""
+    return overlap(losses_of(seed, **data))
+
+
+def _later_when_scarce(seed: int, router_steps: int, **data) -> float:
+    """Mean depth of the oracle's big layers, budget 2 minus budget 4."""
+    routes = all_routes(seed, **data).routes
+    return depth(routes[2]) - depth(routes[LAYERS - 2])
+
+
+FULL = {
+    "steps": STEPS, "router_steps": ROUTER_STEPS, "positions": POSITIONS,
+}  # fmt: skip
+SHORT = {"steps": 60, "router_steps": 30, "positions": 1024}
+SMALL = (
+    "A character model of six layers whose tokens never look at each other,"
+    " trained for seconds; the paper's has twelve layers with attention, 1.4"
+    " billion parameters and 300 billion tokens."
+)
+
+_claim = partial(
+    Claim,
+    chapter="07",
+    parameters=FULL,
+    reduced=SHORT,
+    seeds=5,
+    unit="bits",
+    threshold=0.0,
+    side="below",
+    limits=SMALL,
+)
+
+CLAIMS = (
+    _claim(
+        slug="one-big-layer-beats-all",
+        sentence="The oracle with one big layer for each token has a lower"
+        " perplexity than all twelve layers big.",
+        source="section on the oracle; its main figure",
+        effect="bits per character, oracle with 1 of 6 layers big minus all"
+        " big",
+        experiment=_one_beats_all,
+    ),
+    _claim(
+        slug="half-is-best",
+        sentence="The oracle is best at six of twelve big layers, and gets"
+        " worse with more.",
+        source="section on the oracle; its main figure",
+        effect="bits per character, oracle at 3 of 6 big layers minus the"
+        " best other budget",
+        experiment=_half_is_best,
+    ),
+    _claim(
+        slug="better-than-noise-one-layer",
+        sentence="The oracle shows what better routing could gain (budget 1).",
+        source="our reading: then it must beat as many copies that differ by"
+        " noise alone",
+        effect="bits per character, oracle minus null oracle, 6 routes"
+        " against 6 copies that scatter alike",
+        experiment=partial(_against_null, budget=1),
+    ),
+    _claim(
+        slug="better-than-noise-half",
+        sentence="The oracle shows what better routing could gain (half of"
+        " the layers).",
+        source="our reading: then it must beat as many copies that differ by"
+        " noise alone",
+        effect="bits per character, oracle minus null oracle, 20 routes"
+        " against 20 copies that scatter alike",
+        experiment=partial(_against_null, budget=HALF),
+    ),
+    _claim(
+        slug="gains-more-than-noise",
+        sentence="Choosing a route gains clearly more than choosing among"
+        " noisy copies.",
+        source="our variation, added after a first look at seed 0",
+        effect="mean of the menu minus its best, of 6 routes, in percent of"
+        " that of 6 copies which scatter alike",
+        unit="%",
+        experiment=partial(_gain, budget=1),
+        threshold=110.0,
+        side="above",
+    ),
+    _claim(
+        slug="router-like-best-fixed",
+        sentence="The trained router is about as good as the best fixed"
+        " route.",
+        source="section on the learned router",
+        effect="bits per character, best fixed route at the router's own"
+        " budget minus the router",
+        experiment=_router_gain,
+        threshold=0.01,
+    ),
+    _claim(
+        slug="better-than-random-tokens",
+        sentence="A learned router knows which tokens need compute (implied"
+        " by the aim of the paper).",
+        source="our reading: the honest test, without labels",
+        effect="bits per character, router minus the same share of every"
+        " layer given to random tokens",
+        experiment=_random_tokens,
+    ),
+    _claim(
+        slug="hard-is-not-worth-compute",
+        sentence="A high loss does not mean that a token is worth more"
+        " compute.",
+        source="section on relative difficulty",
+        effect="overlap of the tenth with the largest loss and the tenth with"
+        " the largest gap, small layers to oracle",
+        unit="%",
+        experiment=_overlap,
+        threshold=50.0,
+    ),
+    _claim(
+        slug="later-when-scarce",
+        sentence="With few big layers (4 of 12) the oracle puts them late,"
+        " with many (8) early.",
+        source="section on the oracle's patterns",
+        effect="mean depth of the oracle's big layers, 2 of 6 minus 4 of 6",
+        unit="layers",
+        experiment=_later_when_scarce,
+        side="above",
+    ),
+    _claim(
+        slug="training-from-scratch",
+        sentence="Training both networks from scratch is much better than"
+        " adding small ones to a frozen language model.",
+        source="section on training",
+        effect="perplexity, from scratch minus frozen",
+        unit="",
+        experiment=None,
+        out_of_reach="it needs a pretrained language model and 300 billion"
+        " tokens",
+    ),
+)
+
+
+def _oracle_by_budget(losses: Tensor, budgets: Tensor) -> Tensor:
+    """Mean over the tokens of the best loss at each budget, [budgets]."""
+    best = min_by_budget(losses, budgets.int(), int(budgets.max()) + 1)
+    return best.loss.mean(dim=1)
+
+
+_LOSSES = torch.tensor(
+    [
+        [3.0, 2.0, 4.0, 1.0],
+        [2.0, 2.5, 3.0, 1.5],
+        [2.5, 1.0, 3.5, 0.5],
+        [1.0, 1.5, 2.0, 2.0],
+    ]
+)
+
+EXERCISES = {
+    "exercise-1": Exercise(
+        slug="exercise-1", answer=(math.comb(12, 4), 2**13 - 2)
+    ),
+    "exercise-2": Exercise(
+        slug="exercise-2", answer=3.0 - 0.2 * 1.8675, tolerance=0.01
+    ),
+    "exercise-3": Exercise(
+        slug="exercise-3",
+        answer=_oracle_by_budget,
+        cases=[
+            (_LOSSES, torch.tensor([0, 1, 1, 2])),
+            (_LOSSES, torch.tensor([1, 0, 2, 0])),
+            (_LOSSES[:, :1], torch.tensor([0, 0, 0, 1])),
+        ],
+    ),
+}

@@ -1,0 +1,243 @@
+"""What the pictures of chapter 07 show, recorded: a model, routers, losses.
+
+Of one model, seed 0: the loss of each of its 64 routes on 1024 characters
+from all over the test text, and of 20 all-big copies with dropout noise, for
+several strengths of the noise. The passage is read live.
+"""
+
+import math
+from collections.abc import Callable
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lab.data import DATA, read_arrays
+from lab.tokens.char_lm import PASSAGE, SAMPLE, spread, windows
+from lab.tokens.duo_char_lm import LAYERS, DuoCharLM, trained
+from lab.tokens.duo_router import LearnedRoutes, layers_of, learn, shuffled
+from lab.tokens.duo_routes import (
+    budgets,
+    choose,
+    matched_rate,
+    noisy_losses,
+    route_losses,
+    scatter,
+    shortened,
+    taken,
+)
+from lab.tokens.text import decode, split
+
+FILE = "duo_llm/routes.npz"
+NOISES = (0.25, 0.5, 1.0, 1.5)  # scatter of the copies over the routes'
+CHOOSERS = ("oracle", "null oracle", "router", "random tokens", "mean fixed")
+COLOURS = ("loss", "gap", "depth")
+MENUS = tuple(math.comb(LAYERS, b) for b in range(LAYERS + 1))
+MOST = max(MENUS)  # routes of the longest menu
+HALF = LAYERS // 2
+
+
+def train_checkpoints(progress: Callable = iter) -> None:
+    """Train model and routers anew, seed 0, and record: half a minute."""
+    model = trained(0)
+    context, target = spread("prose", SAMPLE)
+    losses = route_losses(model, context, target)
+    wanted = scatter(losses[budgets(LAYERS) == HALF])
+    rates = [
+        matched_rate(model, context, target, noise * wanted, MOST)
+        for noise in NOISES
+    ]
+    noisy = [noisy_losses(model, context, target, r, MOST) for r in rates]
+    routers = [learn(model, b).weight for b in progress(range(1, LAYERS))]
+    arrays = {f"model.{k}": v for k, v in model.state_dict().items()}
+    arrays |= {"losses": losses, "noisy": torch.stack(noisy)}
+    arrays |= {"routers": torch.stack(routers), "rates": torch.tensor(rates)}
+    path = DATA / FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # written beside and moved, so that a stop leaves no half file
+    part = path.with_suffix(".part.npz")
+    np.savez_compressed(
+        part,
+        **{
+            k: v.detach().numpy().astype(np.float16) for k, v in arrays.items()
+        },
+    )
+    part.replace(path)
+
+
+class Recorded(NamedTuple):
+    """One model, its routers, and what was measured with them."""
+
+    model: DuoCharLM
+    routers: list[LearnedRoutes]  # for budgets 1 .. L - 1
+    losses: Tensor  # [64, 1024] in bits
+    noisy: dict[float, Tensor]  # by noise, [20, 1024]
+    rates: dict[float, float]  # by noise, the dropout
+
+
+@cache
+def recorded() -> Recorded:
+    """What `train_checkpoints` has left."""
+    arrays = {
+        name: torch.from_numpy(array.astype(np.float32))
+        for name, array in read_arrays(FILE).items()
+    }
+    model = DuoCharLM()
+    model.load_state_dict(
+        {
+            name.removeprefix("model."): array
+            for name, array in arrays.items()
+            if name.startswith("model.")
+        }
+    )
+    routers = []
+    for budget, weight in enumerate(arrays["routers"], start=1):
+        router = LearnedRoutes(model.eval(), budget)
+        router.weight.data = weight
+        routers.append(router)
+    return Recorded(
+        model=model.requires_grad_(False),
+        routers=routers,
+        losses=arrays["losses"],
+        noisy=dict(zip(NOISES, arrays["noisy"], strict=True)),
+        rates=dict(zip(NOISES, arrays["rates"].tolist(), strict=True)),
+    )
+
+
+class Read(NamedTuple):
+    """Some characters, and what every chooser could take on them."""
+
+    losses: Tensor  # [64, T]
+    noisy: dict[float, Tensor]  # by noise, [20, T]
+    routed: list[Tensor]  # routes [T] of the routers, for budgets 0 .. L
+
+
+@cache
+def passage() -> tuple[str, Read]:
+    """The text of the pictures, read live."""
+    ids = split("prose").validation
+    context, target = windows(ids, torch.arange(PASSAGE.start, PASSAGE.stop))
+    model, _, _, _, rates = recorded()
+    noisy = {
+        noise: noisy_losses(model, context, target, rate, MOST)
+        for noise, rate in rates.items()
+    }
+    losses = route_losses(model, context, target)
+    return decode(target), Read(losses, noisy, _routed(context))
+
+
+@cache
+def sample() -> Read:
+    """The recorded characters from all over the test text."""
+    _, _, losses, noisy, _ = recorded()
+    return Read(losses, noisy, _routed(spread("prose", SAMPLE)[0]))
+
+
+def _routed(context: Tensor) -> list[Tensor]:
+    never = torch.zeros(len(context), dtype=torch.int64)
+    learned = [router.routes(context) for router in recorded().routers]
+    return [never, *learned, never + 2**LAYERS - 1]
+
+
+class Taken(NamedTuple):
+    """What one chooser took, at budgets 0 .. L."""
+
+    bits: Tensor  # [L + 1, T]
+    big: Tensor  # [L + 1, layers, T], share of the token in the big network
+    budget: Tensor  # [L + 1] big layers per token
+
+
+@cache
+def choices(chooser: str, most: int, noise: float, where: str) -> Taken:
+    """Let ``chooser`` choose for the "passage" or the "sample".
+
+    ``most`` is the most routes or copies that an oracle may look at.
+    """
+    if chooser not in CHOOSERS:
+        raise ValueError(f"chooser={chooser!r} is none of {CHOOSERS}")
+    losses, noisy, routed = passage()[1] if where == "passage" else sample()
+    budget = budgets(LAYERS)
+    T = losses.shape[1]
+    if chooser == "oracle":
+        best = shortened(losses, budget, most)
+        return _taken(best.loss, layers_of(best.route))
+    if chooser == "null oracle":
+        copies = noisy[noise]
+        bits = [copies[: min(n, most)].amin(dim=0) for n in MENUS]
+        return _taken(torch.stack(bits), torch.ones(LAYERS, LAYERS + 1, T))
+    if chooser == "mean fixed":
+        rows = [(budget == b).nonzero().flatten() for b in range(LAYERS + 1)]
+        bits = torch.stack([losses[menu].mean(dim=0) for menu in rows])
+        share = torch.arange(LAYERS + 1.0)[None, :, None] / LAYERS
+        return _taken(bits, share.expand(LAYERS, -1, T))
+    if chooser == "random tokens":
+        routed = [shuffled(routes, LAYERS) for routes in routed]
+    bits = torch.stack([taken(losses, routes) for routes in routed])
+    return _taken(bits, layers_of(torch.stack(routed)))
+
+
+def _taken(bits: Tensor, big: Tensor) -> Taken:
+    big = big.float().transpose(0, 1)
+    return Taken(bits, big, big.sum(dim=1).mean(dim=1))
+
+
+class Picture(NamedTuple):
+    """One setting of the knobs."""
+
+    text: str
+    values: list[float]  # one a character of the text
+    curve: list[float]  # bits of the chooser at budgets 0 .. L
+    oracle: list[float]  # of the oracle, with its whole menu
+    best_fixed: list[float]
+    layers: list[float]  # percent of the tokens with each layer big
+    budget: float  # big layers per token
+
+
+def picture(
+    chooser: str = "oracle",
+    budget: int = 1,
+    most: int = MOST,
+    noise: float = 1.0,
+    colour: str = "loss",
+) -> Picture:
+    """What ``chooser`` does with ``budget`` of six layers big.
+
+    ``colour`` says what the characters show: the "loss", the "gap" to all
+    layers small, or the "depth" of the big layers. Curves are drawn over the
+    budget that is really spent, by mixing the two nearest.
+    """
+    if colour not in COLOURS:
+        raise ValueError(f"colour={colour!r} is none of {COLOURS}")
+    text, here = passage()
+    there = choices(chooser, most, noise, "passage")
+    all_ = choices(chooser, most, noise, "sample")
+    spent = all_.budget.numpy()
+    if chooser == "null oracle":
+        spent = np.arange(LAYERS + 1)  # copies stand for routes
+    curve = np.interp(
+        np.arange(LAYERS + 1), spent, all_.bits.mean(dim=1).numpy()
+    )
+    values = there.bits[budget]
+    if colour == "gap":
+        values = here.losses[0] - values
+    elif colour == "depth":
+        depth = torch.arange(1.0, LAYERS + 1)[:, None]
+        big = there.big[budget]
+        values = (big * depth).sum(dim=0) / big.sum(dim=0).clamp(min=1)
+    whole = _whole()
+    return Picture(
+        text=text,
+        values=values.tolist(),
+        curve=curve.tolist(),
+        oracle=whole.oracle.tolist(),
+        best_fixed=whole.best_fixed.tolist(),
+        layers=(100 * all_.big[budget].mean(dim=1)).tolist(),
+        budget=all_.budget[budget].item(),
+    )
+
+
+@cache
+def _whole():
+    return choose(recorded().losses, budgets(LAYERS))

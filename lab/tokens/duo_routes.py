@@ -1,0 +1,165 @@
+"""Every route through the layers, and who may choose among them.
+
+A route says for each layer whether a token takes the big or the small
+network. Route r is a number in binary: bit l is 1 if layer l is big, so 2^L
+routes for L layers, and its budget is the number of its ones. Evaluated one
+after the other they need L 2^L networks; two routes that begin alike share
+what they have in common, and 2 + 4 + ... + 2^L = 2^(L+1) - 2 are enough.
+
+The choosers, all on losses [routes, tokens] in bits:
+
+    oracle        min over the routes of a budget, for each token by itself:
+                  needs to know the character that is to be predicted
+    best fixed    min over the routes of the mean over all tokens
+    mean fixed    a route without a choice
+    null oracle   min over copies of the all-big model that differ by dropout
+                  noise alone: the same choice, but no route to choose
+
+A minimum of n noisy numbers lies below their mean, and the more so the more
+they are and the wider they scatter. So the null oracle is given as many
+copies as the menu has routes, and noise until both scatter alike.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lab.kernels.min_by_budget import Best, min_by_budget
+from lab.tokens.duo_char_lm import MOST_LAYERS, DuoCharLM, bits
+
+OPTIONS = ("small", "big")
+CHUNK = 512  # tokens at a time: 64 routes of them fill 13 MB
+TRIES = 5  # to find the dropout that scatters as wanted
+
+
+def budgets(layers: int, options: Sequence[str] = OPTIONS) -> Tensor:
+    """How many layers of each route are big, [options^layers] int32."""
+    if not 1 <= layers <= MOST_LAYERS:
+        raise ValueError(f"layers={layers} is not within 1 to {MOST_LAYERS}")
+    count = torch.zeros(1, dtype=torch.int32)
+    for _ in range(layers):
+        count = torch.cat([count + (name == "big") for name in options])
+    return count
+
+
+@torch.no_grad()
+def route_losses(
+    model: DuoCharLM,
+    context: Tensor,
+    target: Tensor,
+    options: Sequence[str] = OPTIONS,
+) -> Tensor:
+    """Bits of each route for each token, [options^L, T].
+
+    With three ``options``, ("skip", "small", "big"), a layer may also be left
+    out, and the routes are numbers to the base 3. O(routes T).
+    """
+    if not set(options) <= {"skip", "small", "big"}:
+        raise ValueError(
+            f"options={tuple(options)} are not among skip, small and big"
+        )
+    parts = zip(context.split(CHUNK), target.split(CHUNK), strict=True)
+    return torch.cat([_tree(model, *part, options) for part in parts], dim=1)
+
+
+def _tree(model, context, target, options):
+    x = model.start(context)[None]  # [routes so far, T, D]
+    for layer in model.layers:
+        add = {"skip": torch.zeros_like, "small": layer.small}
+        add["big"] = layer.big
+        # behind each other: an earlier layer stays the lower digit
+        x = torch.cat([x + add[name](x) for name in options])
+    return bits(model.finish(x), target)
+
+
+class Choice(NamedTuple):
+    """What the choosers make of all routes, by budget 0 .. L, in bits."""
+
+    oracle: Tensor  # [L + 1]
+    best_fixed: Tensor  # [L + 1]
+    mean_fixed: Tensor  # [L + 1]
+    routes: Tensor  # [L + 1, T] int32, the oracle's
+
+
+def choose(losses: Tensor, budget: Tensor) -> Choice:
+    """Let them choose from losses [R, T] with budget [R] int32."""
+    menus = int(budget.max()) + 1
+    best = min_by_budget(losses, budget, menus)
+    mean = losses.double().mean(dim=1)
+    sums = mean.new_zeros(menus).index_add(0, budget.long(), mean)
+    return Choice(
+        oracle=best.loss.double().mean(dim=1),
+        best_fixed=min_by_budget(mean[:, None], budget, menus).loss[:, 0],
+        mean_fixed=sums / budget.bincount(minlength=menus),
+        routes=best.route,
+    )
+
+
+def shortened(
+    losses: Tensor, budget: Tensor, most: int, seed: int = 0
+) -> Best:
+    """The oracle with ``most`` routes a menu, drawn anew for each token."""
+    dice = torch.Generator().manual_seed(seed)
+    draw = torch.rand(losses.shape, generator=dice).to(losses.device)
+    kept = torch.full_like(losses, float("inf"))
+    for menu in budget.unique():
+        rows = (budget == menu).nonzero().flatten()
+        rank = draw[rows].argsort(dim=0).argsort(dim=0)
+        kept[rows] = losses[rows].masked_fill(rank >= most, float("inf"))
+    return min_by_budget(kept, budget, int(budget.max()) + 1)
+
+
+@torch.no_grad()
+def noisy_losses(
+    model: DuoCharLM,
+    context: Tensor,
+    target: Tensor,
+    rate: float,
+    copies: int,
+    seed: int = 0,
+) -> Tensor:
+    """Bits of ``copies`` noisy all-big models on each token, [copies, T].
+
+    Dropout of ``rate`` on what each network gives out. The same seed drops
+    the same entries and a few more as the rate grows.
+    """
+    if not 0 <= rate < 1:
+        raise ValueError(f"rate={rate} is not within 0 to 1")
+    dice = torch.Generator().manual_seed(seed)
+    x = model.start(context).expand(copies, -1, -1)
+    for layer in model.layers:
+        y = layer.big(x)
+        kept = torch.rand(y.shape, generator=dice).to(x.device) >= rate
+        x = x + y * kept / (1 - rate)
+    return bits(model.finish(x), target)
+
+
+def scatter(losses: Tensor) -> float:
+    """How far the losses [n, T] of one token scatter: the mean of their
+    standard deviations, in bits."""
+    return losses.double().std(dim=0).mean().item()
+
+
+def matched_rate(
+    model: DuoCharLM,
+    context: Tensor,
+    target: Tensor,
+    wanted: float,
+    copies: int,
+    seed: int = 0,
+) -> float:
+    """The dropout rate that makes the copies scatter by ``wanted`` bits."""
+    rate = 0.15
+    for _ in range(TRIES):
+        noisy = noisy_losses(model, context, target, rate, copies, seed)
+        # the variance of dropout's noise grows with rate / (1 - rate)
+        odds = rate / (1 - rate) * (wanted / scatter(noisy)) ** 2
+        rate = odds / (1 + odds)
+    return rate
+
+
+def taken(losses: Tensor, routes: Tensor) -> Tensor:
+    """The losses [R, T] of the routes [T] that were taken, [T]."""
+    return losses.gather(0, routes[None].long())[0]
