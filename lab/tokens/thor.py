@@ -20,7 +20,7 @@ out all but one; here only the drawn expert works.
 """
 
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from typing import NamedTuple
 
 import torch
@@ -179,14 +179,6 @@ class Scene(NamedTuple):
     distance: list[list[float]]  # % between THOR's experts, first layer
 
 
-class Reading(NamedTuple):
-    """One model, so many throws."""
-
-    token_loss: Tensor  # [T] bits, of the mean prediction of all throws
-    differ: float  # share of the tokens with another best symbol
-    # in the first two throws
-
-
 RECORDED_ALPHA = (0, 5)
 LONG = "Switch, ten times the training"
 NAMES = {
@@ -213,40 +205,57 @@ def picture(
     here = slice(0, len(text))
     read = {}
     for kind, name in {"long": LONG, **NAMES}.items():
-        model = recorded(kind, alpha if kind == "random" else 0)
+        alpha_of = alpha if kind == "random" else 0
         by_dice = chooser == "dice" or kind == "random"
-        for layer in model.layers:
-            layer.router.per = per
-            layer.router.by_dice = by_dice
-        read[name] = reading(model, context, target, draws if by_dice else 1)
+        count = draws if by_dice else 1
+        throws = [throw(kind, alpha_of, by_dice, per, d) for d in range(count)]
+        read[name] = token_loss(throws, target)
+    two = [throw("random", alpha, True, per, draw) for draw in (0, 1)]
     return Scene(
         text=text,
-        lost=read[LONG].token_loss[here].tolist(),
-        bits={n: r.token_loss.mean().item() for n, r in read.items()},
-        differ=100 * read["THOR"].differ,
-        distance=(100 * expert_distance(model, context)).tolist(),
+        lost=read[LONG][here].tolist(),
+        bits={name: loss.mean().item() for name, loss in read.items()},
+        differ=100 * disagreement(*two),
+        distance=_distance(alpha),
     )
 
 
+@lru_cache(maxsize=128)
 @torch.no_grad()
-def reading(
-    model: CharLM, context: Tensor, target: Tensor, draws: int
-) -> Reading:
-    """Average the predictions of the throws 0 to ``draws`` - 1."""
-    if draws < 1:
-        raise ValueError(f"draws={draws} predicts nothing; use 1 or more")
-    model.eval()
-    scores, best = 0.0, []
-    for draw in range(max(2, draws)):
-        for layer in model.layers:
-            layer.router.dice.draw = draw
-        logits = model(context).logits
-        best.append(logits.argmax(dim=1))
-        if draw < draws:
-            scores = scores + logits.softmax(dim=1) / draws
-    right = scores.gather(1, target[:, None]).squeeze(1)
-    differ = (best[0] != best[1]).double().mean().item()
-    return Reading(-right.log2(), differ)
+def throw(kind: str, alpha: int, by_dice: bool, per: str, draw: int) -> Tensor:
+    """What a recorded model predicts after one throw, [T, symbols].
+
+    Kept, because a knob that asks for one more throw asks for all earlier
+    ones again.
+    """
+    _, context, _ = _passage()
+    model = recorded(kind, alpha)
+    for layer in model.layers:
+        layer.router.per = per
+        layer.router.by_dice = by_dice
+        layer.router.dice.draw = draw
+    return model.eval()(context).logits.softmax(dim=1)
+
+
+def token_loss(throws: list[Tensor], target: Tensor) -> Tensor:
+    """Bits lost on each target [T] by the mean of predictions [T, symbols]."""
+    if not throws:
+        raise ValueError("draws=0 predicts nothing; use 1 or more")
+    mean = sum(scores / len(throws) for scores in throws)
+    return -mean.gather(1, target[:, None]).squeeze(1).log2()
+
+
+def disagreement(one: Tensor, other: Tensor) -> float:
+    """Share of the tokens whose best symbol differs, from [T, symbols]."""
+    differ = one.argmax(dim=1) != other.argmax(dim=1)
+    return differ.double().mean().item()
+
+
+@cache
+def _distance(alpha: int) -> list[list[float]]:
+    """`expert_distance` of the recorded THOR in per cent."""
+    _, context, _ = _passage()
+    return (100 * expert_distance(recorded("random", alpha), context)).tolist()
 
 
 @torch.no_grad()
