@@ -22,6 +22,7 @@ from lab.clipboard import CopyCommand
 from lab.figures.motion import Picture, bring, ghosts_of, picture
 from lab.front_end import has_front_end
 from lab.parameters import choice, flag, span
+from lab.ticks import Ticks
 
 KNOBS = 6
 
@@ -184,8 +185,10 @@ class View:
         """The knobs, the figure, and the line of buttons below it."""
         for name, control in self._controls.items():
             control.description = control.description or name.replace("_", " ")
-            control.style.description_width = "120px"
-            control.layout.width = "360px"
+            # ticks are laid out by themselves
+            if not isinstance(control, Ticks):
+                control.style.description_width = "120px"
+                control.layout.width = "360px"
         self._badge = widgets.HTML(layout=widgets.Layout(flex="1 1 auto"))
         self._pin = widgets.Button(
             description="Pin",
@@ -243,6 +246,8 @@ def sentence(error):
 
 def _rule(control):
     """What `control` can be set to, or `None` where any value goes."""
+    if isinstance(control, Ticks):
+        return control.rule
     if hasattr(control, "_options_values"):
         return choice(*control._options_values)
     if isinstance(control.value, bool):

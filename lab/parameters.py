@@ -46,6 +46,22 @@ def choice(*values):
     return Rule(accepts, "one of " + ", ".join(repr(v) for v in values))
 
 
+def some_of(*names):
+    """Any of `names`, or none, as one text with commas between."""
+
+    def accepts(value):
+        return isinstance(value, str) and all(
+            name in names for name in listed(value)
+        )
+
+    return Rule(accepts, "any of " + ", ".join(names) + ", commas between")
+
+
+def listed(value):
+    """The names in a text with commas between them."""
+    return [name.strip() for name in value.split(",") if name.strip()]
+
+
 def text():
     """Any string, also the empty one."""
     return Rule(lambda value: isinstance(value, str), "a text")

@@ -11,6 +11,7 @@ from lab.figures.choices import (
     selection_bars,
 )
 from lab.figures.flow import stage_flow
+from lab.figures.fronts import fronts, gaps
 from lab.figures.kernels import block_grid, roofline
 from lab.figures.ledger import ledger
 from lab.figures.panels import panels
@@ -38,6 +39,8 @@ __all__ = [
     "effect",
     "first_look",
     "five_steps",
+    "fronts",
+    "gaps",
     "heatmap",
     "histogram",
     "ledger",

@@ -1,0 +1,216 @@
+"""Several small curves of cost and quality against one baseline's."""
+
+import math
+
+from lab.figures.theme import COLOURS, SERIES, drawn, number
+
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star")
+ROOM = 350  # pixels of the plane's height
+LABEL = 15  # pixels between two labels
+
+
+def fronts(
+    curves,
+    baseline,
+    title,
+    note="",
+    here=None,
+    among=(),
+    cost="cost",
+    quality="quality",
+    ticks=(),
+):
+    """Curves in the plane of cost and quality; down and left is better.
+
+    `curves` gives each name its points, dictionaries with ``x``, ``y``,
+    ``low``, ``high`` (the ends of a bar) and ``hover``. The `baseline`'s
+    points are joined by a line for all to be compared with; on the
+    logarithmic axis of the cost that line is bent. `among` are all names that
+    there can be, so that each keeps its look while others come and go. `here`
+    is a point of its own, ringed.
+    """
+    among = [n for n in (among or curves) if n != baseline]
+    shown = [p for points in curves.values() for p in points]
+    ring = [here] if here else []
+    low = min(p.get("low", p["y"]) for p in [*shown, *ring])
+    high = max(p.get("high", p["y"]) for p in [*shown, *ring])
+    room = 0.06 * (high - low or 1)
+    span = (low - room, high + room)
+    knots = curves.get(baseline, [])
+    traces = [_line(knots)]
+    for name in [baseline, *among]:
+        traces.append(_curve(name, curves.get(name, []), *_look(name, among)))
+    traces.append(_ring(here))
+    return drawn(
+        traces,
+        title,
+        note,
+        x=dict(
+            title_text=cost,
+            type="log",
+            tickvals=list(ticks) or None,
+            ticktext=[number(t) for t in ticks] or None,
+            exponentformat="none",
+        ),
+        y=dict(title_text=quality, range=span),
+        height=ROOM + 150,
+        showlegend=False,
+        meta=dict(room=ROOM),
+        annotations=list(_labels(curves, among, span)),
+    )
+
+
+def gaps(rows, title, note="", unit="", at=0.0):
+    """Intervals under each other, a name and its mean, low and high.
+
+    Wholly on the left of `at` is better, wholly on the right worse.
+    """
+    names = list(rows)
+    traces = []
+    for role in ("best", "baseline", "cut"):
+        mine = [n for n in names if _side(*rows[n][1:], at) == role]
+        traces.append(
+            dict(
+                type="scatter",
+                mode="markers",
+                x=[rows[n][0] for n in mine],
+                y=[names.index(n) for n in mine],
+                error_x=dict(
+                    type="data",
+                    symmetric=False,
+                    array=[rows[n][2] - rows[n][0] for n in mine],
+                    arrayminus=[rows[n][0] - rows[n][1] for n in mine],
+                    color=COLOURS[role],
+                    thickness=3,
+                    width=0,
+                ),
+                marker=dict(size=9, color=COLOURS[role]),
+                customdata=mine,
+                hovertemplate=f"%{{customdata}}: %{{x:+.3f}} {unit}"
+                "<extra></extra>",
+                name=role,
+            )
+        )
+    bound = dict(
+        type="line",
+        x0=at,
+        x1=at,
+        y0=0,
+        y1=1,
+        yref="paper",
+        line=dict(color=COLOURS["ink"], width=1),
+    )
+    return drawn(
+        traces,
+        title,
+        note,
+        x=dict(title_text=unit, showgrid=True),
+        y=dict(
+            tickvals=list(range(len(names))),
+            ticktext=names,
+            range=[len(names) - 0.4, -0.6],
+            showgrid=False,
+        ),
+        height=150 + 21 * len(names),
+        showlegend=False,
+        shapes=[bound],
+        meta=dict(room=21 * len(names)),
+    )
+
+
+def _side(low, high, at):
+    if high < at:
+        return "best"
+    return "cut" if low > at else "baseline"
+
+
+def _look(name, among):
+    """Colour and symbol of a curve, the same whoever else is there."""
+    if name not in among:
+        return COLOURS["baseline"], "circle"
+    place = among.index(name)
+    symbol = SYMBOLS[(place // len(SERIES) + place) % len(SYMBOLS)]
+    return SERIES[place % len(SERIES)], symbol
+
+
+def _line(knots):
+    """The straight line between the knots, bent by the logarithmic axis."""
+    x, y = [], []
+    for one, other in zip(knots, knots[1:], strict=False):
+        for step in range(13):
+            share = step / 12
+            x.append(one["x"] + share * (other["x"] - one["x"]))
+            y.append(one["y"] + share * (other["y"] - one["y"]))
+    return dict(
+        type="scatter",
+        mode="lines",
+        x=x,
+        y=y,
+        line=dict(color=COLOURS["baseline"], dash="dot", width=1.5),
+        hoverinfo="skip",
+        name="",
+        meta="backdrop",
+    )
+
+
+def _curve(name, points, shade, symbol):
+    return dict(
+        type="scatter",
+        mode="lines+markers",
+        x=[p["x"] for p in points],
+        y=[p["y"] for p in points],
+        error_y=dict(
+            type="data",
+            symmetric=False,
+            array=[p["high"] - p["y"] for p in points],
+            arrayminus=[p["y"] - p["low"] for p in points],
+            color=shade,
+            thickness=1.2,
+            width=3,
+        ),
+        line=dict(color=shade, width=1.6),
+        marker=dict(size=9, color=shade, symbol=symbol),
+        text=[p["hover"] for p in points],
+        hovertemplate="%{text}<extra></extra>",
+        name=name,
+    )
+
+
+def _ring(here):
+    return dict(
+        type="scatter",
+        mode="markers",
+        x=[here["x"]] if here else [],
+        y=[here["y"]] if here else [],
+        marker=dict(
+            size=17,
+            color="rgba(0,0,0,0)",
+            line=dict(color=COLOURS["ink"], width=2.5),
+        ),
+        text=[here["hover"]] if here else [],
+        hovertemplate="%{text}<extra></extra>",
+        name="here",
+        meta="backdrop",
+    )
+
+
+def _labels(curves, among, span):
+    """A name at the right end of each curve, moved apart where they meet."""
+    ends = [(n, points[-1]) for n, points in curves.items() if points]
+    step = LABEL * (span[1] - span[0]) / ROOM
+    taken = []
+    for name, end in sorted(ends, key=lambda one: one[1]["y"]):
+        x, y = math.log10(end["x"]), end["y"]
+        near = [b for a, b in taken if abs(a - x) < 0.25]
+        while any(abs(b - y) < step * 0.99 for b in near):
+            y += step
+        taken.append((x, y))
+        yield dict(
+            x=x,
+            y=y,
+            text=name,
+            showarrow=False,
+            xanchor="left",
+            xshift=9,
+            font=dict(size=12, color=_look(name, among)[0]),
+        )
