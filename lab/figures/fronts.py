@@ -35,7 +35,7 @@ def fronts(
     low = min(p.get("low", p["y"]) for p in [*shown, *ring])
     high = max(p.get("high", p["y"]) for p in [*shown, *ring])
     room = 0.06 * (high - low or 1)
-    span = (low - room, high + room)
+    span = [low - room, high + room]
     knots = curves.get(baseline, [])
     traces = [_line(knots)]
     for name in [baseline, *among]:
