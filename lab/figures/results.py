@@ -218,6 +218,8 @@ def bars(values, title, unit, best="", at=None, note="", digits=2):
     names = list(values)
     reach = [*values.values(), at or 0]
     least = min(0, *reach)
+    # a label left of a negative bar must not run into the names
+    low = min(1.2 * least, least - 0.2 * max(reach)) if least else 0
     row = dict(
         type="bar",
         x=list(values.values()),
@@ -235,7 +237,7 @@ def bars(values, title, unit, best="", at=None, note="", digits=2):
         [row],
         title,
         note,
-        x=dict(title_text=unit, range=[1.2 * x for x in (least, max(reach))]),
+        x=dict(title_text=unit, range=[low, 1.2 * max(reach)]),
         y=dict(autorange="reversed", showgrid=False),
         height=150 + 34 * len(names),
         showlegend=False,
