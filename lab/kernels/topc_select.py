@@ -1,0 +1,208 @@
+"""Top-c selection: every expert takes the c tokens that it scores highest.
+
+A gate selects along the experts of a token; this selects along the tokens of
+an expert, its column of the scores [B, n, S]:
+
+    t       = the c-th largest score of the column
+    taken   = all scores above t, and of those equal to t the first ones
+    indices = where they stand, ascending
+
+So the order of time is kept, and a causal mask of c x c stays right after the
+gather. Ties go to the lowest index.
+
+One program holds one column. It finds t bit by bit: read as integers, floats
+of one sign have the order of their bits, so 32 counts of "how many are at
+least this?" fix all 32 bits of t, whatever c. A prefix sum then packs the
+taken ones, and they are sorted without a sort.
+
+Bytes: 4 B n S read and 4 B n c written. The 32 counts read registers only,
+33 S compares a column; but each ends in a sum over the whole program, and
+these 32 barriers bound a short column.
+
+Source: YujiaoYang-work/UoE, model/mlp/UoME_DS.py (topk, then sort).
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lab.kernels.declaration import Compile, Cost, Declaration, Example
+from lab.kernels.gate_backward import finite
+
+MOST_TOKENS = 16384  # of one column, 32 registers a thread
+
+
+def topc_select(scores: Tensor, c: int) -> Tensor:
+    """The c best tokens of each column of scores [B, n, S], ascending.
+
+    Returns int32 [B, n, c]. The selection has no gradient. On a CPU, NaN or
+    infinity is refused; on a GPU, where looking would stall it, NaN and -inf
+    count as the lowest number, inf as the highest. O(B n S).
+    """
+    if scores.ndim != 3 or scores.shape[2] < 1:
+        raise ValueError(
+            f"scores have shape {tuple(scores.shape)}; a selection needs"
+            " [batch, experts, tokens] with at least one token"
+        )
+    if not scores.is_floating_point():
+        raise TypeError(f"scores are {scores.dtype}; use a floating type")
+    S = scores.shape[2]
+    if S > MOST_TOKENS:
+        raise ValueError(
+            f"S={S} tokens are more than {MOST_TOKENS}; select in parts"
+        )
+    if not 1 <= c <= S:
+        raise ValueError(f"c={c} is not within 1 to {S}, the number of tokens")
+    if scores.device.type == "cpu" and not scores.isfinite().all():
+        raise ValueError(
+            f"scores hold {int((~scores.isfinite()).sum())} NaN or infinite"
+            " entries; to rule a token out use a large negative number, -1e4"
+        )
+    return _topc_select(scores.detach(), c)
+
+
+def topc_select_reference(scores: Tensor, c: int) -> Tensor:
+    """The selection in plain PyTorch: sort, cut, and sort the places."""
+    wide = scores if scores.dtype == torch.float64 else scores.float()
+    # a stable sort, because torch.topk leaves the order of ties open
+    order = wide.argsort(dim=2, descending=True, stable=True)
+    best = order[:, :, :c].clone(memory_format=torch.contiguous_format)
+    return best.sort(dim=2).values.to(torch.int32)
+
+
+@triton.jit
+def topc_select_kernel(
+    scores_ptr,
+    indices_ptr,
+    n,
+    S,
+    c,
+    stride_b,
+    stride_e,
+    stride_s,
+    BLOCK_S: tl.constexpr,
+):
+    column = tl.program_id(0).to(tl.int64)
+    s = tl.arange(0, BLOCK_S)
+    at = column // n * stride_b + column % n * stride_e
+    z = tl.load(
+        scores_ptr + at + s.to(tl.int64) * stride_s, mask=s < S, other=0.0
+    )
+    z = finite(z.to(tl.float32))
+    z = tl.where(z == 0.0, 0.0, z)  # -0 and 0 tie, but differ in a bit
+    # the bits in the order of the numbers: below 0 they run backwards
+    bits = z.to(tl.int32, bitcast=True)
+    key = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    lowest = -2147483648  # below every number, for the lanes past the end
+    key = tl.where(s < S, key, lowest)
+
+    # the largest t that at least c keys reach, its sign first
+    reached = tl.sum((key >= 0).to(tl.int32), 0)
+    t = tl.where(reached >= c, 0, lowest)
+    bit = 1 << 30
+    for _ in range(31):
+        reached = tl.sum((key >= t + bit).to(tl.int32), 0)
+        t = tl.where(reached >= c, t + bit, t)
+        bit = bit >> 1
+
+    above = (key > t).to(tl.int32)
+    tied = (key == t).to(tl.int32)
+    left = c - tl.sum(above, 0)  # seats for those equal to t
+    taken = (above > 0) | ((tied > 0) & (tl.cumsum(tied, 0) <= left))
+    place = tl.cumsum(taken.to(tl.int32), 0) - 1
+    tl.store(indices_ptr + column * c + place, s, mask=taken)
+
+
+def topc_select_triton(scores: Tensor, c: int) -> Tensor:
+    """Launch the kernel, one program a column, on scores of any strides."""
+    B, n, S = scores.shape
+    indices = scores.new_empty((B, n, c), dtype=torch.int32)
+    if B * n:
+        topc_select_kernel[(B * n,)](
+            scores, indices, n, S, c, *scores.stride(),
+            BLOCK_S=triton.next_power_of_2(S), num_warps=warps(S),
+        )  # fmt: skip
+    return indices
+
+
+def warps(S: int) -> int:
+    """Warps of a program: up to 512 tokens each, a power of two to 16."""
+    return max(1, min(16, triton.next_power_of_2(S) // 512))
+
+
+@torch.library.custom_op(
+    "lab::topc_select", mutates_args=(), device_types="cpu"
+)
+def _topc_select(scores: Tensor, c: int) -> Tensor:
+    return topc_select_reference(scores, c)
+
+
+@_topc_select.register_kernel("cuda")
+def _(scores, c):
+    return topc_select_triton(scores, c)
+
+
+@_topc_select.register_fake
+def _(scores, c):
+    B, n, _ = scores.shape
+    return scores.new_empty((B, n, c), dtype=torch.int32)
+
+
+def _inputs(seed, device, dtype, B, n, S, c, ties=False):
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randn(B, n, S, generator=generator, dtype=torch.float64)
+    if ties:
+        scores = scores.round()
+    return {"scores": scores.to(device, dtype), "c": c}
+
+
+def _cost(scores, c) -> Cost:
+    B, n, S = scores.shape
+    return Cost(B * n * (S * scores.element_size() + 4 * c), 0)
+
+
+def _compile(S: int) -> Compile:
+    size = "i32:16" if S % 16 == 0 else "i32"
+    return Compile(
+        f"S{S}",
+        topc_select_kernel,
+        signature={
+            "scores_ptr": "*fp32", "indices_ptr": "*i32", "n": "i32",
+            "S": size, "c": "i32", "stride_b": size, "stride_e": size,
+            "stride_s": "i32",
+        },
+        constants={"BLOCK_S": triton.next_power_of_2(S)},
+        num_warps=warps(S),
+    )  # fmt: skip
+
+
+DECLARATION = Declaration(
+    name="topc_select",
+    operation=topc_select,
+    reference=topc_select_reference,
+    triton=topc_select_triton,
+    inputs=_inputs,
+    exact=("result",),
+    tolerance={
+        torch.float32: 0.0, torch.float16: 0.0, torch.bfloat16: 0.0,
+    },
+    examples=(
+        Example("half of 16", {"B": 5, "n": 4, "S": 16, "c": 8}),
+        Example("third of 1000", {"B": 1, "n": 5, "S": 1000, "c": 333}),
+        Example("batch of 512", {"B": 1, "n": 8, "S": 512, "c": 128}),
+        Example("one token", {"B": 2, "n": 3, "S": 1, "c": 1},
+                degenerate=True),
+        Example("all", {"B": 2, "n": 3, "S": 63, "c": 63}, degenerate=True),
+        Example("the best", {"B": 2, "n": 3, "S": 65, "c": 1},
+                degenerate=True),
+        Example("no sample", {"B": 0, "n": 4, "S": 16, "c": 8},
+                degenerate=True),
+        Example("ties", {"B": 2, "n": 3, "S": 200, "c": 77, "ties": True},
+                degenerate=True, smooth=False),
+        Example("large", {"B": 32, "n": 16, "S": 8192, "c": 4096},
+                large=True),
+    ),
+    cost=_cost,
+    compiles=(_compile(16), _compile(1000), _compile(4096), _compile(16384)),
+)  # fmt: skip
