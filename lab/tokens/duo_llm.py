@@ -45,6 +45,7 @@ from lab.tokens.duo_recorded import (
     picture,
     recorded,
     sample,
+    train_anew,
     train_checkpoints,
 )
 from lab.tokens.duo_router import ROUTER_STEPS, layers_of, learn, shuffled
@@ -77,6 +78,7 @@ __all__ = [
     "recorded",
     "route_losses",
     "sample",
+    "train_anew",
     "train_checkpoints",
 ]
 

@@ -19,6 +19,7 @@ from lab.tokens.char_lm import PASSAGE, SAMPLE, spread, windows
 from lab.tokens.duo_char_lm import LAYERS, DuoCharLM, trained
 from lab.tokens.duo_router import LearnedRoutes, layers_of, learn, shuffled
 from lab.tokens.duo_routes import (
+    Choice,
     budgets,
     choose,
     matched_rate,
@@ -33,7 +34,12 @@ from lab.tokens.text import decode, split
 FILE = "duo_llm/routes.npz"
 NOISES = (0.25, 0.5, 1.0, 1.5)  # scatter of the copies over the routes'
 CHOOSERS = ("oracle", "null oracle", "router", "random tokens", "mean fixed")
-COLOURS = ("loss", "gap", "depth")
+# what a colour shows, its unit, and the top of its scale
+COLOURS = {
+    "loss": ("Loss of every character", "bits", 8),
+    "gap": ("Bits saved against all layers small", "bits", 4),
+    "depth": ("Where its big layers lie, on average", "layer", 6),
+}
 MENUS = tuple(math.comb(LAYERS, b) for b in range(LAYERS + 1))
 MOST = max(MENUS)  # routes of the longest menu
 HALF = LAYERS // 2
@@ -191,8 +197,14 @@ class Picture(NamedTuple):
     curve: list[float]  # bits of the chooser at budgets 0 .. L
     oracle: list[float]  # of the oracle, with its whole menu
     best_fixed: list[float]
-    layers: list[float]  # percent of the tokens with each layer big
+    layers: dict[str, float]  # percent of the tokens that are big there
     budget: float  # big layers per token
+    menu: int  # routes or copies to choose among
+    gain: float  # bits below the best fixed route of this budget
+    title: str
+    what: str  # the values are
+    unit: str
+    high: float  # the top of their scale
 
 
 def picture(
@@ -209,7 +221,7 @@ def picture(
     budget that is really spent, by mixing the two nearest.
     """
     if colour not in COLOURS:
-        raise ValueError(f"colour={colour!r} is none of {COLOURS}")
+        raise ValueError(f"colour={colour!r} is none of {(*COLOURS,)}")
     text, here = passage()
     there = choices(chooser, most, noise, "passage")
     all_ = choices(chooser, most, noise, "sample")
@@ -226,18 +238,43 @@ def picture(
         depth = torch.arange(1.0, LAYERS + 1)[:, None]
         big = there.big[budget]
         values = (big * depth).sum(dim=0) / big.sum(dim=0).clamp(min=1)
+    what, unit, high = COLOURS[colour]
     whole = _whole()
+    shares = all_.big[budget].mean(dim=1)
     return Picture(
         text=text,
         values=values.tolist(),
         curve=curve.tolist(),
         oracle=whole.oracle.tolist(),
         best_fixed=whole.best_fixed.tolist(),
-        layers=(100 * all_.big[budget].mean(dim=1)).tolist(),
+        layers={
+            f"layer {place}": 100 * share
+            for place, share in enumerate(shares.tolist(), start=1)
+        },
         budget=all_.budget[budget].item(),
+        menu=min(most, MENUS[budget]) if "oracle" in chooser else 1,
+        gain=whole.best_fixed[budget].item() - curve[budget],
+        title=f"{chooser.capitalize()}, {budget} of {LAYERS} layers big:"
+        f" {curve[budget]:.2f} bits per character, all big"
+        f" {whole.oracle[-1]:.2f}",
+        what=what,
+        unit=unit,
+        high=high,
     )
 
 
 @cache
-def _whole():
+def _whole() -> Choice:
     return choose(recorded().losses, budgets(LAYERS))
+
+
+def train_anew(budget: int, progress: Callable = iter) -> str:
+    """Train a router for the recorded model and say what came of it."""
+    routed = learn(recorded().model, budget, progress=progress)
+    routes = routed.routes(spread("prose", SAMPLE)[0])
+    spent = layers_of(routes).sum(dim=0).double().mean().item()
+    bits = taken(recorded().losses, routes).mean().item()
+    return (
+        f"trained for {budget} of {LAYERS} layers: {spent:.2f} big layers per"
+        f" token, {bits:.3f} bits per character"
+    )

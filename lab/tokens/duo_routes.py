@@ -61,10 +61,13 @@ def route_losses(
             f"options={tuple(options)} are not among skip, small and big"
         )
     parts = zip(context.split(CHUNK), target.split(CHUNK), strict=True)
-    return torch.cat([_tree(model, *part, options) for part in parts], dim=1)
+    return torch.cat([tree(model, *part, options) for part in parts], dim=1)
 
 
-def _tree(model, context, target, options):
+def tree(
+    model: DuoCharLM, context: Tensor, target: Tensor, options: Sequence[str]
+) -> Tensor:
+    """Bits of all routes at once; routes that begin alike share that."""
     x = model.start(context)[None]  # [routes so far, T, D]
     for layer in model.layers:
         add = {"skip": torch.zeros_like, "small": layer.small}
