@@ -1,0 +1,143 @@
+"""A dense character model of seven domains, whose neurons can be masked.
+
+The entry is that of `lab.tokens.char_lm`; each of the three layers is one
+network of F = 192 hidden units, u = relu(norm(x) W_up), instead of a mixture:
+
+    x + (mask * u) W_down
+
+A mask of zeros and ones switches hidden units off, for all tokens or token
+by token. Chapters 08 and 09 find out what the units do.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lab.data import DATA, read_arrays
+from lab.tokens.char_lm import CONTEXT, DIM, EMBEDDING, LAYERS
+from lab.tokens.domains import mixture
+from lab.tokens.text import ALPHABET
+
+HIDDEN = 192  # F, hidden units of a layer
+STEPS = 1000
+EACH = 73  # characters of every domain in one training step
+RECORDED = "domains/dense-seed-0.npz"
+
+
+class Reading(NamedTuple):
+    logits: Tensor  # [T, symbols]
+    hidden: list[Tensor]  # per layer [T, F], before the mask
+
+
+class Block(nn.Module):
+    """One layer: x + (mask * relu(norm(x) W_up)) W_down."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(DIM)
+        self.w_up = nn.Parameter(torch.empty(DIM, hidden))
+        self.w_down = nn.Parameter(torch.empty(hidden, DIM))
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        u = (self.norm(x) @ self.w_up).relu()
+        kept = u if mask is None else u * mask
+        return x + kept @ self.w_down, u
+
+
+class DenseLM(nn.Module):
+    """The dense model, its matrices drawn from the seed as in `CharLM`."""
+
+    def __init__(self, seed: int = 0, hidden: int = HIDDEN) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(len(ALPHABET), EMBEDDING)
+        self.enter = nn.Linear(CONTEXT * EMBEDDING, DIM)
+        self.layers = nn.ModuleList(Block(hidden) for _ in range(LAYERS))
+        self.norm = nn.LayerNorm(DIM)
+        self.leave = nn.Linear(DIM, len(ALPHABET))
+        generator = torch.Generator().manual_seed(seed)
+        for name, weight in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(weight)
+            elif weight.ndim == 2:
+                stored_out_in = name in ("enter.weight", "leave.weight")
+                fan_in = weight.shape[1 if stored_out_in else 0]
+                scale = 1 if "embedding" in name else (3 * fan_in) ** -0.5
+                nn.init.normal_(weight, std=scale, generator=generator)
+
+    def forward(
+        self,
+        context: Tensor,
+        mask: Sequence[Tensor | None] | None = None,
+    ) -> Reading:
+        """Read contexts [T, 12]; ``mask`` has, per layer, 0 and 1 or None.
+
+        A layer's mask is [F], for all tokens, or [T, F].
+        """
+        masks = [None] * len(self.layers) if mask is None else mask
+        x, hidden = self.enter(self.embedding(context).flatten(1)), []
+        for layer, kept in zip(self.layers, masks, strict=True):
+            x, u = layer(x, kept)
+            hidden.append(u)
+        return Reading(self.leave(self.norm(x)), hidden)
+
+
+@cache
+def trained(seed: int, steps: int = STEPS) -> DenseLM:
+    """Trained on equal parts of the seven domains; copy before changing.
+
+    Adam with a one-cycle learning rate, as all character models.
+    """
+    return train(DenseLM(seed), seed, steps)
+
+
+def train(
+    model: DenseLM, seed: int, steps: int, progress: Callable = iter
+) -> DenseLM:
+    """Train ``model`` in place on batches that the seed draws."""
+    if steps < 1:
+        raise ValueError(f"steps={steps} trains nothing; use 1 or more")
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, 1e-2, total_steps=steps + 1
+    )
+    for _ in progress(range(steps)):
+        context, target, _ = mixture(EACH, generator)
+        loss = F.cross_entropy(model(context).logits, target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return model.eval()
+
+
+@cache
+def recorded() -> DenseLM:
+    """The model of `record`, seed 0, without training."""
+    arrays = read_arrays(RECORDED)
+    arrays.pop("about")
+    model = DenseLM()
+    model.load_state_dict(
+        {
+            name: torch.from_numpy(array.astype(np.float32))
+            for name, array in arrays.items()
+        }
+    )
+    return model.eval()
+
+
+def record(progress: Callable = iter) -> None:
+    """Train seed 0 anew and keep its weights in half precision."""
+    model = train(DenseLM(0), 0, STEPS, progress)
+    arrays = {
+        name: weight.numpy().astype(np.float16)
+        for name, weight in model.state_dict().items()
+    }
+    about = json.dumps({"seed": 0, "steps": STEPS})
+    np.savez_compressed(DATA / RECORDED, about=about, **arrays)
