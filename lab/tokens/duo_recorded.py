@@ -1,6 +1,6 @@
 """What the pictures of chapter 07 show, recorded: a model, routers, losses.
 
-Of one model, seed 0: the loss of each of its 64 routes on 1024 characters
+Of one model, seed 0: the loss of each of its 64 routes on 4096 characters
 from all over the test text, and of 20 all-big copies with dropout noise, for
 several strengths of the noise. The passage is read live.
 """
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lab.data import DATA, read_arrays
-from lab.tokens.char_lm import PASSAGE, SAMPLE, spread, windows
+from lab.tokens.char_lm import PASSAGE, spread, windows
 from lab.tokens.duo_char_lm import LAYERS, DuoCharLM, trained
 from lab.tokens.duo_router import LearnedRoutes, layers_of, learn, shuffled
 from lab.tokens.duo_routes import (
@@ -32,7 +32,8 @@ from lab.tokens.duo_routes import (
 from lab.tokens.text import decode, split
 
 FILE = "duo_llm/routes.npz"
-NOISES = (0.25, 0.5, 1.0, 1.5)  # scatter of the copies over the routes'
+SAMPLE = 4096  # characters all over the test text
+NOISES = (0.5, 1.0, 1.5)  # scatter of the copies over the routes'
 CHOOSERS = ("oracle", "null oracle", "router", "random tokens", "mean fixed")
 # what a colour shows, its unit, and the top of its scale
 COLOURS = {
@@ -78,8 +79,8 @@ class Recorded(NamedTuple):
 
     model: DuoCharLM
     routers: list[LearnedRoutes]  # for budgets 1 .. L - 1
-    losses: Tensor  # [64, 1024] in bits
-    noisy: dict[float, Tensor]  # by noise, [20, 1024]
+    losses: Tensor  # [64, 4096] in bits
+    noisy: dict[float, Tensor]  # by noise, [20, 4096]
     rates: dict[float, float]  # by noise, the dropout
 
 
@@ -202,6 +203,7 @@ class Picture(NamedTuple):
     menu: int  # routes or copies to choose among
     gain: float  # bits below the best fixed route of this budget
     title: str
+    mark: str  # what stands at the budget
     what: str  # the values are
     unit: str
     high: float  # the top of their scale
@@ -239,6 +241,10 @@ def picture(
         big = there.big[budget]
         values = (big * depth).sum(dim=0) / big.sum(dim=0).clamp(min=1)
     what, unit, high = COLOURS[colour]
+    menu = min(most, MENUS[budget]) if "oracle" in chooser else 1
+    who = f"{chooser.capitalize()}, {budget} of {LAYERS} layers big"
+    if chooser == "null oracle":
+        who = f"Null oracle, best of {menu} noisy all-big copies"
     whole = _whole()
     shares = all_.big[budget].mean(dim=1)
     return Picture(
@@ -252,11 +258,11 @@ def picture(
             for place, share in enumerate(shares.tolist(), start=1)
         },
         budget=all_.budget[budget].item(),
-        menu=min(most, MENUS[budget]) if "oracle" in chooser else 1,
+        menu=menu,
         gain=whole.best_fixed[budget].item() - curve[budget],
-        title=f"{chooser.capitalize()}, {budget} of {LAYERS} layers big:"
-        f" {curve[budget]:.2f} bits per character, all big"
-        f" {whole.oracle[-1]:.2f}",
+        title=f"{who}: {curve[budget]:.2f} bits per character,"
+        f" all big {whole.oracle[-1]:.2f}",
+        mark=f"best of {menu}" if menu > 1 else "no choice",
         what=what,
         unit=unit,
         high=high,

@@ -142,6 +142,22 @@ def test_the_noise_is_made_to_scatter_as_wanted():
         torch.testing.assert_close(row, expected, atol=1e-5, rtol=0)
 
 
+def test_the_noise_is_dropout_on_what_a_network_gives_out():
+    model, context, target = small_model(layers=1, tokens=5)
+    found = noisy_losses(model, context, target, 0.25, copies=3, seed=9)
+    dice = torch.Generator().manual_seed(9)
+    kept = torch.rand(3, 5, 48, generator=dice) >= 0.25
+    x = model.start(context)
+    y = model.layers[0].big(x)
+    for copy in range(3):
+        # dropped to 0, the rest made larger so that the mean stays
+        noisy = torch.where(kept[copy], y / 0.75, torch.zeros(()))
+        expected = bits(model.finish(x + noisy), target)
+        torch.testing.assert_close(found[copy], expected, atol=1e-5, rtol=0)
+    far = noisy_losses(model, context, target, 0.25, copies=3, seed=10)
+    assert not torch.equal(found, far)
+
+
 def test_scatter_is_the_mean_of_numpys_standard_deviations():
     losses = torch.randn(7, 11, dtype=torch.float64)
     expected = np.std(losses.numpy(), axis=0, ddof=1).mean()

@@ -143,8 +143,8 @@ def test_every_claim_runs_on_a_short_training():
 
 def test_the_recording_is_the_recorded_models():
     kept = duo_llm.recorded()
-    context, target = spread("prose", 1024)
-    few = slice(0, 1024, 40)
+    context, target = spread("prose", 4096)
+    few = slice(0, 4096, 100)
     live = route_losses(kept.model, context[few], target[few])
     # both the weights and the losses are kept in half precision
     error = (live - kept.losses[:, few]).abs()
@@ -169,8 +169,8 @@ def test_the_knobs_do_what_they_say():
     assert curves[1][3] > curves[6][3] > curves[20][3]
     fixed = duo_llm.picture("mean fixed").curve
     assert curves[1] == pytest.approx(fixed, abs=0.05)
-    quiet = duo_llm.picture("null oracle", noise=0.25)
-    assert quiet.curve[3] > duo_llm.picture("null oracle").curve[3] + 0.2
+    quiet = duo_llm.picture("null oracle", noise=0.5)
+    assert quiet.curve[3] > duo_llm.picture("null oracle").curve[3] + 0.1
     gap = duo_llm.picture("oracle", budget=0, colour="gap")
     assert max(map(abs, gap.values)) < 1e-6
     deep = duo_llm.picture("oracle", budget=1, colour="depth").values
