@@ -4,6 +4,8 @@ import math
 
 from lab.figures.theme import COLOURS, SERIES, drawn, number
 
+# ten colours for ten curves, the later ones from Paul Tol's muted palette
+SHADES = (*SERIES, "#332288", "#882255", "#999933", "#44AA99")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star")
 ROOM = 350  # pixels of the plane's height
 LABEL = 15  # pixels between two labels
@@ -39,7 +41,10 @@ def fronts(
     knots = curves.get(baseline, [])
     traces = [_line(knots)]
     for name in [baseline, *among]:
-        traces.append(_curve(name, curves.get(name, []), *_look(name, among)))
+        curve = _curve(name, curves.get(name, []), *_look(name, among))
+        if name == baseline:
+            curve["mode"] = "markers"
+        traces.append(curve)
     traces.append(_ring(here))
     return drawn(
         traces,
@@ -129,8 +134,7 @@ def _look(name, among):
     if name not in among:
         return COLOURS["baseline"], "circle"
     place = among.index(name)
-    symbol = SYMBOLS[(place // len(SERIES) + place) % len(SYMBOLS)]
-    return SERIES[place % len(SERIES)], symbol
+    return SHADES[place % len(SHADES)], SYMBOLS[place % len(SYMBOLS)]
 
 
 def _line(knots):
@@ -196,7 +200,11 @@ def _ring(here):
 
 def _labels(curves, among, span):
     """A name at the right end of each curve, moved apart where they meet."""
-    ends = [(n, points[-1]) for n, points in curves.items() if points]
+    ends = [
+        (name, max(points, key=lambda p: p["x"]))
+        for name, points in curves.items()
+        if points
+    ]
     step = LABEL * (span[1] - span[0]) / ROOM
     taken = []
     for name, end in sorted(ends, key=lambda one: one[1]["y"]):
@@ -211,6 +219,7 @@ def _labels(curves, among, span):
             text=name,
             showarrow=False,
             xanchor="left",
-            xshift=9,
+            xshift=8,
+            yanchor="bottom",
             font=dict(size=12, color=_look(name, among)[0]),
         )

@@ -15,8 +15,14 @@ Shared by the chapters of this part:
 ``coverage``        how many distinct experts a batch touches
 ``inference_cost``  seconds of one expert layer, by roofline
 ``expert_timing``   and by the clock of the machine at hand
+``entrants``        who takes part in the router arena, a line each
+``routing_profile`` what a routing looks like, in counts
 ==================  ======================================================
 
+Of the closing notebook, ``arena``: ``arena_records``, ``arena_view`` and
+``own_router``.
+
 Of one chapter: ``duo_char_lm``, ``duo_routes``, ``duo_router`` and
-``duo_recorded`` are parts of 07, Duo-LLM.
+``duo_recorded`` are parts of 07, Duo-LLM; ``brick_scores`` and
+``custom_bricks`` of 09, bricks.
 """

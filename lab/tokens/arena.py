@@ -15,7 +15,6 @@ every run in `data/arena/`; the claims are judged on those runs.
 
 from collections.abc import Callable
 from functools import cache, partial
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,7 +43,6 @@ from lab.tokens.entrants import (
 )
 from lab.tokens.mixing import bits_above_mixing
 from lab.tokens.rmoe import WIDTH
-from lab.verdict import interval
 
 BASELINE = "top-k"  # its settings are the knots of the line
 LABELS = tuple(p.label for p in points())
@@ -91,56 +89,6 @@ def gap(
         [knot.multiply_adds for knot in line],
         [knot.bits for knot in line],
     )
-
-
-class Summary(NamedTuple):
-    """A recorded point over all seeds; means but for the interval."""
-
-    point: Point
-    bits: float
-    lowest: float  # bits of the best seed
-    highest: float  # and of the worst
-    gap: float
-    low: float  # 95 % interval of the gap
-    high: float
-    run: dict[str, float]  # the means of a run's numbers, by their names
-
-
-@cache
-def summary(p: Point) -> Summary:
-    """What the recorded runs say about ``p``."""
-    mine = [runs()[p, seed] for seed in range(SEEDS)]
-    bits = [one.bits for one in mine]
-    numbers = {
-        name: sum(getattr(one, name) for one in mine) / SEEDS
-        for name, kind in Run.__annotations__.items()
-        if kind is not str
-    }
-    gaps = interval([gap(p, seed) for seed in range(SEEDS)])
-    return Summary(p, numbers["bits"], min(bits), max(bits), *gaps, numbers)
-
-
-def table() -> str:
-    """Every recorded point, one a line."""
-    lines = [
-        f"{'':<17} experts   work  of it  router     bits per character"
-        "   gap to the line         fullest",
-        f"{'':<17} a token  x1000  router  params   mean   best  worst"
-        "    mean  95 % interval    expert",
-    ]
-    for p in points():
-        s = summary(p)
-        of = s.run
-        share = 100 * of["router_multiply_adds"] / of["multiply_adds"]
-        lines.append(
-            f"{p.label:<17} {of['experts']:6.2f} "
-            f"{of['multiply_adds'] / 1000:6.2f}  {share:4.0f} %"
-            f" {of['router_parameters']:7.0f}  "
-            f"{s.bits:.3f}  {s.lowest:.3f}  {s.highest:.3f}"
-            f"  {s.gap:+.3f} [{s.low:+.3f}, {s.high:+.3f}]"
-            f"  {of['fullest']:5.2f}"
-        )
-    return "\n".join(lines)
 
 
 def train_checkpoints(progress: Callable = iter) -> None:
@@ -253,10 +201,13 @@ _SCORES = torch.tensor(
 )
 
 EXERCISES = {
+    # what RMoE's memory costs beyond a linear router, in experts
     "exercise-1": Exercise(
         slug="exercise-1",
-        answer=DIM * WIDTH + 6 * WIDTH**2 + WIDTH * EXPERTS
-        + 2 * expert_work(),
+        answer=1
+        + (DIM * WIDTH + 6 * WIDTH**2 + WIDTH * EXPERTS - DIM * EXPERTS)
+        / expert_work(),
+        tolerance=0.01,
     ),
     "exercise-2": Exercise(
         slug="exercise-2",

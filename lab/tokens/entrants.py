@@ -10,8 +10,13 @@ router differs, and what its paper says about training it:
     SMoE-Dropout  its k grows from 4 to 8 during one training; the setting is
                   the k that is switched on afterwards
     AdaMoE        trains from scratch like all, not on a pretrained model
+    Union         an expert keeps its best c tokens of a training batch; at
+                  work, where that would look ahead, it keeps all
     Duo-LLM       router and networks learn together; while they learn, both
                   networks work on every token
+    Read-ME       its one router learns with the rest, nothing is distilled
+    bricks        learns what all experts would answer, so while it learns
+                  they all take their first step for every token
 
 To enter a router, add its line to `ENTRANTS`.
 """
@@ -39,6 +44,7 @@ from lab.tokens.char_lm import (
 )
 from lab.tokens.dice import RandomRouter
 from lab.tokens.duo_router import DuoRouter
+from lab.tokens.pre_gate_router import PreGateRouter
 from lab.tokens.rmoe import WIDTH, Cell, RMoERouter
 from lab.tokens.routers import Router, Routing, TopKRouter
 from lab.tokens.smoe_dropout import (
@@ -51,6 +57,7 @@ from lab.tokens.smoe_dropout import (
 )
 from lab.tokens.thor import two_passes
 from lab.tokens.top_p_routing import TopPRouter
+from lab.tokens.union_router import UnionRouter
 
 EXPERTS = 8
 STEPS = 600
@@ -122,6 +129,11 @@ def _duo(training: Training) -> Callable[[int], Router]:
     return lambda layer: DuoRouter(DIM, EXPERTS, layer, LAYERS, budget, steps)
 
 
+def _once(training: Training) -> Callable[[int], Router]:
+    k = training.setting
+    return lambda layer: PreGateRouter(DIM, EXPERTS, k, layer)
+
+
 def _half_twice(alpha: float) -> Callable:
     """THOR's objective on the first half of the batch, read twice."""
     passes = two_passes(alpha)
@@ -153,7 +165,9 @@ ENTRANTS = (
     Entrant("SMoE-Dropout", "04", "k", (2, 4, 8), _frozen, calm,
             on_step=_grow, at_work=switch_on),
     Entrant("RMoE", "05", "k", (1, 2, 4), _recurrent),
+    Entrant("Union", "06", "k", (1, 2, 4), alike(UnionRouter)),
     Entrant("Duo-LLM", "07", "budget", (0.05, 0.15, 0.5), _duo),
+    Entrant("Read-ME", "08", "k", (1, 2, 4), _once),
     Entrant("bricks", "09", "k", (1, 2, 4), alike(BrickRouter)),
 )
 # fmt: on
