@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from lab import grid as grids
 from lab import results
-from lab.catalogue import Chapter, chapter
+from lab.catalogue import Page, chapter
 from lab.fanout import fan_out
 
 # a kernel warns on the terminal that its local sockets are not encrypted
@@ -48,14 +48,14 @@ class Sweep(NamedTuple):
     failed: dict[str, str]
 
 
-def notebook_of(which: Chapter | str | int | Path) -> Path:
+def notebook_of(which: Page | str | int | Path) -> Path:
     """The notebook of a chapter, or the notebook itself, given its path."""
     if str(which).endswith(".ipynb"):
         path = Path(which)
         if not path.is_file():
             raise FileNotFoundError(f"there is no notebook {path}")
         return path.resolve()
-    one = which if isinstance(which, Chapter) else chapter(which)
+    one = which if isinstance(which, Page) else chapter(which)
     if not one.ready:
         raise ValueError(
             f"chapter {one.number} ({one.slug}) is still to come; "
@@ -65,7 +65,7 @@ def notebook_of(which: Chapter | str | int | Path) -> Path:
 
 
 def run_chapter(
-    which: Chapter | str | int | Path,
+    which: Page | str | int | Path,
     parameters: dict[str, object],
     out_folder: Path | str,
     progress: bool = False,
@@ -183,7 +183,7 @@ def run_one(
 
 
 def sweep(
-    which: Chapter | str | int | Path,
+    which: Page | str | int | Path,
     grid: dict[str, list[object]],
     out_folder: Path | str,
     scheduler: str | None = None,
