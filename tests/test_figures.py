@@ -44,6 +44,9 @@ EXAMPLES = {
         heat=[(0, 1, 0.5), (1, 3, 0.1)],
         best=[0, 1, 2, 3],
     ),
+    "patch_grids": lambda: figures.patch_grids(
+        [[0, 1, 2, 3]] * 4, [[[0, 1], [2, 1]]], ["a"], "four patches"
+    ),
     "block_grid": lambda: figures.block_grid(6, 3, 4, 2, 48),
     "steps": lambda: figures.steps({"select": "top-2"}, "five steps"),
     "first_look": lambda: figures.first_look(
@@ -76,7 +79,8 @@ def test_every_figure_has_a_title_and_a_height(figure):
     assert 150 <= figure.layout.height <= 620
 
 
-BARE = {"text_strip", "steps", "heatmap"}  # no axes, or named by the caller
+# no axes, or named by the caller
+BARE = {"text_strip", "steps", "heatmap", "patch_grids"}
 
 
 @pytest.mark.parametrize("name", sorted(set(EXAMPLES) - BARE))

@@ -16,6 +16,7 @@ from lab.figures.kernels import block_grid, roofline
 from lab.figures.ledger import ledger
 from lab.figures.panels import panels
 from lab.figures.pareto import pareto, shares
+from lab.figures.patches import patch_grids
 from lab.figures.results import bars, curves, trade_off
 from lab.figures.route import INKS, five_steps
 from lab.figures.story import STEPS, first_look, steps
@@ -48,6 +49,7 @@ __all__ = [
     "number",
     "panels",
     "pareto",
+    "patch_grids",
     "roofline",
     "selection_bars",
     "shares",

@@ -11,6 +11,7 @@ Shared by the chapters of this part:
                     entropy loss
 ``dice``            routers that draw the expert
 ``mixing``          what mixing top-1 and top-2 blindly would give
+``digit_model``     a small transformer that reads handwritten digits
 ``capacity``        an expert takes only so many tokens
 ``coverage``        how many distinct experts a batch touches
 ``inference_cost``  seconds of one expert layer, by roofline
@@ -22,7 +23,8 @@ Shared by the chapters of this part:
 Of the closing notebook, ``arena``: ``arena_records``, ``arena_view`` and
 ``own_router``.
 
-Of one chapter: ``duo_char_lm``, ``duo_routes``, ``duo_router`` and
-``duo_recorded`` are parts of 07, Duo-LLM; ``brick_scores`` and
-``custom_bricks`` of 09, bricks.
+Of one chapter: ``union_gate``, ``union_layers``, ``union_recorded`` and
+``union_router`` are parts of 06, Union of Experts; ``duo_char_lm``,
+``duo_routes``, ``duo_router`` and ``duo_recorded`` of 07, Duo-LLM;
+``brick_scores`` and ``custom_bricks`` of 09, bricks.
 """
