@@ -1,0 +1,556 @@
+"""Bricks: neurons with a job (chapter 09).
+
+Xiao, Zhang, Song et al., "Configurable Foundation Models: Building LLMs from
+a Modular Perspective", 2024. A language model as a set of bricks: emergent
+ones that form in training, such as the neurons of a feed-forward layer, and
+customised ones that are added later. The paper's testable core measures
+neurons, with no training and no gradient:
+
+    y = sum over i of a_i(x) w_i        neuron i: activation a_i, writes w_i
+    A_i(c) = mean of |a_i| over the tokens of instance c
+    FuncScore(i, f) = AP of ranking the instances by A_i, right if c needs f
+    D_f,g = PPL_g without the top 5 % of f / PPL_g - 1
+
+The 5 % are taken from every layer alike, which is our reading. A damage in
+bits per character is log2 of the perplexity's factor, and unlike per cent it
+does not explode where a text is easy.
+
+The functions here are seven kinds of text, and an instance is a window of 64
+characters; `domains` and `dense_lm` are shared with chapter 08. The paper has
+seven abilities, such as translation and ethics, two models of 7 and 8 billion
+parameters, and 1000 instances each. Neurons are scored on one half of the
+test text and judged on the other. Pruning is to zero; a neuron's mean, its
+offset, goes with it. The operations on bricks, which the paper surveys
+without measuring them, are in `custom_bricks`. No code of the authors was
+found.
+"""
+
+from collections.abc import Callable
+from functools import cache, partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lab.claims import Claim
+from lab.data import DATA, read_arrays
+from lab.exercises import Exercise
+from lab.kernels.ap_counts import ap_counts
+from lab.tokens import brick_scores
+from lab.tokens.brick_scores import INDICATORS, PER_DOMAIN, most
+from lab.tokens.custom_bricks import use
+from lab.tokens.dense_lm import (
+    STEPS,
+    DenseLM,
+    recorded,
+    trained,
+)
+from lab.tokens.domains import DOMAINS
+
+F = len(DOMAINS)
+SPARSE, SPARSER = 0.7, 0.8  # of the neurons that a token can do without
+HALF = 0.5  # of the neurons, for running only what a function needs
+LAYERS = ("all", "1", "2", "3")
+PERCENT = (0, 1, 2, 3, 5, 7.5, 10, 15, 20, 30)  # of every layer, pruned
+UNITS = {"%": "% perplexity", "bits": "bits per character"}  # of damage
+PRUNED = "bricks/pruned.npz"
+
+
+class Tables(NamedTuple):
+    """Who matters to whom: three ways to rank the neurons of a layer."""
+
+    score: Tensor  # [F, L, n] FuncScore
+    activation: Tensor  # [F, L, n] mean |a| in the function's instances
+    chance: Tensor  # [F, L, n] dice
+
+
+WAYS = {
+    "score": "the best scores",
+    "activation": "the most active",
+    "chance": "at random",
+}
+
+
+def tables(
+    model: DenseLM, seed: int = 0, per_domain: int = PER_DOMAIN
+) -> Tables:
+    """Rank the neurons on the windows for choosing; the seed throws dice."""
+    seen = brick_scores.instances("choose", per_domain)
+    means = brick_scores.activations(model, seen)
+    _, *shape = means.shape
+    return Tables(
+        score=brick_scores.function_scores(means, seen),
+        activation=means.unflatten(0, (F, -1)).mean(dim=1),
+        chance=torch.stack(
+            [brick_scores.at_random(shape, 100 * seed + f) for f in range(F)]
+        ),
+    )
+
+
+class Found(NamedTuple):
+    """What one model's neurons turned out to be."""
+
+    best: Tensor  # [F] highest score for each function
+    best_by_chance: Tensor  # [F] the same for neurons that know nothing
+    mean: float  # score over neurons and functions
+    mean_by_chance: float
+    damage: Tensor  # [F, F] bits, without the best neurons of f
+    by_activation: Tensor  # [F, F] without the most active ones
+    at_random: Tensor  # [F] without as many at random
+    overlap: float  # of the best neurons of two functions, mean of all pairs
+    half: Tensor  # [F] bits with the better half of f's neurons alone
+    half_at_random: Tensor  # [F] with any half
+    sparse: dict  # (share, indicator): bits that it costs
+
+
+@cache
+def measure(
+    seed: int, per_domain: int = PER_DOMAIN, pretraining: int = STEPS
+) -> Found:
+    """Score the neurons of one model, then take them away."""
+    model = trained(seed, pretraining)
+    score, activation, chance = tables(model, seed, per_domain)
+    seen = brick_scores.instances("choose", per_domain)
+    judge = brick_scores.instances("judge", per_domain)
+    lucky = brick_scores.chance_scores(score.shape[1:], seen, seed)
+    shared = brick_scores.overlap(score)
+    whole = brick_scores.bits(model, judge).mean().item()
+    tries = [(SPARSE, "activation")] + [(SPARSER, i) for i in INDICATORS]
+
+    def alone(table: Tensor) -> Tensor:
+        halves = [~most(one, HALF) for one in table]
+        kept = [brick_scores.bits(model, judge, half) for half in halves]
+        return torch.stack(kept).diagonal()
+
+    return Found(
+        best=score.flatten(1).amax(dim=1),
+        best_by_chance=lucky.flatten(1).amax(dim=1),
+        mean=score.mean().item(),
+        mean_by_chance=brick_scores.expected_chance(
+            per_domain, F * per_domain
+        ),
+        damage=brick_scores.damage(model, judge, score),
+        by_activation=brick_scores.damage(model, judge, activation),
+        at_random=brick_scores.damage(model, judge, chance).mean(dim=0),
+        overlap=((shared.sum() - F) / (F * F - F)).item(),
+        half=alone(score),
+        half_at_random=alone(chance),
+        sparse={
+            one: brick_scores.sparse_bits(model, judge, *one) - whole
+            for one in tries
+        },
+    )
+
+
+def percent(bits: Tensor) -> Tensor:
+    """A damage in bits per character as the rise of perplexity in per cent."""
+    return 100 * (2**bits - 1)
+
+
+class Scene(NamedTuple):
+    """A model that lost some neurons, for a picture."""
+
+    texts: dict[str, str]  # a passage of the function, and another one
+    lost: dict[str, list[float]]  # bits more that each character costs
+    damage: Tensor  # [F, F] to each domain, row f pruned for f
+    aimed: Tensor  # [F, F] the same if the best scores were pruned
+    row: int  # the function whose neurons are gone
+
+
+def picture(
+    by: str = "score",
+    function: str = "tables",
+    pruned: float = 5,
+    layer: str = "all",
+    unit: str = "bits",
+) -> Scene:
+    """Prune ``pruned`` per cent of the neurons of ``function``.
+
+    The passages are read anew; the damage to whole domains was recorded by
+    `train_checkpoints`. Its ``unit`` is "bits" per character or "%" more
+    perplexity.
+    """
+    row, known = DOMAINS.index(function), _known()
+    gone = _gone(known[by][row], pruned, layer)
+    names = [function, "python" if function != "python" else "prose"]
+    texts, lost = {}, {}
+    for name in names:
+        seen = brick_scores.passage(name)
+        whole = brick_scores.token_bits(recorded(), seen)
+        left = brick_scores.token_bits(recorded(), seen, gone)
+        texts[name] = seen.text
+        lost[name] = (left - whole).clamp(min=0).tolist()
+    place = LAYERS.index(layer), PERCENT.index(pruned)
+    damage = known["damage"][:, *place]
+    if unit == "%":
+        damage = percent(damage)
+    ways = list(WAYS)
+    return Scene(
+        texts, lost, damage[ways.index(by)], damage[ways.index("score")], row
+    )
+
+
+def _gone(table: Tensor, pruned: float, layer: str) -> Tensor:
+    """The neurons to prune, [L, n], of all layers or of one."""
+    gone = most(table, pruned / 100)
+    if layer != "all":
+        only = torch.arange(len(gone)) == int(layer) - 1
+        gone &= only[:, None]
+    return gone
+
+
+@cache
+def _known() -> dict[str, Tensor]:
+    arrays = read_arrays(PRUNED)
+    return {name: torch.from_numpy(a).float() for name, a in arrays.items()}
+
+
+def train_checkpoints(progress: Callable = iter) -> None:
+    """Prune the recorded model in every way that a picture shows.
+
+    About three minutes; `lab train 08` makes the model itself.
+    """
+    model, judge = recorded(), brick_scores.instances("judge")
+    ranked = tables(model)
+    whole = brick_scores.bits(model, judge)
+    damage = [
+        brick_scores.bits(model, judge, _gone(table[f], share, layer)) - whole
+        for table, layer, share, f in progress(
+            [
+                (table, layer, share, f)
+                for table in ranked
+                for layer in LAYERS
+                for share in PERCENT
+                for f in range(F)
+            ]
+        )
+    ]
+    shape = (len(WAYS), len(LAYERS), len(PERCENT), F, F)
+    arrays = ranked._asdict() | {"damage": torch.stack(damage).view(shape)}
+    path = DATA / PRUNED
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(
+        path, **{name: table.numpy() for name, table in arrays.items()}
+    )
+
+
+def _own(table: Tensor) -> float:
+    return table.diagonal().mean().item()
+
+
+def _others(table: Tensor) -> float:
+    return ((table.sum() - table.diagonal().sum()) / (F * F - F)).item()
+
+
+def _rows(seed: int, **parameters) -> float:
+    """Functions whose pruning hurts their own text most, of seven."""
+    damage = measure(seed, **parameters).damage
+    return (damage.argmax(dim=1) == torch.arange(F)).sum().item()
+
+
+def _specific(seed: int, **parameters) -> float:
+    """Rise of perplexity on the own text over that on another text."""
+    rise = percent(measure(seed, **parameters).damage)
+    return _own(rise) / _others(rise)
+
+
+def _than_random(seed: int, **parameters) -> float:
+    """Bits that the best 5 % cost their own text more than a random 5 %."""
+    found = measure(seed, **parameters)
+    return _own(found.damage) - found.at_random.mean().item()
+
+
+def _maxima(seed: int, **parameters) -> float:
+    """Best score minus the best of chance, for the worst off function."""
+    found = measure(seed, **parameters)
+    return (found.best - found.best_by_chance).min().item()
+
+
+def _mean_score(seed: int, **parameters) -> float:
+    """How far the mean score is from that of a random ranking."""
+    found = measure(seed, **parameters)
+    return abs(found.mean - found.mean_by_chance)
+
+
+def _overlap(seed: int, **parameters) -> float:
+    """Share of their best 5 % that two functions have in common."""
+    return measure(seed, **parameters).overlap
+
+
+def _sparse(seed: int, **parameters) -> float:
+    """Bits that masking the lowest 70 % of each token costs."""
+    return measure(seed, **parameters).sparse[SPARSE, "activation"]
+
+
+def _magnitude(seed: int, **parameters) -> float:
+    """Bits that 80 % cost by output magnitude minus by activation."""
+    sparse = measure(seed, **parameters).sparse
+    activation, magnitude = (sparse[SPARSER, i] for i in INDICATORS)
+    return magnitude - activation
+
+
+def _resident(seed: int, **parameters) -> float:
+    """Bits that the most active 5 % cost other texts, above a random 5 %."""
+    found = measure(seed, **parameters)
+    return _others(found.by_activation) - found.at_random.mean().item()
+
+
+def _half(seed: int, **parameters) -> float:
+    """Bits per character, the half with the best scores minus any half."""
+    found = measure(seed, **parameters)
+    return (found.half - found.half_at_random).mean().item()
+
+
+def _routed(seed: int, **parameters) -> float:
+    """Bits, the brick that the neurons ask for minus no brick."""
+    used = use(seed, **parameters)
+    return (used.found - used.none).mean().item()
+
+
+def _modular(seed: int, **parameters) -> float:
+    """Bits, the text's own brick minus one brick trained for all."""
+    used = use(seed, **parameters)
+    return (used.own - used.shared).mean().item()
+
+
+def _merged(seed: int, **parameters) -> float:
+    """Bits, the mean of two bricks on the texts of both minus no brick."""
+    used = use(seed, **parameters)
+    return (used.merged - used.none).mean().item()
+
+
+def _forgotten(seed: int, **parameters) -> float:
+    """Bits that training the layers on one text costs the others."""
+    used = use(seed, **parameters)
+    return _others(used.fine_tuned - used.none)
+
+
+def _grown(seed: int, **parameters) -> float:
+    """Bits, a second brick beside the first minus the first trained on."""
+    used = use(seed, **parameters)
+    return (used.grown - used.trained_on).mean().item()
+
+
+FULL = {"per_domain": PER_DOMAIN, "pretraining": STEPS}
+SHORT = {"per_domain": 6, "pretraining": 100}
+SMALL = (
+    "Seven kinds of text stand for seven abilities, and a character model"
+    " with 576 ReLU neurons for models of 7 and 8 billion parameters; texts"
+    " are easier to tell apart than abilities within one language."
+)
+
+_claim = partial(
+    Claim,
+    chapter="09",
+    threshold=0.0,
+    parameters=FULL,
+    reduced=SHORT,
+    seeds=5,
+    limits=SMALL,
+)
+
+CLAIMS = (
+    _claim(
+        slug="its-own-text-breaks-most",
+        sentence="Pruning the 5 % of neurons with the best scores for a"
+        " function hurts that function most: coding 112 %, math 147 %,"
+        " translation 444 % more perplexity, others mostly 3 to 26 %.",
+        source="section 4, perturbation test, Llama-3-8B-Instruct",
+        effect="functions, of seven, whose own text suffers most",
+        unit="functions",
+        experiment=_rows,
+        # six or seven, as the paper's matrices have
+        threshold=5.5,
+        side="above",
+    ),
+    _claim(
+        slug="three-times-the-others",
+        sentence="The damage is specific: tens to hundreds of per cent on the"
+        " function's own data, 3 to 26 % on the others.",
+        source="section 4, perturbation test; the factor 3 is ours",
+        effect="rise of perplexity on the own text over that on other texts",
+        unit="times",
+        experiment=_specific,
+        threshold=3.0,
+        side="above",
+    ),
+    _claim(
+        slug="more-than-random",
+        sentence="Neurons with a job matter more to it than others do.",
+        source="section 4; our control, as many neurons at random",
+        effect="bits per character lost on the own text, best 5 % minus"
+        " random 5 %",
+        unit="bits",
+        experiment=_than_random,
+        side="above",
+    ),
+    _claim(
+        slug="specialists-exist",
+        sentence="The best scores lie far above those of random neurons.",
+        source="section 4, functionality score; our baseline, the best of as"
+        " many random neurons",
+        effect="best score minus best of 576 random neurons, for the function"
+        " where this is least",
+        unit="AP",
+        experiment=_maxima,
+        side="above",
+    ),
+    _claim(
+        slug="most-neurons-know-nothing",
+        sentence="Only about 5 in 1000 neurons are strongly specialised; the"
+        " mean score is about random.",
+        source="section 4, functionality score; the bound 0.05 is ours",
+        effect="distance of the mean score from that of a random ranking",
+        unit="AP",
+        experiment=_mean_score,
+        threshold=0.05,
+        side="below",
+    ),
+    _claim(
+        slug="different-neurons",
+        sentence="The best 5 % of two functions overlap less than random"
+        " sets, 0.00 to 0.04 against 0.05.",
+        source="section 4, partition test",
+        effect="share of their best neurons that two functions have in"
+        " common; random sets of 9 in 192 share 0.047",
+        unit="of 1",
+        experiment=_overlap,
+        threshold=9 / 192,
+        side="below",
+    ),
+    _claim(
+        slug="seventy-percent-idle",
+        sentence="Masking the 70 % of neurons with the lowest activation of"
+        " each token costs almost nothing.",
+        source="section 4, sparsity test; the bound 0.02 bits is ours",
+        effect="bits per character lost",
+        unit="bits",
+        experiment=_sparse,
+        threshold=0.02,
+        side="below",
+    ),
+    _claim(
+        slug="output-magnitude-is-better",
+        sentence="Output magnitude tells better than activation which neurons"
+        " can be masked: 80 % instead of 70 %.",
+        source="section 4, sparsity test",
+        effect="bits per character lost at 80 %, by output magnitude minus by"
+        " activation",
+        unit="bits",
+        experiment=_magnitude,
+        side="below",
+    ),
+    _claim(
+        slug="resident-neurons",
+        sentence="Where pruning hurts every function, neurons that are active"
+        " for every input are to blame.",
+        source="section 4, on the knowledge row of Llama-3",
+        effect="bits per character lost on other texts, most active 5 % minus"
+        " random 5 %",
+        unit="bits",
+        experiment=_resident,
+        side="above",
+    ),
+    _claim(
+        slug="run-what-is-needed",
+        sentence="A task needs only the bricks of its function.",
+        source="sections 1 and 4; our test",
+        effect="bits per character, the half of the neurons with the best"
+        " scores minus a random half",
+        unit="bits",
+        experiment=_half,
+        side="below",
+    ),
+    _claim(
+        slug="neurons-route-to-bricks",
+        sentence="Bricks can be retrieved for an instance and help it.",
+        source="section 3, routing; our test",
+        effect="bits per character, the brick that the model's own neurons"
+        " ask for minus no brick",
+        unit="bits",
+        experiment=_routed,
+        side="below",
+    ),
+    _claim(
+        slug="bricks-beat-one-brick",
+        sentence="Bricks of their own serve tasks better than one module for"
+        " all.",
+        source="section 3, customised bricks; our control",
+        effect="bits per character, the text's own brick minus one brick"
+        " trained on all texts for as many steps in all",
+        unit="bits",
+        experiment=_modular,
+        side="below",
+    ),
+    _claim(
+        slug="merged-bricks-serve-both",
+        sentence="Weighted averages of bricks combine what they can do.",
+        source="section 3, combination; our test",
+        effect="bits per character on the texts of both, mean of two bricks"
+        " minus no brick",
+        unit="bits",
+        experiment=_merged,
+        side="below",
+    ),
+    _claim(
+        slug="without-bricks-it-forgets",
+        sentence="Updating a brick leaves the rest alone, updating the model"
+        " does not.",
+        source="section 3, updating; a routed brick costs other texts 0 by"
+        " construction",
+        effect="bits per character lost on the other texts when the layers"
+        " themselves are trained on one",
+        unit="bits",
+        experiment=_forgotten,
+        side="above",
+    ),
+    _claim(
+        slug="growing-beats-training-on",
+        sentence="Growing by new bricks adds to what a model can do.",
+        source="section 3, growing; our control",
+        effect="bits per character, a second brick beside the first minus the"
+        " first one trained for as many steps again",
+        unit="bits",
+        experiment=_grown,
+        side="below",
+    ),
+    _claim(
+        slug="seven-abilities",
+        sentence="Coding, math, translation, ethics, writing, knowledge and"
+        " linguistic ability sit in different neurons.",
+        source="section 4, Llama-3-8B-Instruct and Mistral-7B-Instruct-v0.3",
+        effect="functions, of seven, whose own data suffer most",
+        unit="functions",
+        experiment=None,
+        threshold=5.5,
+        side="above",
+        out_of_reach="it needs models of 7 and 8 billion parameters, which"
+        " know more than kinds of text",
+    ),
+)
+
+
+def _score(scores: Tensor, needs: Tensor) -> float:
+    """Average precision of scores [C], right where needs [C] is True."""
+    return ap_counts(scores[:, None], needs.int(), 1).item()
+
+
+_SCORES = torch.tensor([0.9, 0.8, 0.8, 0.1, 0.0, 0.0, 0.0])
+_NEEDS = torch.tensor([1, 0, 1, 0, 1, 0, 0]).bool()
+
+EXERCISES = {
+    "exercise-1": Exercise(slug="exercise-1", answer=5 / 6),
+    "exercise-2": Exercise(
+        slug="exercise-2",
+        answer=_score,
+        cases=[
+            (_SCORES, _NEEDS),
+            (_SCORES, ~_NEEDS),
+            (torch.zeros(7), _NEEDS),
+            (torch.arange(7.0), _NEEDS),
+        ],
+        tolerance=1e-5,
+    ),
+    "exercise-3": Exercise(slug="exercise-3", answer=9 / 192),
+}
