@@ -58,7 +58,7 @@ from lab.tokens.expert_cache import (
 LEARN = 4096  # training characters of each domain that masks are taken from
 TEST = 2048  # test characters of each domain
 RECORDED = "read_me/seed-0.npz"
-TRACES = ("router", 0.0, 0.3, 0.5, 0.7, 0.9)  # or made, with a stickiness
+TRACES = ("router", "0", "0.3", "0.5", "0.7", "0.9")  # or made, so sticky
 SHOWN = 1600  # tokens that a picture simulates
 CAPACITIES = (2, 3, 4, 5)  # of the paper's table of hit ratios
 PAPER = {"random": 50.14, "LRU": 52.42, "Belady": 61.82}  # %, capacity 3
@@ -185,7 +185,7 @@ class Serving(NamedTuple):
 def picture(
     number: int = 8,
     capacity: int = 3,
-    trace: str | float = "router",
+    trace: str = "router",
     window: int = 8,
     batch: int = 16,
     shown: int = 40,
@@ -199,7 +199,7 @@ def picture(
     if trace == "router":
         texts = [t[:length] for t in requests(recorded().trace, number)]
     else:
-        texts = sticky_traces(number, length, len(DOMAINS), trace)
+        texts = sticky_traces(number, length, len(DOMAINS), float(trace))
     stream = interleave(texts)
     runs = {p: simulate(stream, capacity, p, window) for p in POLICIES}
     served = [serve(texts, batch, order) for order in ("arrival", "expert")]

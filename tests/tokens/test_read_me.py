@@ -1,0 +1,230 @@
+"""Read-ME: experts by masks, the pre-gating router, cache and batches."""
+
+import math
+
+import pytest
+import torch
+
+from lab.exercises import CORRECT, judge
+from lab.tokens import dense_lm, pre_gating, read_me
+from lab.tokens.domain_experts import (
+    bits,
+    carve,
+    code_overlap,
+    overlaps,
+    read,
+)
+from lab.tokens.domains import DOMAINS, passage, split
+from lab.tokens.expert_batching import serve
+from lab.tokens.expert_cache import (
+    interleave,
+    simulate,
+    stickiness,
+    sticky_traces,
+)
+
+N = len(DOMAINS)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return dense_lm.recorded()
+
+
+@pytest.fixture(scope="module")
+def learnt(model):
+    return read(model, "train", 256)[0]
+
+
+def test_domains_are_long_and_an_unknown_one_is_refused():
+    for domain in DOMAINS:
+        assert len(split(domain).train) > 130_000
+        assert len(split(domain).validation) > 14_000
+    with pytest.raises(ValueError, match="'latin' is not one of"):
+        split("latin")
+
+
+def test_a_mask_of_ones_is_the_dense_model_and_zeros_cut_the_columns(model):
+    context, target = passage("prose", 40)
+    ones = [torch.ones(192)] * 3
+    dense = model(context)
+    torch.testing.assert_close(model(context, ones).logits, dense.logits)
+    mask = (torch.arange(192) % 3 > 0).float()
+    cut = dense_lm.DenseLM()
+    cut.load_state_dict(model.state_dict())
+    for layer in cut.layers:
+        layer.w_down.data[mask == 0] = 0
+    torch.testing.assert_close(
+        model(context, [mask] * 3).logits, cut(context).logits
+    )
+
+
+def test_experts_are_the_most_used_half_of_every_domain(learnt):
+    experts = carve(learnt)
+    for u, masks in zip(learnt, experts.masks, strict=True):
+        for domain, mask in enumerate(masks):
+            mean = u[domain].abs().mean(0)
+            assert mask.sum() == 96
+            assert mean[mask].min() >= mean[~mask].max()
+    assert torch.equal(experts.resident, experts.masks.all(dim=1))
+    with pytest.raises(ValueError, match="two domains or more"):
+        carve([learnt[0][:1]])
+
+
+def test_overlaps_count_units_that_are_active(learnt):
+    experts = carve(learnt)
+    counts = overlaps(learnt, experts)
+    u, masks = learnt[1].flatten(0, 1), experts.masks[1]
+    few = (u > 0).sum(1) <= 96
+    active = (u > 0).float() @ masks.float().T
+    assert few.sum() > 1000
+    assert torch.equal(counts[1][few], active[few])
+    assert code_overlap(learnt, experts).mean(2).abs().max() < 1e-4
+
+
+def test_a_choice_for_all_layers_uses_that_experts_masks(model, learnt):
+    masks = carve(learnt).masks.float()
+    context, target = passage("stubs", 50)
+    choice = torch.arange(50) % N
+    seen = bits(model, context, target, masks, choice)
+    for expert in range(N):
+        alone = bits(model, context, target, masks[:, expert])
+        mine = choice == expert
+        torch.testing.assert_close(seen[mine], alone[mine])
+    by_layer = bits(model, context, target, masks, choice.expand(3, -1))
+    torch.testing.assert_close(seen, by_layer)
+
+
+def test_the_router_is_causal():
+    router = pre_gating.PreGate(N)
+    ids = torch.arange(60)[None] % 97
+    changed = ids.clone()
+    changed[0, 40] = 5
+    before, after = router(ids), router(changed)
+    assert torch.equal(before[0, :40], after[0, :40])
+    assert not torch.equal(before[0, 40:], after[0, 40:])
+
+
+@pytest.mark.parametrize("loss", pre_gating.LOSSES)
+def test_distillation_is_least_where_router_and_overlap_agree(loss):
+    overlap = torch.tensor([[4.0, 1.0, 0.0]])
+    agree = pre_gating.distillation(overlap, overlap, loss)
+    other = pre_gating.distillation(overlap.flip(1), overlap, loss)
+    assert agree < other
+    if loss == "paper":
+        assert agree.abs() < 1e-6
+    with pytest.raises(ValueError, match="none of"):
+        pre_gating.distillation(overlap, overlap, "other")
+
+
+def test_an_experiment_repeats_bit_for_bit():
+    sizes = {"router_steps": 3, "characters": 128, "test": 64}
+    first = read_me.measure(dense_lm.recorded(), 1, **sizes)
+    again = read_me.measure(dense_lm.recorded(), 1, **sizes)
+    assert first == again
+    assert len(first.trace) == N and len(first.trace[0]) == 64
+
+
+def test_recorded_result_is_what_the_text_says():
+    seen = read_me.recorded()
+    assert seen.dense < seen.overlap < seen.router < seen.random
+    for row, half in zip(seen.matrix, seen.half, strict=True):
+        assert len(row) == N and half > min(row)
+
+
+def test_batches_serve_every_token_once_and_by_expert_they_hold_fewer():
+    traces = sticky_traces(64, 50, 7, 0.7)
+    by_arrival = serve(traces, 16, "arrival")
+    by_expert = serve(traces, 16, "expert")
+    wanted = sorted(expert for trace in traces for expert in trace)
+    for served in (by_arrival, by_expert):
+        assert sorted(e for b in served.batches for e in b) == wanted
+        assert max(map(len, served.batches)) == 16
+    assert by_expert.experts < 0.6 * by_arrival.experts
+
+
+def test_algorithm_1_takes_the_longest_queue_and_cuts_the_last():
+    traces = [[e] for e in (0, 1, 1, 1, 2, 2)]
+    assert serve(traces, 4).batches == [[1, 1, 1, 2], [0, 2]]
+
+
+def test_it_ends_when_fewer_tokens_wait_than_a_batch_holds():
+    assert serve([[3], [4]], 100).batches == [[3, 4]]
+    assert serve([], 4).batches == []
+
+
+def test_an_age_limit_ends_the_wait_of_a_rare_expert():
+    traces = [[0], *([1] * 30 for _ in range(8))]
+    assert max(serve(traces, 4).waits) > 20
+    assert max(serve(traces, 4, age_limit=5).waits) <= 7
+
+
+def test_the_exercise_trace_hits_as_said():
+    trace = [0, 1, 2, 0, 3, 1, 0, 2]
+    hits = [
+        sum(simulate(trace, capacity, policy).hits)
+        for capacity in (2, 3)
+        for policy in ("LRU", "Belady")
+    ]
+    assert hits == [0, 2, 2, 3]
+
+
+def test_made_traces_are_as_sticky_as_asked():
+    (trace,) = sticky_traces(1, 20_000, 7, 0.7)
+    assert stickiness(trace) == pytest.approx(0.7, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (lambda: simulate([0], 0, "LRU"), "capacity=0"),
+        (lambda: simulate([0], 1, "FIFO"), "policy='FIFO'"),
+        (lambda: simulate([0], 1, "window", -1), "window=-1"),
+        (lambda: serve([[0]], 0), "size=0"),
+        (lambda: serve([[0]], 1, "best"), "order='best'"),
+        (lambda: sticky_traces(1, 2, 1, 0.5), "experts=1"),
+        (lambda: sticky_traces(1, 2, 7, 1.5), "stickiness=1.5"),
+    ],
+)
+def test_errors_say_what_is_wrong(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()
+
+
+def test_many_requests_leave_lru_at_c_over_n_and_belady_above():
+    few, many = (read_me.picture(n).hits for n in (1, 64))
+    assert few["LRU"] > 70
+    assert abs(many["LRU"] - 300 / 7) < 6
+    assert many["window"] > many["LRU"] + 10
+    assert many["Belady"] >= many["window"]
+
+
+def test_requests_share_the_trace_without_overlap():
+    trace = [list(range(100 * d, 100 * d + 20)) for d in range(7)]
+    cut = read_me.requests(trace, 14)
+    assert cut[0] == list(range(10)) and cut[7] == list(range(10, 20))
+    assert len(set(interleave(cut))) == 140
+
+
+def test_exercises_accept_right_and_reject_wrong_answers():
+    right = {"exercise-1": (0, 2), "exercise-2": 3 / 7}
+    wrong = {"exercise-1": (2, 0), "exercise-2": 0.5}
+
+    def belady(trace, capacity):
+        loaded, hits = set(), 0
+        for now, expert in enumerate(trace):
+            hits += expert in loaded
+            if expert not in loaded and len(loaded) == capacity:
+                rest = trace[now + 1 :]
+                next_use = {
+                    e: rest.index(e) if e in rest else math.inf for e in loaded
+                }
+                loaded.remove(max(loaded, key=next_use.get))
+            loaded.add(expert)
+        return hits
+
+    right["exercise-3"] = belady
+    wrong["exercise-3"] = lambda t, c: sum(simulate(t, c, "LRU").hits)
+    for name, exercise in read_me.EXERCISES.items():
+        assert judge(exercise, right[name]) == CORRECT
+        assert judge(exercise, wrong[name]) != CORRECT
