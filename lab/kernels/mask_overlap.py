@@ -153,8 +153,9 @@ def mask_overlap_kernel(
         other=0.0,
     ).to(tl.float32)
     size = tl.where(u == u, tl.abs(u), 0.0)
-    # the bits of a float that is not negative are in its order
-    key = tl.where(feature < D, size.to(tl.int32, bitcast=True), -1)
+    # the bits of a float that is not negative are in its order; what is 0
+    # stays below every threshold
+    key = tl.where(size > 0.0, size.to(tl.int32, bitcast=True), -1)
 
     # the largest t that at least d keys reach
     t = 0
@@ -171,7 +172,6 @@ def mask_overlap_kernel(
     before = tl.cumsum(in_word, 0) - in_word  # in the words before
     place = before[:, None] + tl.cumsum(tied, 1)
     taken = (above > 0) | ((tied > 0) & (place <= left))
-    taken = taken & (key > 0)
     mine = tl.sum(taken.to(tl.int32) << lane[None, :], 1)  # [BLOCK_W]
     tl.store(masks_ptr + token * W + w, mine, mask=w < W)
     for n in range(0, N):
