@@ -3,7 +3,7 @@
 from lab.figures.choices import colour_bar
 from lab.figures.theme import COLOURS, PALE, drawn, plain
 
-INK = [[0.0, "rgba(34,48,60,0)"], [1.0, "rgba(34,48,60,0.92)"]]
+INK = [[0.0, "rgba(34,48,60,0)"], [1.0, "rgba(34,48,60,0.5)"]]
 
 
 def patch_grids(
@@ -41,8 +41,6 @@ def patch_grids(
         colorscale=PALE,
         xgap=2,
         ygap=2,
-        texttemplate="" if digits is None else f"%{{z:.{digits}f}}",
-        textfont=dict(size=13, color=COLOURS["cut"]),
         hovertemplate=f"%{{z:.4g}} {unit}<extra></extra>",
         hoverongaps=False,
         showscale=copies == 1,
@@ -55,6 +53,26 @@ def patch_grids(
         zmax=max(map(max, pixels)) or 1,
         colorscale=INK,
         showscale=False,
+        hoverinfo="skip",
+        meta="backdrop",
+    )
+    spots = [(r, c) for r in range(side) for c in range(across)]
+    written = [] if digits is None else range(copies)
+    numbers = dict(
+        type="scatter",
+        x=[
+            step * i + size * c + (size - 1) / 2
+            for i in written
+            for _, c in spots
+        ],
+        y=[size * r + (size - 1) / 2 for _ in written for r, _ in spots],
+        mode="text",
+        text=[
+            f"<b>{tables[i][r][c]:.{digits}f}</b>"
+            for i in written
+            for r, c in spots
+        ],
+        textfont=dict(size=14, color=COLOURS["ink"]),
         hoverinfo="skip",
         meta="backdrop",
     )
@@ -75,7 +93,7 @@ def patch_grids(
     )
     room = max(90, min(230, round(660 * len(pixels) / (last + 0.5))))
     return drawn(
-        [cells, drawing],
+        [cells, drawing, numbers],
         title,
         note,
         x,

@@ -73,7 +73,7 @@ def recorded(slices: int, gate: str) -> DigitModel:
 class Picture(NamedTuple):
     """The first MLP of a recorded model at work, and what the model says."""
 
-    errors: list[float]  # % of the dense output missing, 0 to n slices on
+    errors: list[float]  # % of the dense output, 0 to n slices on
     errors_all: list[float]  # the same where a slice may take every patch
     error: float  # at the setting
     pixels: list  # [8, 8] of the digit
@@ -86,8 +86,8 @@ class Picture(NamedTuple):
     @property
     def title(self) -> str:
         return (
-            f"{self.k} of {self.slices} slices: {self.error:.1f} % of the"
-            f" layer missing, {self.accuracy:.0f} % of {SAMPLE} digits read"
+            f"{self.k} of {self.slices} slices: error {self.error:.1f} % of"
+            f" the layer, {self.accuracy:.0f} % of {SAMPLE} digits read"
         )
 
 
@@ -131,7 +131,7 @@ def picture(
 def error_curve(
     slices: int, gate: str, seats: str, share: float
 ) -> list[float]:
-    """Norm of what is missing, in % of the dense output's, for k = 0 to n."""
+    """Norm of the error in % of the dense output's, for k = 0 to n."""
     parts, scores = _slice_outputs(slices, gate)
     dense = parts.sum(dim=2)
     weights = slices * scores if GATES[gate] == "weighted" else 1
