@@ -48,6 +48,9 @@ class Background:
         )
         return self
 
+    def _ipython_display_(self):
+        """Nothing more: `show` has put everything on the page."""
+
     def start(self):
         """Start, unless it runs already."""
         if self._thread is None or not self._thread.is_alive():

@@ -2,6 +2,8 @@
 
 import threading
 
+from IPython.display import display
+
 from lab.train_again import TrainAgain, train_button
 
 
@@ -41,6 +43,11 @@ def test_a_training_can_be_stopped(monkeypatch):
     again.wait(10)
     assert again.said == ""
     assert again._said.value == "stopped, nothing kept"
+
+
+def test_the_button_is_not_shown_twice(capsys):
+    display(TrainAgain(lambda progress: "", 5))
+    assert capsys.readouterr().out == ""
 
 
 def test_a_failure_is_one_sentence():
