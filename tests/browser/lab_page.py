@@ -239,9 +239,14 @@ class Notebook:
         handle.scroll_into_view_if_needed()
         handle.focus()
         self.page.evaluate(CLOCK)
-        times = []
+        times, keys = [], ["ArrowRight", "ArrowLeft"]
+        now, last = map(
+            handle.get_attribute, ("aria-valuenow", "aria-valuemax")
+        )
+        if now == last:
+            keys.reverse()
         for i in range(moves):
-            key = "ArrowRight" if i % 2 == 0 else "ArrowLeft"
+            key = keys[i % 2]
             self.page.evaluate("() => { window.labMoved = null; }")
             self.page.keyboard.press(key)
             self.page.wait_for_function("() => window.labMoved !== null")
