@@ -379,8 +379,7 @@ CLAIMS = (
         slug="more-than-random",
         sentence="Neurons with a job matter more to it than others do.",
         source="section 4; our control, as many neurons at random",
-        effect="bits per character lost on the own text, best 5 % minus"
-        " random 5 %",
+        effect="bits lost on the own text, best 5 % minus any 5 %",
         unit="bits",
         experiment=_than_random,
         side="above",
