@@ -3,6 +3,8 @@
 import pytest
 
 from lab import figures
+from lab.figures.assignments import assignments
+from lab.figures.theme import COLOURS
 
 
 def table(**more):
@@ -35,3 +37,16 @@ def test_a_tip_says_more():
 def test_more_servers_than_colours_are_refused():
     with pytest.raises(ValueError, match="7 servers"):
         figures.assignments([[0]], list("abcdefg"), ["r"], "c", "t")
+
+
+def test_servers_have_the_colours_that_are_asked_for():
+    figure = assignments(
+        [[0, 1]], ["a", "b"], ["row"], "xy", "t", colours=("dropped", "cut"),
+        room=90,
+    )  # fmt: skip
+    (cells,) = figure.data
+    used = [shade for _, shade in cells.colorscale]
+    assert used == [COLOURS["dropped"]] * 2 + [COLOURS["cut"]] * 2
+    assert figure.layout.meta["room"] == 90
+    with pytest.raises(ValueError, match="give 1 to 1"):
+        assignments([[0]], ["a", "b"], ["r"], "x", "t", colours=("cut",))

@@ -1,25 +1,35 @@
 """Who serves what: one colour for each server, one cell for each decision."""
 
-from lab.figures.theme import SERIES, drawn, plain
+from lab.figures.theme import SERIES, colour, drawn, plain
 
 
 def assignments(
-    choices, servers, rows, columns, title, note="", row_title="", tips=None
+    choices,
+    servers,
+    rows,
+    columns,
+    title,
+    note="",
+    row_title="",
+    tips=None,
+    colours=SERIES,
+    room=None,
 ):
     """A table of choices: choices[row][column] is an index into `servers`.
 
     `None` leaves a cell empty. `columns` may repeat, as the letters of a text
-    do; `tips` says more about a cell when it is pointed at.
+    do; `tips` says more about a cell when it is pointed at. `colours` are
+    those of the servers, `room` the pixels that the table takes in a panel.
     """
-    if len(servers) > len(SERIES):
+    if len(servers) > len(colours):
         raise ValueError(
             f"{len(servers)} servers have no colour each; "
-            f"give 1 to {len(SERIES)}"
+            f"give 1 to {len(colours)}"
         )
     choices = [plain(row) for row in plain(choices)]
     count = len(servers)
     scale = [
-        (edge, SERIES[i])
+        (edge, colour(colours[i]))
         for i in range(count)
         for edge in (i / count, (i + 1) / count)
     ]
@@ -68,7 +78,10 @@ def assignments(
         fixedrange=True,
     )
     height = 150 + 25 * len(rows)
-    return drawn([cells], title, note, x, y, height, showlegend=False)
+    meta = dict(room=room) if room else None
+    return drawn(
+        [cells], title, note, x, y, height, showlegend=False, meta=meta
+    )
 
 
 def _visible(sign):
