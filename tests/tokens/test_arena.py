@@ -181,7 +181,7 @@ def test_the_champion_is_chosen_on_the_other_seeds(monkeypatch):
 
     def gap(p, seed, **_):
         if p == Point("THOR", 0.0):
-            return -1.0 if seed == 0 else 0.5
+            return -1.0 if seed == 0 else 0.12
         return 0.1 if p == Point("RMoE", 1) else 0.2
 
     monkeypatch.setattr(arena, "gap", gap)
