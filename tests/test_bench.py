@@ -157,3 +157,10 @@ def test_cost_of_a_layer_counts_only_experts_in_use():
     assert costs["forward"] == Cost(
         4 * (2 * 16 + weights) + 16, 6 * 2 * 16 * 12
     )
+
+
+def test_a_table_read_and_written_again_is_the_same(tmp_path):
+    kept = table.path_of("2-core x86-64 CPU").read_text()
+    rows = table.recorded("2-core x86-64 CPU")
+    again = table.write(rows, tmp_path / "again.csv").read_text()
+    assert again == kept

@@ -25,6 +25,7 @@ NUMBERS = (
     "ms", "ms20", "ms80", "samples", "error", "bytes", "flops", "floor_ms",
     "roof_bytes_per_s", "roof_flops_per_s",
 )  # fmt: skip
+COUNTS = ("samples", "bytes", "flops")
 COLUMNS = (
     "operation", "case", "dtype", "mode", "provider", "version", *NUMBERS,
     "note", "clock", "machine", "date", "commit", "torch", "triton", "python",
@@ -95,15 +96,15 @@ def write(rows: list[dict], path: Path | None = None) -> Path:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
         for line in rows:
-            writer.writerow(
-                {
-                    column: f"{value:.4g}"
-                    if isinstance(value := line.get(column, ""), float)
-                    else value
-                    for column in COLUMNS
-                }
-            )
+            writer.writerow({c: _written(c, line.get(c, "")) for c in COLUMNS})
     return path
+
+
+def _written(column: str, value: object) -> object:
+    """Four digits of a measurement, all of a count."""
+    if not isinstance(value, float):
+        return value
+    return int(value) if column in COUNTS else f"{value:.4g}"
 
 
 def recorded(machine_name: str | None = None) -> list[dict]:
