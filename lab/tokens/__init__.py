@@ -16,6 +16,8 @@ Shared by the chapters of this part:
 ``coverage``        how many distinct experts a batch touches
 ``inference_cost``  seconds of one expert layer, by roofline
 ``expert_timing``   and by the clock of the machine at hand
+``domains``         seven more kinds of text, for chapters that need many
+``dense_lm``        a dense model of them, whose neurons can be masked
 ``entrants``        who takes part in the router arena, a line each
 ``routing_profile`` what a routing looks like, in counts
 ==================  ======================================================
@@ -27,4 +29,6 @@ Of one chapter: ``union_gate``, ``union_layers``, ``union_recorded`` and
 ``union_router`` are parts of 06, Union of Experts; ``duo_char_lm``,
 ``duo_routes``, ``duo_router`` and ``duo_recorded`` of 07, Duo-LLM;
 ``brick_scores`` and ``custom_bricks`` of 09, bricks.
+``domain_experts``, ``pre_gating``, ``expert_cache``, ``expert_batching`` and
+``pre_gate_router`` are parts of 08, Read-ME.
 """

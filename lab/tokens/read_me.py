@@ -332,8 +332,10 @@ SHORT = {"steps": 60, "router_steps": 20, "characters": 512, "test": 256}
 SMALL = (
     "A character model of 100 000 parameters and seven kinds of text, experts"
     " not fine-tuned; the paper carves Llama-2-7B and tunes on a billion"
-    " tokens. Seed 0 had been looked at once when the rules were written; they"
-    " are the paper's figures, where it has one."
+    " tokens. Seed 0 had been looked at when the rules were written; they are"
+    " the paper's figures, where it has one. After that look units that are 0"
+    " were taken out of a token's mask; with them seed 0's router was 0.07"
+    " bits worse than the true domain."
 )
 
 _claim = partial(
