@@ -207,12 +207,18 @@ def _best_renaming(groups, w, gpus):
     if len(groups) == 1:
         rows, columns = linear_sum_assignment(w, maximize=True)
         return np.full((1, 1), w[rows, columns].sum())
-    flow = np.einsum("agi,ij,bhj->abgh", hot, w, hot, optimize=True)
-    names = range(gpus)
-    return np.max(
-        [flow[:, :, names, p].sum(-1) for p in itertools.permutations(names)],
-        axis=0,
-    )
+    P, G, E = hot.shape
+    hot = hot.reshape(P * G, E)
+    flow = (hot @ w @ hot.T).reshape(P, G, P, G).swapaxes(1, 2)
+    kept = flow.reshape(P * P, G * G) @ _renamings(G)
+    return kept.max(axis=1).reshape(P, P)
+
+
+@cache
+def _renamings(gpus: int) -> np.ndarray:
+    """Every renaming of the GPUs as a column of 0 and 1, [G * G, G!]."""
+    names = itertools.permutations(range(gpus))
+    return np.stack([np.eye(gpus)[list(p)].ravel() for p in names], axis=1)
 
 
 @cache
