@@ -48,6 +48,8 @@ def _template():
         zeroline=False,
         ticks="",
         automargin=True,
+        # or each redraw measures all labels, to hide those that do not fit
+        ticklabeloverflow="allow",
         title=dict(standoff=8, font=dict(size=13)),
         tickfont=dict(size=12),
     )
