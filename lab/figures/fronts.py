@@ -2,7 +2,7 @@
 
 import math
 
-from lab.figures.theme import COLOURS, SERIES, drawn, number
+from lab.figures.theme import COLOURS, SERIES, drawn, number, upright
 
 # ten colours for ten curves, the later ones from Paul Tol's muted palette
 SHADES = (*SERIES, "#332288", "#882255", "#999933", "#44AA99")
@@ -96,15 +96,7 @@ def gaps(rows, title, note="", unit="", at=0.0):
                 name=role,
             )
         )
-    bound = dict(
-        type="line",
-        x0=at,
-        x1=at,
-        y0=0,
-        y1=1,
-        yref="paper",
-        line=dict(color=COLOURS["ink"], width=1),
-    )
+    bound = upright(at) | dict(line=dict(color=COLOURS["ink"], width=1))
     return drawn(
         traces,
         title,

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lab.descent import one_cycle_adam
 from lab.kernels.moe_layer import moe_layer
 from lab.tokens.routers import Router, Routing, choice_rate
 from lab.tokens.text import ALPHABET, decode, split
@@ -91,16 +92,7 @@ class CharLM(nn.Module):
         )
         self.norm = nn.LayerNorm(DIM)
         self.leave = nn.Linear(DIM, len(ALPHABET))
-        generator = torch.Generator().manual_seed(seed)
-        for name, weight in self.named_parameters():
-            if name.endswith("bias"):
-                nn.init.zeros_(weight)
-            elif weight.ndim >= 2:
-                # nn.Linear keeps its matrix as [out, in], ours are [in, out]
-                stored_out_in = name in ("enter.weight", "leave.weight")
-                fan_in = weight.shape[-1 if stored_out_in else -2]
-                scale = 1 if "embedding" in name else (3 * fan_in) ** -0.5
-                nn.init.normal_(weight, std=scale, generator=generator)
+        draw_weights(self, seed)
 
     def forward(self, context: Tensor) -> Prediction:
         """Predict the character after each context [T, 12]."""
@@ -111,6 +103,20 @@ class CharLM(nn.Module):
             memory = routing.memory
             routings.append(routing)
         return Prediction(self.leave(self.norm(x)), routings)
+
+
+def draw_weights(model: nn.Module, seed: int) -> None:
+    """Draw the matrices of a character model as `CharLM` says."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, weight in model.named_parameters():
+        if name.endswith("bias"):
+            nn.init.zeros_(weight)
+        elif weight.ndim >= 2:
+            # nn.Linear keeps its matrix as [out, in], ours are [in, out]
+            stored_out_in = name in ("enter.weight", "leave.weight")
+            fan_in = weight.shape[-1 if stored_out_in else -2]
+            scale = 1 if "embedding" in name else (3 * fan_in) ** -0.5
+            nn.init.normal_(weight, std=scale, generator=generator)
 
 
 def windows(ids: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
@@ -157,21 +163,19 @@ def train(
     device = model.leave.weight.device
     ids = split(domain).train[:characters].to(device)
     generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.Adam(model.parameters(), lr=peak_rate, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, peak_rate, total_steps=steps + 1
-    )
-    model.train()
-    for step in progress(range(steps)):
+
+    def loss(step: int) -> Tensor:
         at = torch.randint(CONTEXT, len(ids), (batch,), generator=generator)
         context, target = windows(ids, at.to(device))
-        prediction, loss = objective(model, context, target)
+        prediction, value = objective(model, context, target)
         if on_step:
             on_step(step, prediction)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
+        return value
+
+    model.train()
+    one_cycle_adam(
+        model.parameters(), loss, steps, peak_rate, progress, fused=True
+    )
     return model
 
 

@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
 
+from lab.descent import one_cycle_adam
 from lab.tokens.brick_scores import (
     PER_DOMAIN,
     WINDOW,
@@ -100,19 +101,14 @@ def learn(
     The domains take turns, one a step; Adam with a one-cycle rate.
     """
     generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.Adam(weights, lr=RATE)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, RATE, total_steps=steps + 1
-    )
-    for step in range(steps):
+
+    def loss(step: int) -> Tensor:
         ids = split(domains[step % len(domains)]).train
         at = torch.randint(CONTEXT, len(ids), (BATCH,), generator=generator)
         context, target = windows(ids, at)
-        loss = F.cross_entropy(read()(context).logits, target)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
+        return F.cross_entropy(read()(context).logits, target)
+
+    one_cycle_adam(weights, loss, steps, RATE)
 
 
 def update(

@@ -20,7 +20,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lab.data import DATA, read_arrays
-from lab.tokens.char_lm import CONTEXT, DIM, EMBEDDING, LAYERS
+from lab.descent import one_cycle_adam
+from lab.tokens.char_lm import (
+    CONTEXT,
+    DIM,
+    EMBEDDING,
+    LAYERS,
+    draw_weights,
+)
 from lab.tokens.domains import mixture
 from lab.tokens.text import ALPHABET
 
@@ -60,15 +67,7 @@ class DenseLM(nn.Module):
         self.layers = nn.ModuleList(Block(hidden) for _ in range(LAYERS))
         self.norm = nn.LayerNorm(DIM)
         self.leave = nn.Linear(DIM, len(ALPHABET))
-        generator = torch.Generator().manual_seed(seed)
-        for name, weight in self.named_parameters():
-            if name.endswith("bias"):
-                nn.init.zeros_(weight)
-            elif weight.ndim == 2:
-                stored_out_in = name in ("enter.weight", "leave.weight")
-                fan_in = weight.shape[1 if stored_out_in else 0]
-                scale = 1 if "embedding" in name else (3 * fan_in) ** -0.5
-                nn.init.normal_(weight, std=scale, generator=generator)
+        draw_weights(self, seed)
 
     def forward(
         self,
@@ -103,17 +102,12 @@ def train(
     if steps < 1:
         raise ValueError(f"steps={steps} trains nothing; use 1 or more")
     generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, 1e-2, total_steps=steps + 1
-    )
-    for _ in progress(range(steps)):
+
+    def loss(_: int) -> Tensor:
         context, target, _ = mixture(EACH, generator)
-        loss = F.cross_entropy(model(context).logits, target)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
+        return F.cross_entropy(model(context).logits, target)
+
+    one_cycle_adam(model.parameters(), loss, steps, 1e-2, progress, fused=True)
     return model.eval()
 
 

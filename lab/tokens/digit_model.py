@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lab.data import read_arrays
+from lab.descent import one_cycle_adam
 
 PATCHES = 16  # S, on a grid of 4 x 4
 DIM = 32  # d
@@ -125,21 +126,15 @@ def train(
     images, labels = digits("train")
     device = model.leave.weight.device
     generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.Adam(
-        [w for w in model.parameters() if w.requires_grad], lr=PEAK_RATE
-    )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, PEAK_RATE, total_steps=steps + 1
-    )
-    model.train()
-    for _ in progress(range(steps)):
+
+    def loss(_: int) -> Tensor:
         at = torch.randint(0, TRAIN, (BATCH,), generator=generator)
         scores = model(images[at].to(device))
-        loss = F.cross_entropy(scores, labels[at].to(device)) + model.loss()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
+        return F.cross_entropy(scores, labels[at].to(device)) + model.loss()
+
+    model.train()
+    learning = [w for w in model.parameters() if w.requires_grad]
+    one_cycle_adam(learning, loss, steps, PEAK_RATE, progress)
     return model
 
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lab.descent import one_cycle_adam
 from lab.tokens.char_lm import CONTEXT
 from lab.tokens.domains import DOMAINS, split
 from lab.tokens.text import ALPHABET
@@ -80,11 +81,8 @@ def train(
         )
     ids = [split(d).train[: CONTEXT + characters] for d in DOMAINS]
     generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.Adam(router.parameters(), lr=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, 1e-2, total_steps=steps + 1
-    )
-    for _ in progress(range(steps)):
+
+    def value(_: int) -> Tensor:
         starts = torch.randint(
             characters - LENGTH + 1,
             (len(DOMAINS) * EACH,),
@@ -97,13 +95,11 @@ def train(
             text.append(ids[domain][start : start + CONTEXT + LENGTH - 1])
             target.append(wanted[domain, start : start + LENGTH])
         logits = router(torch.stack(text))[:, CONTEXT - 1 :]
-        value = distillation(
+        return distillation(
             logits.flatten(0, 1), torch.stack(target).flatten(0, 1), loss
         )
-        optimizer.zero_grad()
-        value.backward()
-        optimizer.step()
-        schedule.step()
+
+    one_cycle_adam(router.parameters(), value, steps, 1e-2, progress)
     return router.eval()
 
 

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lab.descent import one_cycle_adam
 from lab.kernels.multi_lora import multi_lora
 from lab.weights.names import alphabet, split
 
@@ -120,17 +121,13 @@ def train_base(seed: int, languages: Sequence[str], steps: int) -> CharModel:
     if steps < 1:
         raise ValueError(f"steps={steps} trains nothing; use 1 or more")
     model = CharModel(seed)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, 1e-2, total_steps=steps + 1
-    )
     draw = batches(languages, seed, BATCH // 2)
-    for _ in range(steps):
+
+    def loss(_: int) -> Tensor:
         context, target = draw()
-        optimizer.zero_grad()
-        F.cross_entropy(model(context), target).backward()
-        optimizer.step()
-        schedule.step()
+        return F.cross_entropy(model(context), target)
+
+    one_cycle_adam(model.parameters(), loss, steps, 1e-2)
     return model.requires_grad_(False)
 
 

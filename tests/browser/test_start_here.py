@@ -24,6 +24,9 @@ def live(notebook):
 
 def wait_for(notebook, text):
     for _ in range(600):
+        # what is drawn late above moves the figure out of sight, and
+        # JupyterLab takes cells that are out of sight from the page
+        notebook.slider("balance").scroll_into_view_if_needed()
         if text in live(notebook):
             return
         notebook.page.wait_for_timeout(50)
@@ -41,8 +44,6 @@ def test_all_cells_run_and_four_figures_are_drawn(notebook, screenshots):
 
 
 def test_balance_empties_the_crowded_expert(notebook, screenshots):
-    # JupyterLab takes cells that are out of sight from the page
-    notebook.slider("balance").scroll_into_view_if_needed()
     wait_for(notebook, "Expert A is asked by 11 of 12 words; 3 of 24")
     notebook.press("balance", "End")
     wait_for(notebook, "Every expert is asked by 6 of 12 words; none of 24")
