@@ -203,9 +203,17 @@ class Notebook:
         """Move a slider by keyboard."""
         handle = self.slider(description)
         handle.scroll_into_view_if_needed()
-        handle.focus()
         for _ in range(times):
-            self.page.keyboard.press(key)
+            # focuses each time: JupyterLab moves the focus when it likes
+            handle.press(key)
+
+    def at_end(self, description):
+        """Whether a slider stands as far right as it goes."""
+        now, last = map(
+            self.slider(description).get_attribute,
+            ("aria-valuenow", "aria-valuemax"),
+        )
+        return now == last
 
     def drag(self, description, pixels, steps=20):
         """Move a slider with the mouse, in `steps` small moves."""
@@ -240,10 +248,7 @@ class Notebook:
         handle.focus()
         self.page.evaluate(CLOCK)
         times, keys = [], ["ArrowRight", "ArrowLeft"]
-        now, last = map(
-            handle.get_attribute, ("aria-valuenow", "aria-valuemax")
-        )
-        if now == last:
+        if self.at_end(description):
             keys.reverse()
         for i in range(moves):
             key = keys[i % 2]
