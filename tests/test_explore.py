@@ -225,6 +225,18 @@ def test_any_figure_becomes_any_other():
             assert figure.layout.title.text == second.layout.title.text
 
 
+def test_one_annotation_moves_and_the_others_stay():
+    first, second = go.Figure(), go.Figure()
+    first.layout.meta, second.layout.meta = {"a": 1, "b": 2}, {"a": 1}
+    for figure, text in ((first, "one"), (second, "two")):
+        figure.add_annotation(text="same", x=0, y=0)
+        figure.add_annotation(text=text, x=1, y=1, font=dict(size=9))
+    second.layout.annotations[1].font = dict(color="red")
+    figure = changed(first, second)
+    assert figure.layout.annotations == second.layout.annotations
+    assert figure.layout.meta == {"a": 1}
+
+
 def test_the_template_is_not_sent_again():
     figure = changed(figures.histogram([1]), figures.histogram([1, 2]))
     assert figure.layout.template.layout.font.size == 13

@@ -171,7 +171,7 @@ def test_text_breaks_at_spaces_and_loses_nothing():
 def test_text_keeps_each_value_with_its_character():
     text = "ab <cd&\nef"
     figure = figures.text_strip(text, range(len(text)), "u", "t", width=4)
-    strip, pairs = (figure.data[0].text, figure.data[0].z), {}
+    strip, pairs = (figure.data[0].hovertext, figure.data[0].z), {}
     for signs, values in zip(*strip, strict=True):
         pairs |= {
             v: s for s, v in zip(signs, values, strict=True) if v is not None
@@ -179,6 +179,8 @@ def test_text_keeps_each_value_with_its_character():
     assert [pairs[i] for i in range(len(text))] == [
         "a", "b", " ", "&lt;", "c", "d", "&amp;", "⏎", "e", "f",
     ]  # fmt: skip
+    drawn = [sign for line in figure.data[0].text for sign in line if sign]
+    assert "".join(drawn) == "ab&lt;cd&amp;⏎ef"
 
 
 def test_text_without_a_value_for_each_character_is_refused():

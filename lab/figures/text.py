@@ -19,11 +19,11 @@ def text_strip(text, values, unit, title, note="", width=62, high=None):
             "give one value a character"
         )
     lines = broken(text, width)
-    cells, signs, start = [], [], 0
+    cells, names, start = [], [], 0
     for line in lines:
         gap = [None] * (width - len(line))
         cells.append([*values[start : start + len(line)], *gap])
-        signs.append([*(_visible(c) for c in line), *("" for _ in gap)])
+        names.append([*(_visible(c) for c in line), *("" for _ in gap)])
         start += len(line)
     whole = all(v == int(v) for v in values)
     high = max(values, default=1) if high is None else high
@@ -32,7 +32,9 @@ def text_strip(text, values, unit, title, note="", width=62, high=None):
     strip = dict(
         type="heatmap",
         z=cells,
-        text=signs,
+        # a blank is named under the mouse, but need not be drawn
+        text=[["" if c == " " else c for c in line] for line in names],
+        hovertext=names,
         texttemplate="%{text}",
         textfont=dict(
             family="Menlo, DejaVu Sans Mono, monospace",
@@ -42,7 +44,7 @@ def text_strip(text, values, unit, title, note="", width=62, high=None):
         colorscale=PALE,
         zmin=low,
         zmax=high,
-        hovertemplate=f"“%{{text}}” %{{z:.3g}} {unit}<extra></extra>",
+        hovertemplate=f"“%{{hovertext}}” %{{z:.3g}} {unit}<extra></extra>",
         hoverongaps=False,
         colorbar=colour_bar(
             unit, dtick=max(1, (high - low) // 4) if whole else None

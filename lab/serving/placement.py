@@ -209,16 +209,17 @@ def _best_renaming(groups, w, gpus):
         return np.full((1, 1), w[rows, columns].sum())
     P, G, E = hot.shape
     hot = hot.reshape(P * G, E)
-    flow = (hot @ w @ hot.T).reshape(P, G, P, G).swapaxes(1, 2)
-    kept = flow.reshape(P * P, G * G) @ _renamings(G)
-    return kept.max(axis=1).reshape(P, P)
+    # [G, G, P, P], so that the best of G! renamings is a maximum of rows
+    flow = (hot @ w @ hot.T).reshape(P, G, P, G).transpose(1, 3, 0, 2)
+    kept = _renamings(G) @ flow.reshape(G * G, P * P)
+    return kept.max(axis=0).reshape(P, P)
 
 
 @cache
 def _renamings(gpus: int) -> np.ndarray:
-    """Every renaming of the GPUs as a column of 0 and 1, [G * G, G!]."""
+    """Every renaming of the GPUs as a row of 0 and 1, [G!, G * G]."""
     names = itertools.permutations(range(gpus))
-    return np.stack([np.eye(gpus)[list(p)].ravel() for p in names], axis=1)
+    return np.stack([np.eye(gpus)[list(p)].ravel() for p in names])
 
 
 @cache

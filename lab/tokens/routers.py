@@ -17,7 +17,7 @@ class Routing(NamedTuple):
 
     gate: Gate  # who takes each token, with which weight
     scores: Tensor  # [T, E] softmax of the logits, null experts included
-    loss: Tensor  # [] auxiliary loss, already weighted
+    loss: Tensor | float = 0.0  # [] auxiliary, already weighted; in training
     memory: Any = None  # handed to the next layer's router (RMoE)
 
 
@@ -59,6 +59,8 @@ class TopKRouter(Router):
         logits = hidden @ self.weight
         gate = topk_gate(logits, self.k, renormalize=self.k > 1)
         scores = logits.softmax(dim=1)
+        if not self.training:
+            return Routing(gate, scores)
         loss = self.balance * balance_loss(gate.experts, scores)
         return Routing(gate, scores, loss)
 

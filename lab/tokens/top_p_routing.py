@@ -76,6 +76,8 @@ class TopPRouter(Router):
         logits = hidden @ self.weight / self.temperature
         gate = topp_gate(logits, self.p)
         scores = logits.softmax(dim=1)
+        if not self.training:
+            return Routing(gate, scores)
         loss = self.balance * balance_loss(gate.experts, scores)
         loss = loss + self.entropy_weight * entropy(logits)
         return Routing(gate, scores, loss)
