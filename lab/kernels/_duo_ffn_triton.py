@@ -69,12 +69,17 @@ def duo_ffn_kernel(
 
 
 def blocks(dtype: torch.dtype, D: int) -> tuple[int, int, int, int]:
-    """Rows, width and hidden units of one step, and warps."""
+    """Rows, width and hidden units of one step, and warps.
+
+    A wide row leaves room for few hidden units beside it: with more, some
+    versions of Triton spill a register or two.
+    """
     block_d = max(16, triton.next_power_of_2(D))
+    warps = 8 if block_d > 64 else 4
     if dtype == torch.float32:
         # no matrix units in full precision: registers set the limit
-        return 32, block_d, 32, 8 if block_d > 64 else 4
-    return 64, block_d, 64, 8 if block_d > 64 else 4
+        return 32, block_d, 16 if block_d > 32 else 32, warps
+    return 64, block_d, 32 if block_d > 64 else 64, warps
 
 
 def duo_ffn_triton(
