@@ -8,6 +8,12 @@ matrix units, is seen in a test and not on somebody's GPU.
 
 Interpreted kernels cannot be compiled, so the work runs in processes of its
 own; Triton's cache makes a second run of the same kernels quick.
+
+Each version of Triton compiles to other code, so each has rows of its own and
+is compared with those. To record another than the one installed, unpack it:
+
+    pip install --no-deps --target triton-3.9.0 triton==3.9.0
+    PYTHONPATH=triton-3.9.0 python -m lab.aot --update
 """
 
 import argparse
@@ -33,8 +39,8 @@ COLUMNS = (
 MATRIX = ("hmma", "hgmma", "utchmma", "mfma")
 WORKERS = 2
 
-# (kernel, configuration, target): why it may spill to the stack
-MAY_SPILL: dict[tuple[str, str, str], str] = {}
+# (kernel, configuration, target, triton): why it may spill to the stack
+MAY_SPILL: dict[tuple[str, str, str, str], str] = {}
 
 
 def compiled(entry, target: str):
@@ -131,8 +137,7 @@ def faults(found: dict, recorded: dict | None, matrix_units: bool) -> list:
     """What is wrong with a row, in sentences; nothing if all is well."""
     where = "{kernel} {configuration} on {target}".format(**found)
     wrong = []
-    spill = (found["kernel"], found["configuration"], found["target"])
-    if found["stack"] and spill not in MAY_SPILL:
+    if found["stack"] and tuple(found[name] for name in KEY) not in MAY_SPILL:
         wrong.append(f"{where} spills {found['stack']} bytes; 0 are allowed")
     if found["target"] == "sm_75" and found["shared"] > 65536:
         wrong.append(
@@ -176,18 +181,22 @@ def write_ledger(rows: dict[tuple, dict], path: Path = LEDGER) -> None:
         writer.writerows(rows[key] for key in sorted(rows))
 
 
-def work(share: int, only: str) -> None:
-    """Compile every ``WORKERS``-th entry and print its row as JSON."""
+def jobs(only: str) -> list[tuple]:
+    """Declaration, entry and target of all that one operation compiles."""
     from lab.kernels.declaration import all_declarations
 
-    jobs = [
+    return [
         (declaration, entry, target)
         for declaration in all_declarations()
         if only in ("", declaration.name)
         for entry in declaration.compiles
         for target in entry.targets
     ]
-    for declaration, entry, target in jobs[share::WORKERS]:
+
+
+def work(share: int, only: str) -> None:
+    """Compile every ``WORKERS``-th entry and print its row as JSON."""
+    for declaration, entry, target in jobs(only)[share::WORKERS]:
         found = row(declaration, entry, target)
         print(json.dumps([found, entry.matrix_units]), flush=True)
 

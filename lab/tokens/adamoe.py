@@ -385,27 +385,30 @@ def _checkpoint(null_experts: int, loss: str, schedule: str) -> str:
     return f"adamoe-{null_experts}-nulls-{loss}-loss-{schedule}"
 
 
-def _saving(seed: int, **parameters) -> float:
+def _saving(seed: int, top_k: int, null_experts: int, **budget) -> float:
     """Percent of top-2's expert calls that AdaMoE does not make."""
-    result = experiment(seed, **parameters)
-    return 100 * (1 - result.null_loss.load / result.top_2.load)
+    ours = arm(seed, top_k, null_experts, **budget)
+    return 100 * (1 - ours.load / arm(seed, 2, 0, **budget).load)
 
 
-def _quality(seed: int, **parameters) -> float:
+def _quality(seed: int, top_k: int, null_experts: int, **budget) -> float:
     """Bits per character that AdaMoE loses against top-2."""
-    result = experiment(seed, **parameters)
-    return result.null_loss.bits - result.top_2.bits
+    ours = arm(seed, top_k, null_experts, **budget)
+    return ours.bits - arm(seed, 2, 0, **budget).bits
 
 
-def _against_mixing(seed: int, **parameters) -> float:
+def _against_mixing(
+    seed: int, top_k: int, null_experts: int, **budget
+) -> float:
     """Bits lost against the line from top-1 to top-2 at the same load."""
-    one, two, adamoe, _ = experiment(seed, **parameters)
-    return bits_above_mixing(adamoe.bits, adamoe.load, one.bits, two.bits)
+    ours = arm(seed, top_k, null_experts, **budget)
+    one, two = (arm(seed, k, 0, **budget).bits for k in (1, 2))
+    return bits_above_mixing(ours.bits, ours.load, one, two)
 
 
-def _null_loss(seed: int, **parameters) -> float:
+def _null_loss(seed: int, top_k: int, null_experts: int, **budget) -> float:
     """Bits per character that eq. 6 loses against the plain balance loss."""
-    result = experiment(seed, **parameters)
+    result = experiment(seed, top_k, null_experts, **budget)
     return result.null_loss.bits - result.ordinary_loss.bits
 
 
