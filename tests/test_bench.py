@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lab.bench import peers, suite, table, timing
+from lab.bench import limits, peers, suite, table, timing
 from lab.bench.suite import Case
 from lab.bench.timing import Roofs, Timing
 from lab.kernels.declaration import Cost
@@ -164,3 +164,17 @@ def test_a_table_read_and_written_again_is_the_same(tmp_path):
     rows = table.recorded("2-core x86-64 CPU")
     again = table.write(rows, tmp_path / "again.csv").read_text()
     assert again == kept
+
+
+def test_limits_need_no_gpu_and_follow_from_the_sizes(capsys):
+    found = {(x.case, x.mode): x for x in limits.limits()}
+    wide = found["E128 k8 T32768", "forward"]
+    # 8 experts a token, three matrices of 2048 x 768, two FLOPs an entry
+    assert wide.teraflops == pytest.approx(32768 * 8 * 3 * 2048 * 768 * 2e-12)
+    assert wide.ms["H200"] == pytest.approx(1e3 * wide.teraflops / 989)
+    # a few tokens read many weights and do little: bandwidth is the limit
+    few = found["E128 k8 T16", "forward"]
+    assert few.ms["H200"] == pytest.approx(few.gigabytes / 4.8)
+    assert found["E128 k8 T32768", "backward"].ms["H200"] > wide.ms["H200"]
+    assert suite.main(["--limits"]) == 0
+    assert "computed, not measured" in capsys.readouterr().out

@@ -4,6 +4,7 @@
     lab bench --quick           the small ones, under a minute
     lab bench --record          write data/bench/<machine>.csv as well
     lab bench --only moe_layer  one operation
+    lab bench --limits          what no GPU can beat, without measuring
 
 On a GPU each kernel runs against its reference at its large examples, in
 every dtype. On a CPU there is no kernel to run, the interpreter's time means
@@ -279,7 +280,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="small cases")
     parser.add_argument("--record", action="store_true", help="keep the table")
     parser.add_argument("--only", default="", help="one operation, by name")
+    parser.add_argument(
+        "--limits", action="store_true", help="by data sheet, needs no GPU"
+    )
     options = parser.parse_args(arguments)
+    if options.limits:
+        # it takes the sizes from here
+        from lab.bench import limits
+
+        print(limits.shown())
+        return 0
     if options.record and (options.quick or options.only):
         parser.error("record a whole run: no --quick, no --only")
     torch.set_num_threads(1)

@@ -1,0 +1,90 @@
+"""What the layer cannot be faster than, from data sheets, with no GPU.
+
+Counted are the least bytes and FLOPs of each benchmarked size, as in a
+measured table; a data sheet's bandwidth and dense matrix rate turn them into
+the least milliseconds. Nothing here was measured, and no GPU reaches its data
+sheet: copies get about 90 % of it, large matrix products 70 to 80 %.
+
+    lab bench --limits
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+
+from lab.bench.suite import ON_GPU, layer_costs
+from lab.bench.table import floor_ms
+from lab.bench.timing import Roofs
+from lab.kernels.moe_layer import LAUNCHES, LAUNCHES_BACKWARD
+from lab.kernels.topk_gate import topk_gate_reference
+
+# TB/s, and TFLOP/s in bf16 (a T4, which has none: in fp16), without sparsity
+SHEETS = {
+    "T4": (0.32, 65),
+    "A100 80 GB": (2.04, 312),
+    "H100": (3.35, 989),
+    "H200": (4.8, 989),
+    "MI300X": (5.3, 1307),
+}
+
+
+class Limit(NamedTuple):
+    """One size of the layer, in one direction."""
+
+    case: str
+    mode: str
+    launches: int
+    gigabytes: float
+    teraflops: float
+    ms: dict[str, float]  # the least time, by GPU
+
+
+def limits() -> Iterator[Limit]:
+    """The limits of all sizes that are benchmarked on a GPU, in 16 bits."""
+    width = torch.bfloat16
+    for case in ON_GPU:
+        for T in case.tokens:
+            for mode, cost in layer_costs(
+                case, T, width, _sizes(case, T)
+            ).items():
+                yield Limit(
+                    f"{case.name} T{T}",
+                    mode,
+                    LAUNCHES if mode == "forward" else LAUNCHES_BACKWARD,
+                    cost.bytes / 1e9,
+                    cost.flops / 1e12,
+                    {gpu: _least(cost, *SHEETS[gpu]) for gpu in SHEETS},
+                )
+
+
+def _sizes(case, T):
+    """Inputs of the layer without memory, but for the gate's choices."""
+    generator = torch.Generator().manual_seed(0)
+    gate = topk_gate_reference(
+        torch.randn(T, case.E, generator=generator), case.k
+    )
+    E, H, F = case.E, case.H, case.F
+    up, down = (E, H, 2 * F), (E, F, H)
+    return None, gate, *(torch.empty(s, device="meta") for s in (up, down))
+
+
+def _least(cost, terabytes, teraflops):
+    roofs = Roofs(terabytes * 1e12, {"16 bit": teraflops * 1e12})
+    return floor_ms(*cost, roofs, "16 bit")
+
+
+def shown() -> str:
+    """The limits as lines for a terminal."""
+    head = "".join(f"{gpu:>12}" for gpu in SHEETS)
+    lines = [
+        "least milliseconds by data sheet, 16 bits; computed, not measured",
+        f"{'layer':28}{'mode':10}{'launches':>9}{'GB':>10}{'TFLOP':>10}{head}",
+    ]
+    for case, mode, launches, gigabytes, teraflops, ms in limits():
+        times = "".join(f"{value:12.2g}" for value in ms.values())
+        lines.append(
+            f"{case:28}{mode:10}{launches:9}{gigabytes:10.2g}"
+            f"{teraflops:10.2g}{times}"
+        )
+    return "\n".join(lines)
