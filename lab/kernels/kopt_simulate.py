@@ -242,12 +242,13 @@ def _cost(tours, candidates, potentials, distances, draws) -> Cost:
     return Cost(B * (per_tour + S * (4 + 12 * D + 12)), 0)
 
 
-def _compile(C: int) -> Compile:
+def _compile(C: int, hip: bool) -> Compile:
     pointers = (
         "tours", "places", "candidates", "potentials", "distances", "draws",
         "gain", "depth", "start", "prefixes", "tried",
     )  # fmt: skip
-    block_s, block_c = blocks(C)
+    block_s, block_c = blocks(C, hip)
+    nvidia = ("sm_75", "sm_80", "sm_90", "sm_100")
     sizes = ("S", "n", "C", "D", "stride_b", "stride_i", "stride_j")
     return Compile(
         f"{C} candidates",
@@ -256,6 +257,7 @@ def _compile(C: int) -> Compile:
         | dict.fromkeys(sizes, "i32"),
         constants={"BLOCK_S": block_s, "BLOCK_C": block_c},
         num_warps=1,
+        targets=("gfx942",) if hip else nvidia,
     )
 
 
@@ -299,5 +301,7 @@ DECLARATION = Declaration(
         ),
     ),
     cost=_cost,
-    compiles=tuple(map(_compile, (5, 16, 64, 512))),
+    compiles=tuple(
+        _compile(C, hip) for C in (5, 16, 64, 512) for hip in (False, True)
+    ),
 )  # fmt: skip
