@@ -105,6 +105,15 @@ class Page:
         return f"lab.{self.part.name}.{self.mechanism}"
 
     @property
+    def keeper(self) -> str:
+        """The module that trains again what the pictures use.
+
+        `lab.tokens.adamoe_recorded` where there is one, else the mechanism.
+        """
+        recorded = self.source.with_stem(f"{self.mechanism}_recorded")
+        return f"{self.module}_recorded" if recorded.is_file() else self.module
+
+    @property
     def colab_url(self) -> str:
         return (
             "https://colab.research.google.com/github/"

@@ -262,12 +262,12 @@ def train(chapter: WhichChapter) -> None:
     one = known(chapter)
     if not one.source.is_file():
         raise ValueError(f"chapter {one.number} ({one.slug}) is still to come")
-    mechanism = import_module(one.module)
-    if not hasattr(mechanism, "train_checkpoints"):
+    keeper = import_module(one.keeper)
+    if not hasattr(keeper, "train_checkpoints"):
         raise ValueError(
             f"chapter {one.number} ({one.slug}) keeps no trained models"
         )
-    mechanism.train_checkpoints(tqdm)
+    keeper.train_checkpoints(tqdm)
 
 
 @app.command()

@@ -83,6 +83,11 @@ def test_the_paths_and_links_of_a_chapter():
     )
 
 
+def test_what_is_recorded_has_a_file_of_its_own_or_stays():
+    assert chapter("bricks").keeper == "lab.tokens.bricks_recorded"
+    assert chapter("arena").keeper == "lab.tokens.arena"
+
+
 @pytest.mark.parametrize(
     ("key", "hint"),
     [

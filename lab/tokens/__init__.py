@@ -28,7 +28,8 @@ Of the closing notebook, ``arena``: ``arena_records``, ``arena_view`` and
 Of one chapter: ``union_gate``, ``union_layers``, ``union_recorded`` and
 ``union_router`` are parts of 06, Union of Experts; ``duo_char_lm``,
 ``duo_routes``, ``duo_router`` and ``duo_recorded`` of 07, Duo-LLM;
-``brick_scores`` and ``custom_bricks`` of 09, bricks.
+``brick_scores``, ``brick_damage`` and ``custom_bricks`` of 09, bricks.
 ``domain_experts``, ``pre_gating``, ``expert_cache``, ``expert_batching`` and
-``pre_gate_router`` are parts of 08, Read-ME.
+``pre_gate_router`` are parts of 08, Read-ME. What the pictures of a chapter
+show, recorded, stands in ``<its name>_recorded``.
 """

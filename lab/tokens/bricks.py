@@ -23,216 +23,23 @@ test text and judged on the other. Pruning is to zero; a neuron's mean, its
 offset, goes with it. The operations on bricks, which the paper surveys
 without measuring them, are in `custom_bricks`. No code of the authors was
 found.
+
+Scores are in `brick_scores`, the measurement in `brick_damage`, and what the
+pictures show in `bricks_recorded`.
 """
 
-from collections.abc import Callable
-from functools import cache, partial
-from typing import NamedTuple
+from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from lab.claims import Claim
-from lab.data import DATA, read_arrays
 from lab.exercises import Exercise
 from lab.kernels.ap_counts import ap_counts
-from lab.tokens import brick_scores
-from lab.tokens.brick_scores import INDICATORS, PER_DOMAIN, most
+from lab.tokens.brick_damage import SPARSE, SPARSER, F, measure, percent
+from lab.tokens.brick_scores import INDICATORS, PER_DOMAIN
 from lab.tokens.custom_bricks import use
-from lab.tokens.dense_lm import (
-    STEPS,
-    DenseLM,
-    recorded,
-    trained,
-)
-from lab.tokens.domains import DOMAINS
-
-F = len(DOMAINS)
-SPARSE, SPARSER = 0.7, 0.8  # of the neurons that a token can do without
-HALF = 0.5  # of the neurons, for running only what a function needs
-LAYERS = ("all", "1", "2", "3")
-PERCENT = (0, 1, 2, 3, 5, 7.5, 10, 15, 20, 30)  # of every layer, pruned
-UNITS = {"%": "% perplexity", "bits": "bits per character"}  # of damage
-PRUNED = "bricks/pruned.npz"
-
-
-class Tables(NamedTuple):
-    """Who matters to whom: three ways to rank the neurons of a layer."""
-
-    score: Tensor  # [F, L, n] FuncScore
-    activation: Tensor  # [F, L, n] mean |a| in the function's instances
-    chance: Tensor  # [F, L, n] dice
-
-
-WAYS = {
-    "score": "the best scores",
-    "activation": "the most active",
-    "chance": "at random",
-}
-
-
-def tables(
-    model: DenseLM, seed: int = 0, per_domain: int = PER_DOMAIN
-) -> Tables:
-    """Rank the neurons on the windows for choosing; the seed throws dice."""
-    seen = brick_scores.instances("choose", per_domain)
-    means = brick_scores.activations(model, seen)
-    _, *shape = means.shape
-    return Tables(
-        score=brick_scores.function_scores(means, seen),
-        activation=means.unflatten(0, (F, -1)).mean(dim=1),
-        chance=torch.stack(
-            [brick_scores.at_random(shape, 100 * seed + f) for f in range(F)]
-        ),
-    )
-
-
-class Found(NamedTuple):
-    """What one model's neurons turned out to be."""
-
-    best: Tensor  # [F] highest score for each function
-    best_by_chance: Tensor  # [F] the same for neurons that know nothing
-    mean: float  # score over neurons and functions
-    mean_by_chance: float
-    damage: Tensor  # [F, F] bits, without the best neurons of f
-    by_activation: Tensor  # [F, F] without the most active ones
-    at_random: Tensor  # [F] without as many at random
-    overlap: float  # of the best neurons of two functions, mean of all pairs
-    half: Tensor  # [F] bits with the better half of f's neurons alone
-    half_at_random: Tensor  # [F] with any half
-    sparse: dict  # (share, indicator): bits that it costs
-
-
-@cache
-def measure(
-    seed: int, per_domain: int = PER_DOMAIN, pretraining: int = STEPS
-) -> Found:
-    """Score the neurons of one model, then take them away."""
-    model = trained(seed, pretraining)
-    score, activation, chance = tables(model, seed, per_domain)
-    seen = brick_scores.instances("choose", per_domain)
-    judge = brick_scores.instances("judge", per_domain)
-    lucky = brick_scores.chance_scores(score.shape[1:], seen, seed)
-    shared = brick_scores.overlap(score)
-    whole = brick_scores.bits(model, judge).mean().item()
-    tries = [(SPARSE, "activation")] + [(SPARSER, i) for i in INDICATORS]
-
-    def alone(table: Tensor) -> Tensor:
-        halves = [~most(one, HALF) for one in table]
-        kept = [brick_scores.bits(model, judge, half) for half in halves]
-        return torch.stack(kept).diagonal()
-
-    return Found(
-        best=score.flatten(1).amax(dim=1),
-        best_by_chance=lucky.flatten(1).amax(dim=1),
-        mean=score.mean().item(),
-        mean_by_chance=brick_scores.expected_chance(
-            per_domain, F * per_domain
-        ),
-        damage=brick_scores.damage(model, judge, score),
-        by_activation=brick_scores.damage(model, judge, activation),
-        at_random=brick_scores.damage(model, judge, chance).mean(dim=0),
-        overlap=((shared.sum() - F) / (F * F - F)).item(),
-        half=alone(score),
-        half_at_random=alone(chance),
-        sparse={
-            one: brick_scores.sparse_bits(model, judge, *one) - whole
-            for one in tries
-        },
-    )
-
-
-def percent(bits: Tensor) -> Tensor:
-    """A damage in bits per character as the rise of perplexity in per cent."""
-    return 100 * (2**bits - 1)
-
-
-class Scene(NamedTuple):
-    """A model that lost some neurons, for a picture."""
-
-    texts: dict[str, str]  # a passage of the function, and another one
-    lost: dict[str, list[float]]  # bits more that each character costs
-    damage: Tensor  # [F, F] to each domain, row f pruned for f
-    aimed: Tensor  # [F, F] the same if the best scores were pruned
-    row: int  # the function whose neurons are gone
-
-
-def picture(
-    by: str = "score",
-    function: str = "tables",
-    pruned: float = 5,
-    layer: str = "all",
-    unit: str = "bits",
-) -> Scene:
-    """Prune ``pruned`` per cent of the neurons of ``function``.
-
-    The passages are read anew; the damage to whole domains was recorded by
-    `train_checkpoints`. Its ``unit`` is "bits" per character or "%" more
-    perplexity.
-    """
-    row, known = DOMAINS.index(function), _known()
-    gone = _gone(known[by][row], pruned, layer)
-    names = [function, "python" if function != "python" else "prose"]
-    texts, lost = {}, {}
-    for name in names:
-        seen = brick_scores.passage(name)
-        whole = brick_scores.token_bits(recorded(), seen)
-        left = brick_scores.token_bits(recorded(), seen, gone)
-        texts[name] = seen.text
-        lost[name] = (left - whole).clamp(min=0).tolist()
-    place = LAYERS.index(layer), PERCENT.index(pruned)
-    damage = known["damage"][:, *place]
-    if unit == "%":
-        damage = percent(damage)
-    ways = list(WAYS)
-    return Scene(
-        texts, lost, damage[ways.index(by)], damage[ways.index("score")], row
-    )
-
-
-def _gone(table: Tensor, pruned: float, layer: str) -> Tensor:
-    """The neurons to prune, [L, n], of all layers or of one."""
-    gone = most(table, pruned / 100)
-    if layer != "all":
-        only = torch.arange(len(gone)) == int(layer) - 1
-        gone &= only[:, None]
-    return gone
-
-
-@cache
-def _known() -> dict[str, Tensor]:
-    arrays = read_arrays(PRUNED)
-    return {name: torch.from_numpy(a).float() for name, a in arrays.items()}
-
-
-def train_checkpoints(progress: Callable = iter) -> None:
-    """Prune the recorded model in every way that a picture shows.
-
-    About three minutes; `lab train 08` makes the model itself.
-    """
-    model, judge = recorded(), brick_scores.instances("judge")
-    ranked = tables(model)
-    whole = brick_scores.bits(model, judge)
-    damage = [
-        brick_scores.bits(model, judge, _gone(table[f], share, layer)) - whole
-        for table, layer, share, f in progress(
-            [
-                (table, layer, share, f)
-                for table in ranked
-                for layer in LAYERS
-                for share in PERCENT
-                for f in range(F)
-            ]
-        )
-    ]
-    shape = (len(WAYS), len(LAYERS), len(PERCENT), F, F)
-    arrays = ranked._asdict() | {"damage": torch.stack(damage).view(shape)}
-    path = DATA / PRUNED
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(
-        path, **{name: table.numpy() for name, table in arrays.items()}
-    )
+from lab.tokens.dense_lm import STEPS
 
 
 def _own(table: Tensor) -> float:

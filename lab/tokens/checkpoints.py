@@ -2,8 +2,8 @@
 
 A checkpoint holds the weights in half precision (a hundredth of a percent of
 the loss) and, as text, how it was trained. `lab train 01` makes a chapter's
-checkpoints again: each mechanism that keeps some has a function
-``train_checkpoints(progress)``.
+checkpoints again: each chapter that keeps some has a function
+``train_checkpoints(progress)``, in `<its name>_recorded` if that is there.
 """
 
 import json

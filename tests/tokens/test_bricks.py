@@ -8,8 +8,10 @@ import torch
 
 from lab.exercises import check
 from lab.tokens import bricks
+from lab.tokens.brick_damage import percent, tables
 from lab.tokens.brick_scores import (
     DOMAINS,
+    INDICATORS,
     WINDOW,
     activations,
     at_random,
@@ -25,6 +27,7 @@ from lab.tokens.brick_scores import (
     token_bits,
 )
 from lab.tokens.bricks import EXERCISES
+from lab.tokens.bricks_recorded import picture
 from lab.tokens.char_lm import CONTEXT
 from lab.tokens.dense_lm import recorded
 
@@ -115,7 +118,7 @@ def test_random_sets_overlap_as_much_as_chance_says():
 def test_masking_nothing_changes_nothing_and_more_costs_more():
     model, seen = recorded(), few()
     whole = bits(model, seen).mean().item()
-    for indicator in bricks.INDICATORS:
+    for indicator in INDICATORS:
         costs = [
             sparse_bits(model, seen, share, indicator)
             for share in (0.0, 0.9, 0.97)
@@ -129,13 +132,13 @@ def test_the_two_indicators_agree_where_all_neurons_write_alike():
     with torch.no_grad():
         for layer in model.layers:
             layer.w_down /= layer.w_down.norm(dim=1, keepdim=True)
-    one, other = (sparse_bits(model, seen, 0.9, i) for i in bricks.INDICATORS)
+    one, other = (sparse_bits(model, seen, 0.9, i) for i in INDICATORS)
     assert one == pytest.approx(other, abs=1e-5)
 
 
 def test_bits_and_per_cent_are_one_damage():
-    assert bricks.percent(torch.tensor(1.0)).item() == pytest.approx(100)
-    assert bricks.percent(torch.tensor(0.0)).item() == 0
+    assert percent(torch.tensor(1.0)).item() == pytest.approx(100)
+    assert percent(torch.tensor(0.0)).item() == 0
 
 
 def test_every_claim_runs_on_few_windows():
@@ -148,21 +151,21 @@ def test_every_claim_runs_on_few_windows():
 
 
 def test_in_the_recorded_picture_the_own_text_breaks():
-    dice = bricks.picture("chance", "tables", 5)
+    dice = picture("chance", "tables", 5)
     for function in ("tables", "python"):
-        aimed = bricks.picture("score", function, 5)
+        aimed = picture("score", function, 5)
         own = aimed.damage[aimed.row, aimed.row]
         assert aimed.damage[aimed.row].argmax() == aimed.row
         assert own > dice.damage[aimed.row, aimed.row]
         assert torch.equal(aimed.damage, aimed.aimed)
     assert torch.equal(dice.aimed, aimed.aimed)
-    rise = bricks.picture("score", "tables", 5, unit="%").damage
-    tables = DOMAINS.index("tables")
-    assert rise[tables, tables] > 10 * rise[tables].sort().values[-2]
+    rise = picture("score", "tables", 5, unit="%").damage
+    row = DOMAINS.index("tables")
+    assert rise[row, row] > 10 * rise[row].sort().values[-2]
 
 
 def test_nothing_pruned_costs_nothing():
-    nothing = bricks.picture("score", "python", 0)
+    nothing = picture("score", "python", 0)
     assert nothing.damage.abs().max() == 0
     assert max(nothing.lost["python"]) == 0
     for name, text in nothing.texts.items():
@@ -170,8 +173,8 @@ def test_nothing_pruned_costs_nothing():
 
 
 def test_the_recorded_damage_is_that_of_the_recorded_model():
-    found = bricks.picture("score", "tables", 5, "2")
-    gone = most(bricks.tables(recorded()).score[found.row], 0.05)
+    found = picture("score", "tables", 5, "2")
+    gone = most(tables(recorded()).score[found.row], 0.05)
     gone &= (torch.arange(3) == 1)[:, None]
     seen = instances("judge")
     damage = bits(recorded(), seen, gone) - bits(recorded(), seen)
@@ -181,9 +184,9 @@ def test_the_recorded_damage_is_that_of_the_recorded_model():
 
 
 def test_one_layer_alone_costs_less_than_all():
-    everywhere = bricks.picture("score", "python", 30).damage[0, 0]
+    everywhere = picture("score", "python", 30).damage[0, 0]
     for layer in "123":
-        there = bricks.picture("score", "python", 30, layer).damage[0, 0]
+        there = picture("score", "python", 30, layer).damage[0, 0]
         assert there < everywhere
 
 
