@@ -33,8 +33,9 @@ def forward_inputs(
     }
 
 
-def backward_inputs(seed, device, dtype, **options):
-    """The same with a pre-activation and a gradient, NaN past the end."""
+def backward_inputs(seed, device, dtype, wanted=None, **options):
+    """The same with a pre-activation and a gradient, NaN past the end, and
+    the gradients that are ``wanted`` if not all."""
     inputs = forward_inputs(seed, device, dtype, **options)
     R, kept = len(inputs["pairs"]), int(inputs["offsets"][-1])
     generator = torch.Generator().manual_seed(seed + 1)
@@ -43,7 +44,12 @@ def backward_inputs(seed, device, dtype, **options):
         drawn = torch.randn(R, weight.shape[2], generator=generator)
         drawn[kept:] = float("nan")
         inputs[name] = drawn.to(device, dtype)
-    return inputs
+    return inputs | ({"wanted": wanted} if wanted else {})
+
+
+def _pruned(name, activation, *wanted):
+    sizes = {"T": 40, "E": 4, "S": 2, "H": 24, "F": 20, "empty": 0.2}
+    return Example(name, sizes | {"activation": activation, "wanted": wanted})
 
 
 def _example(name, T, E, S, H, F, activation, empty=0.0, only=None, **kind):
@@ -65,4 +71,12 @@ EXAMPLES = (
     _example("no token", 0, 2, 1, 8, 4, "relu", degenerate=True),
     _example("Mixtral-like", 4096, 8, 2, 4096, 14336, "swiglu", large=True),
     _example("fine-grained", 8192, 128, 8, 2048, 768, "swiglu", large=True),
+)
+
+# for the backward pass: only some gradients are wanted
+PRUNED = (
+    _pruned("tokens only", "swiglu", True, False, False),
+    _pruned("weights only", "swiglu", False, True, True),
+    _pruned("w_up only", "gelu", False, True, False),
+    _pruned("w_down only", "relu", False, False, True),
 )

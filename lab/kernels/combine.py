@@ -21,6 +21,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
+from lab.kernels._wanted import or_none, wanted
 from lab.kernels.combine_backward import combine_backward
 from lab.kernels.declaration import Compile, Cost, Declaration, Example
 
@@ -142,9 +143,9 @@ def _remember(ctx, inputs, output):
 
 
 def _backward(ctx, grad):
-    grad_rows, grad_weights = combine_backward(
-        *ctx.saved_tensors, grad.contiguous()
-    )
+    needed = wanted(ctx, 0, 2)
+    found = combine_backward(*ctx.saved_tensors, grad.contiguous(), needed)
+    grad_rows, grad_weights = or_none(found, needed)
     return grad_rows, None, grad_weights
 
 

@@ -9,9 +9,11 @@ A row belongs to one slot at most, so each token writes its own rows and no
 two programs meet: no atomics, the same bits on every run.
 
 Bytes: g and v read once, dv written twice (it starts at zero, because rows
-past the last expert must not hold garbage), 12 per slot.
+past the last expert must not hold garbage), 12 per slot. Less where one of
+the two is not wanted: a frozen gate needs no v, frozen experts no dv.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,7 +21,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lab.kernels._wanted import like
 from lab.kernels.declaration import Compile, Cost, Declaration, Example
+
+BOTH = True, True  # gradients
 
 
 class CombineGradients(NamedTuple):
@@ -28,12 +33,17 @@ class CombineGradients(NamedTuple):
 
 
 def combine_backward(
-    expert_rows: Tensor, rows: Tensor, weights: Tensor, grad: Tensor
+    expert_rows: Tensor,
+    rows: Tensor,
+    weights: Tensor,
+    grad: Tensor,
+    wanted: Sequence[bool] = BOTH,
 ) -> CombineGradients:
     """Gradients of expert_rows [R, H] and weights [T, S] from grad [T, H].
 
     ``rows`` [T, S] points from slots to rows, -1 from an empty slot, and
-    no two slots to the same row. O(T S H).
+    no two slots to the same row. A gradient that is not ``wanted`` (in the
+    order of the result) is empty. O(T S H).
     """
     if grad.shape != (rows.shape[0], expert_rows.shape[1]):
         raise ValueError(
@@ -41,25 +51,33 @@ def combine_backward(
             f" {expert_rows.shape[1]} were combined"
         )
     return CombineGradients(
-        *_combine_backward(expert_rows, rows, weights, grad)
+        *_combine_backward(expert_rows, rows, weights, grad, wanted)
     )
 
 
 def combine_backward_reference(
-    expert_rows: Tensor, rows: Tensor, weights: Tensor, grad: Tensor
+    expert_rows: Tensor,
+    rows: Tensor,
+    weights: Tensor,
+    grad: Tensor,
+    wanted: Sequence[bool] = BOTH,
 ) -> CombineGradients:
     """Both formulas in plain PyTorch, over the filled slots."""
+    grad_rows, grad_weights = like((expert_rows, weights), wanted)
+    rows_wanted, weights_wanted = wanted
     slot = (rows.flatten() >= 0).nonzero()[:, 0]
     row = rows.flatten().index_select(0, slot)
     wide = torch.promote_types(expert_rows.dtype, weights.dtype)
-    v = expert_rows.index_select(0, row).to(wide)
     g = grad.index_select(0, slot // rows.shape[1]).to(wide)
-    w = weights.flatten().index_select(0, slot).to(wide)
-    grad_rows = expert_rows.new_zeros(expert_rows.shape)
-    grad_rows.index_copy_(0, row.long(), (w[:, None] * g).to(grad_rows.dtype))
-    grad_weights = weights.new_zeros(rows.numel())
-    grad_weights.index_copy_(0, slot, (v * g).sum(1).to(weights.dtype))
-    return CombineGradients(grad_rows, grad_weights.view(rows.shape))
+    if rows_wanted:
+        w = weights.flatten().index_select(0, slot).to(wide)
+        dv = (w[:, None] * g).to(grad_rows.dtype)
+        grad_rows.zero_().index_copy_(0, row.long(), dv)
+    if weights_wanted:
+        v = expert_rows.index_select(0, row).to(wide)
+        dw = (v * g).sum(1).to(weights.dtype)
+        grad_weights.zero_().view(-1).index_copy_(0, slot, dw)
+    return CombineGradients(grad_rows, grad_weights)
 
 
 @triton.jit
@@ -67,6 +85,7 @@ def combine_backward_kernel(
     expert_rows_ptr, rows_ptr, weights_ptr, grad_ptr,
     grad_rows_ptr, grad_weights_ptr,
     T, S, H, R,
+    ROWS: tl.constexpr, WEIGHTS: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_H: tl.constexpr,
 ):  # fmt: skip
     t = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
@@ -81,44 +100,53 @@ def combine_backward_kernel(
         for s in range(0, S):
             row = tl.load(rows_ptr + t * S + s, mask=t < T, other=-1)
             filled = (row >= 0) & (row < R)
-            weight = tl.load(weights_ptr + t * S + s, mask=filled, other=0.0)
             at = row.to(tl.int64)[:, None] * H + h[None, :]
             inside = filled[:, None] & (h[None, :] < H)
-            value = tl.load(expert_rows_ptr + at, mask=inside, other=0.0).to(
-                tl.float32
-            )
-            part = tl.sum(value * grad, 1)
-            here = slots[None, :] == s
-            grad_weights += tl.where(here, part[:, None], 0.0)
-            pull = weight.to(tl.float32)[:, None] * grad
-            tl.store(
-                grad_rows_ptr + at,
-                pull.to(grad_rows_ptr.dtype.element_ty),
-                mask=inside,
-            )
-    tl.store(
-        grad_weights_ptr + t[:, None] * S + slots[None, :],
-        grad_weights.to(grad_weights_ptr.dtype.element_ty),
-        mask=(t[:, None] < T) & (slots[None, :] < S),
-    )
+            if WEIGHTS:
+                value = tl.load(expert_rows_ptr + at, mask=inside, other=0.0)
+                part = tl.sum(value.to(tl.float32) * grad, 1)
+                here = slots[None, :] == s
+                grad_weights += tl.where(here, part[:, None], 0.0)
+            if ROWS:
+                weight = tl.load(
+                    weights_ptr + t * S + s, mask=filled, other=0.0
+                )
+                pull = weight.to(tl.float32)[:, None] * grad
+                tl.store(
+                    grad_rows_ptr + at,
+                    pull.to(grad_rows_ptr.dtype.element_ty),
+                    mask=inside,
+                )
+    if WEIGHTS:
+        tl.store(
+            grad_weights_ptr + t[:, None] * S + slots[None, :],
+            grad_weights.to(grad_weights_ptr.dtype.element_ty),
+            mask=(t[:, None] < T) & (slots[None, :] < S),
+        )
 
 
 def combine_backward_triton(
-    expert_rows: Tensor, rows: Tensor, weights: Tensor, grad: Tensor
+    expert_rows: Tensor,
+    rows: Tensor,
+    weights: Tensor,
+    grad: Tensor,
+    wanted: Sequence[bool] = BOTH,
 ) -> CombineGradients:
     """Launch the kernel; one program serves a few tokens' slots."""
     T, S = rows.shape
     R, H = expert_rows.shape
-    grad_rows = expert_rows.new_zeros(R, H)
-    grad_weights = weights.new_empty(T, S)
+    grad_rows, grad_weights = like((expert_rows, weights), wanted)
+    rows_wanted, weights_wanted = wanted
+    grad_rows.zero_()
     block_s = triton.next_power_of_2(S)
     block_h = min(1024, triton.next_power_of_2(H))
     block_t = max(1, 1024 // max(block_h, block_s))
-    if T:
+    if T and any(wanted):
         combine_backward_kernel[(triton.cdiv(T, block_t),)](
             expert_rows.contiguous(), rows.contiguous(),
             weights.contiguous(), grad.contiguous(), grad_rows, grad_weights,
             T, S, H, R,
+            ROWS=rows_wanted, WEIGHTS=weights_wanted,
             BLOCK_T=block_t, BLOCK_S=block_s, BLOCK_H=block_h, num_warps=4,
         )  # fmt: skip
     return CombineGradients(grad_rows, grad_weights)
@@ -128,25 +156,30 @@ def combine_backward_triton(
     "lab::combine_backward", mutates_args=(), device_types="cpu"
 )
 def _combine_backward(
-    expert_rows: Tensor, rows: Tensor, weights: Tensor, grad: Tensor
+    expert_rows: Tensor,
+    rows: Tensor,
+    weights: Tensor,
+    grad: Tensor,
+    wanted: Sequence[bool],
 ) -> tuple[Tensor, Tensor]:
-    return tuple(combine_backward_reference(expert_rows, rows, weights, grad))
-
-
-@_combine_backward.register_kernel("cuda")
-def _(expert_rows, rows, weights, grad):
-    return tuple(combine_backward_triton(expert_rows, rows, weights, grad))
-
-
-@_combine_backward.register_fake
-def _(expert_rows, rows, weights, grad):
     return tuple(
-        torch.empty_like(x, memory_format=torch.contiguous_format)
-        for x in (expert_rows, weights)
+        combine_backward_reference(expert_rows, rows, weights, grad, wanted)
     )
 
 
-def _inputs(seed, device, dtype, T, S, H, rest=0, empty=0.0):
+@_combine_backward.register_kernel("cuda")
+def _(expert_rows, rows, weights, grad, wanted):
+    return tuple(
+        combine_backward_triton(expert_rows, rows, weights, grad, wanted)
+    )
+
+
+@_combine_backward.register_fake
+def _(expert_rows, rows, weights, grad, wanted):
+    return tuple(like((expert_rows, weights), wanted))
+
+
+def _inputs(seed, device, dtype, T, S, H, rest=0, empty=0.0, wanted=BOTH):
     """Slots that point to distinct rows in random order, ``rest`` to none."""
     generator = torch.Generator().manual_seed(seed)
     R = T * S + rest
@@ -166,20 +199,26 @@ def _inputs(seed, device, dtype, T, S, H, rest=0, empty=0.0):
         "rows": rows.to(device, torch.int32),
         "weights": weights.to(device, wide),
         "grad": grad.to(device, dtype),
+        "wanted": wanted,
     }
 
 
-def _cost(expert_rows, rows, weights, grad) -> Cost:
+def _cost(expert_rows, rows, weights, grad, wanted=BOTH) -> Cost:
     R, H = expert_rows.shape
     T, S = rows.shape
     kept = int((rows >= 0).sum())
-    moved = (2 * kept + R + T) * H * expert_rows.element_size()
-    return Cost(moved + 12 * T * S, 3 * kept * H)
+    of_rows, of_weights = wanted
+    moved = (of_weights * kept + of_rows * (kept + R) + T) * H
+    slots = 4 + 4 * of_rows + 4 * of_weights
+    return Cost(
+        moved * expert_rows.element_size() + slots * T * S,
+        (of_rows + 2 * of_weights) * kept * H,
+    )
 
 
-def _example(name, T, S, H, rest=0, empty=0.0, **kind):
+def _example(name, T, S, H, rest=0, empty=0.0, wanted=BOTH, **kind):
     sizes = {"T": T, "S": S, "H": H, "rest": rest, "empty": empty}
-    return Example(name, sizes, **kind)
+    return Example(name, sizes | {"wanted": wanted}, **kind)
 
 
 DECLARATION = Declaration(
@@ -194,6 +233,8 @@ DECLARATION = Declaration(
         _example("top 2", 129, 2, 48),
         _example("wide", 9, 3, 1100, rest=4, empty=0.3),
         _example("top-p, S = E", 33, 16, 20, empty=0.8),
+        _example("frozen gate", 9, 3, 40, rest=4, wanted=(True, False)),
+        _example("frozen experts", 9, 3, 40, rest=4, wanted=(False, True)),
         _example("one token", 1, 1, 5, degenerate=True),
         _example("all empty", 7, 2, 8, empty=1.0, degenerate=True),
         _example("no token", 0, 2, 8, degenerate=True),
@@ -202,7 +243,7 @@ DECLARATION = Declaration(
     cost=_cost,
     compiles=tuple(
         Compile(
-            f"H2048 {dtype}",
+            f"H2048 {dtype}{only}",
             combine_backward_kernel,
             signature={
                 "expert_rows_ptr": f"*{dtype}", "rows_ptr": "*i32",
@@ -210,8 +251,14 @@ DECLARATION = Declaration(
                 "grad_rows_ptr": f"*{dtype}", "grad_weights_ptr": "*fp32",
                 "T": "i32", "S": "i32", "H": "i32:16", "R": "i32",
             },
-            constants={"BLOCK_T": 1, "BLOCK_S": 8, "BLOCK_H": 1024},
+            constants={
+                "ROWS": only != " weights", "WEIGHTS": only != " rows",
+                "BLOCK_T": 1, "BLOCK_S": 8, "BLOCK_H": 1024,
+            },
         )
-        for dtype in ("fp32", "fp16")
+        for dtype, only in (
+            ("fp32", ""), ("fp16", ""),
+            ("fp32", " rows"), ("fp32", " weights"),
+        )
     ),
 )  # fmt: skip

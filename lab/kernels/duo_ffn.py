@@ -30,6 +30,7 @@ from torch import Tensor
 
 from lab.kernels import runtime
 from lab.kernels._duo_ffn_triton import compiled, duo_ffn_triton
+from lab.kernels._wanted import wanted
 from lab.kernels.declaration import Cost, Declaration, Example
 
 ACTIVATIONS = {"relu": F_.relu, "gelu": F_.gelu}
@@ -141,17 +142,24 @@ def _remember(ctx, inputs, output):
 
 def _backward(ctx, grad):
     tokens, big, w_up, w_down = ctx.saved_tensors
+    of_tokens, of_up, of_down = wanted(ctx, 0, 2, 3)
+    grad_tokens = grad_up = grad_down = None
     own = own_columns(big, w_up, ctx.small)
     z = tokens @ w_up
-    h = ACTIVATIONS[ctx.activation](z) * own
-    grad_h = (grad @ w_down.T) * own
-    if ctx.activation == "relu":
-        grad_z = grad_h * (z > 0)
-    else:
-        grad_z = torch.ops.aten.gelu_backward(grad_h, z)
-    return (
-        grad_z @ w_up.T, None, tokens.T @ grad_z, h.T @ grad, None, None,
-    )  # fmt: skip
+    if of_down:
+        h = ACTIVATIONS[ctx.activation](z) * own
+        grad_down = h.T @ grad
+    if of_tokens or of_up:
+        grad_h = (grad @ w_down.T) * own
+        if ctx.activation == "relu":
+            grad_z = grad_h * (z > 0)
+        else:
+            grad_z = torch.ops.aten.gelu_backward(grad_h, z)
+    if of_tokens:
+        grad_tokens = grad_z @ w_up.T
+    if of_up:
+        grad_up = tokens.T @ grad_z
+    return grad_tokens, None, grad_up, grad_down, None, None
 
 
 _duo_ffn.register_autograd(_backward, setup_context=_remember)

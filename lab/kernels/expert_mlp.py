@@ -35,6 +35,7 @@ from lab.kernels._expert_mlp_triton import (
     product,
     up,
 )
+from lab.kernels._wanted import or_none, wanted
 from lab.kernels.declaration import Cost, Declaration
 from lab.kernels.expert_mlp_backward import expert_mlp_backward
 
@@ -199,9 +200,11 @@ def _backward(ctx, grad, _):
     *tensors, hidden = ctx.saved_tensors
     if not ctx.kept:  # the operator was called without: compute it again
         hidden = _expert_mlp(*tensors, ctx.activation, True)[1]
-    x, w_up, w_down = expert_mlp_backward(
-        *tensors, hidden, grad.contiguous(), ctx.activation
+    needed = wanted(ctx, 0, 4, 5)
+    found = expert_mlp_backward(
+        *tensors, hidden, grad.contiguous(), ctx.activation, needed
     )
+    x, w_up, w_down = or_none(found, needed)
     return x, None, None, None, w_up, w_down, None, None
 
 

@@ -16,11 +16,12 @@ h = act(z), y = h W_down, and dy given for each row r of expert e:
 
 Every sum runs in a fixed order, so the gradients are the same bit for bit on
 every run. FLOPs: 4 R H (F + G) with G = F, or 2 F for swiglu, twice the
-forward pass. Bytes: x, z, dy, the weights and their gradients once.
+forward pass. Bytes: x, z, dy, the weights and their gradients once. Where
+only the weights learn, a quarter of the work (swiglu: a third) is saved.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -34,7 +35,11 @@ from lab.kernels._expert_mlp_backward_triton import (
     hidden_backward,
     weight_backward,
 )
-from lab.kernels._expert_mlp_examples import EXAMPLES, backward_inputs
+from lab.kernels._expert_mlp_examples import (
+    EXAMPLES,
+    PRUNED,
+    backward_inputs,
+)
 from lab.kernels._expert_mlp_triton import (
     BF16,
     EACH_TILE,
@@ -43,8 +48,11 @@ from lab.kernels._expert_mlp_triton import (
     expert_product_kernel,
     product,
 )
+from lab.kernels._wanted import like
 from lab.kernels.combine import combine_reference, sum_rows
 from lab.kernels.declaration import Cost, Declaration
+
+ALL = True, True, True  # gradients
 
 
 class MLPGradients(NamedTuple):
@@ -63,11 +71,13 @@ def expert_mlp_backward(
     hidden: Tensor,
     grad: Tensor,
     activation: str,
+    wanted: Sequence[bool] = ALL,
 ) -> MLPGradients:
     """Gradients of tokens [T, H], w_up [E, H, G] and w_down [E, F, H].
 
     ``hidden`` [R, G] is the pre-activation and ``grad`` [R, H] the gradient
-    of the rows; neither is read past offsets[E]. The rest is as in
+    of the rows; neither is read past offsets[E]. A gradient that is not
+    ``wanted`` (in the order of the result) is empty. The rest is as in
     `lab.kernels.expert_mlp`. O(R H G).
     """
     if hidden.shape != (len(pairs), w_up.shape[2]):
@@ -78,7 +88,7 @@ def expert_mlp_backward(
     return MLPGradients(
         *_expert_mlp_backward(
             tokens, pairs, rows, offsets, w_up, w_down, hidden, grad,
-            activation,
+            activation, wanted,
         )
     )  # fmt: skip
 
@@ -93,6 +103,7 @@ def expert_mlp_backward_reference(
     hidden: Tensor,
     grad: Tensor,
     activation: str,
+    wanted: Sequence[bool] = ALL,
 ) -> MLPGradients:
     """The formulas in plain PyTorch: loops over slices, one per expert."""
     load = offsets.diff().tolist()
@@ -100,19 +111,26 @@ def expert_mlp_backward_reference(
     x = tokens.index_select(0, pairs[:kept] // rows.shape[1]).split(load)
     dy = grad[:kept].split(load)
     h, slope = activate(hidden[:kept], activation)
+    found = MLPGradients(*(tokens.new_empty(0) for _ in wanted))
+    of_tokens, of_up, of_down = wanted
 
-    h_dy = zip(h.split(load), dy, strict=True)
-    grad_w_down = torch.stack([a.T @ b for a, b in h_dy])
+    if of_down:
+        h_dy = zip(h.split(load), dy, strict=True)
+        found = found._replace(w_down=torch.stack([a.T @ b for a, b in h_dy]))
+    if not (of_tokens or of_up):
+        return found
     dy_w = zip(dy, w_down.unbind(), strict=True)
     dz = slope(torch.cat([a @ w.T for a, w in dy_w])).split(load)
-    x_dz = zip(x, dz, strict=True)
-    grad_w_up = torch.stack([a.T @ b for a, b in x_dz])
-    dz_w = zip(dz, w_up.unbind(), strict=True)
-    grad_rows = torch.cat([a @ w.T for a, w in dz_w])
-    # by token, not by row: index_add_ on a GPU would need atomics
-    ones = (rows >= 0).to(grad_rows.dtype)
-    grad_tokens = combine_reference(grad_rows, rows, ones)
-    return MLPGradients(grad_tokens, grad_w_up, grad_w_down)
+    if of_up:
+        x_dz = zip(x, dz, strict=True)
+        found = found._replace(w_up=torch.stack([a.T @ b for a, b in x_dz]))
+    if of_tokens:
+        dz_w = zip(dz, w_up.unbind(), strict=True)
+        grad_rows = torch.cat([a @ w.T for a, w in dz_w])
+        # by token, not by row: index_add_ on a GPU would need atomics
+        ones = (rows >= 0).to(grad_rows.dtype)
+        found = found._replace(tokens=combine_reference(grad_rows, rows, ones))
+    return found
 
 
 def activate(
@@ -143,13 +161,22 @@ def expert_mlp_backward_triton(
     hidden: Tensor,
     grad: Tensor,
     activation: str,
+    wanted: Sequence[bool] = ALL,
 ) -> MLPGradients:
-    """Launch the five kernels; the sum by token is that of `combine`."""
+    """Launch up to five kernels; the sum by token is that of `combine`."""
+    found = MLPGradients(*(tokens.new_empty(0) for _ in wanted))
+    of_tokens, of_up, of_down = wanted
     h, dz = hidden_backward(grad, w_down, hidden, offsets, activation)
-    grad_w_down = weight_backward(h, grad, pairs, offsets, None)
-    grad_w_up = weight_backward(tokens, dz, pairs, offsets, rows.shape[1])
-    grad_rows = product(dz, w_up.mT, offsets)
-    return MLPGradients(sum_rows(grad_rows, rows), grad_w_up, grad_w_down)
+    if of_down:
+        dw = weight_backward(h, grad, pairs, offsets, None)
+        found = found._replace(w_down=dw)
+    if of_up:
+        dw = weight_backward(tokens, dz, pairs, offsets, rows.shape[1])
+        found = found._replace(w_up=dw)
+    if of_tokens:
+        grad_rows = product(dz, w_up.mT, offsets)
+        found = found._replace(tokens=sum_rows(grad_rows, rows))
+    return found
 
 
 @torch.library.custom_op(
@@ -165,50 +192,53 @@ def _expert_mlp_backward(
     hidden: Tensor,
     grad: Tensor,
     activation: str,
+    wanted: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     return tuple(
         expert_mlp_backward_reference(
             tokens, pairs, rows, offsets, w_up, w_down, hidden, grad,
-            activation,
+            activation, wanted,
         )
     )  # fmt: skip
 
 
 @_expert_mlp_backward.register_kernel("cuda")
-def _on_gpu(
-    tokens, pairs, rows, offsets, w_up, w_down, hidden, grad, activation
-):
-    on_matrix_units = runtime.triton_has_tensor_cores(tokens)
-    return tuple(
-        (
-            expert_mlp_backward_triton
-            if on_matrix_units
-            else expert_mlp_backward_reference
-        )(
-            tokens, pairs, rows, offsets, w_up, w_down, hidden, grad,
-            activation,
-        )
-    )  # fmt: skip
+def _on_gpu(tokens, *others):
+    run = expert_mlp_backward_reference
+    if runtime.triton_has_tensor_cores(tokens):
+        run = expert_mlp_backward_triton
+    return tuple(run(tokens, *others))
 
 
 @_expert_mlp_backward.register_fake
-def _(tokens, pairs, rows, offsets, w_up, w_down, hidden, grad, activation):
-    return tuple(
-        torch.empty_like(x, memory_format=torch.contiguous_format)
-        for x in (tokens, w_up, w_down)
-    )
+def _(
+    tokens,
+    pairs,
+    rows,
+    offsets,
+    w_up,
+    w_down,
+    hidden,
+    grad,
+    activation,
+    wanted,
+):
+    return tuple(like((tokens, w_up, w_down), wanted))
 
 
-def _cost(
-    tokens, pairs, rows, offsets, w_up, w_down, hidden, grad, activation
-) -> Cost:
-    H, width = tokens.shape[1], tokens.element_size()
+def _cost(tokens, rows, offsets, w_up, w_down, wanted=ALL, **_) -> Cost:
+    of_tokens, of_up, of_down = wanted
+    of_hidden = of_tokens or of_up
+    (_, H, G), F = w_up.shape, w_down.shape[1]
+    width = tokens.element_size()
     kept = int(offsets[-1])
     present = int((rows >= 0).any(dim=1).sum())
-    weights = 2 * (w_up.numel() + w_down.numel())
-    moved = (present + len(tokens) + kept) * H + kept * w_up.shape[2] + weights
-    flops = 4 * kept * H * (w_up.shape[2] + w_down.shape[1])
-    return Cost(moved * width + 4 * kept, flops)
+    rows_of_x = present * of_up + len(tokens) * of_tokens
+    weights = w_up.numel() * (of_tokens + of_up)
+    weights += w_down.numel() * (of_hidden + of_down)
+    moved = (rows_of_x + kept) * H + kept * G + weights
+    columns = G * (of_tokens + of_up) + F * (of_hidden + of_down)
+    return Cost(moved * width + 4 * kept, 2 * kept * H * columns)
 
 
 def _act(activation):
@@ -225,7 +255,7 @@ DECLARATION = Declaration(
     inputs=backward_inputs,
     # fp16 rounds h, dz and the rows' gradients, 2^-11 of each entry
     tolerance={torch.float32: 1e-5, torch.float16: 3e-3},
-    examples=EXAMPLES,
+    examples=(*EXAMPLES, *PRUNED),
     cost=_cost,
     compiles=(
         *compiles("relu", expert_hidden_backward_kernel, _act("relu"), True),

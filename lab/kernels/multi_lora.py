@@ -29,6 +29,7 @@ from lab.kernels._multi_lora_triton import (
     multi_lora_shrink_kernel,
     shrink,
 )
+from lab.kernels._wanted import or_none, wanted
 from lab.kernels.declaration import Cost, Declaration, Example
 from lab.kernels.multi_lora_backward import multi_lora_backward
 
@@ -135,8 +136,10 @@ def _remember(ctx, inputs, output):
 
 
 def _backward(ctx, grad):
-    found = multi_lora_backward(*ctx.saved_tensors, grad.contiguous())
-    return found.tokens, None, found.weights, found.down, found.up
+    needed = wanted(ctx, 0, 2, 3, 4)
+    found = multi_lora_backward(*ctx.saved_tensors, grad.contiguous(), needed)
+    tokens, *others = or_none(found, needed)
+    return tokens, None, *others
 
 
 _multi_lora.register_autograd(_backward, setup_context=_remember)

@@ -11,10 +11,11 @@ q is what `multi_lora`'s first kernel makes of dy with B transposed, and du
 what its second makes of q with A transposed; only the two sums of outer
 products need a kernel of their own. Every sum runs in a fixed order.
 
-FLOPs: 6 T k r (n + m), h computed again. Bytes: u and dy read twice, the
+FLOPs: T k r (6 n + 4 m), h computed again. Bytes: u and dy read twice, the
 adapters and their gradients once.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -28,7 +29,10 @@ from lab.kernels._multi_lora_triton import (
     outer,
     shrink,
 )
+from lab.kernels._wanted import like
 from lab.kernels.declaration import Cost, Declaration, Example
+
+ALL = True, True, True, True  # gradients
 
 
 class LoRAGradients(NamedTuple):
@@ -45,9 +49,11 @@ def multi_lora_backward(
     down: Tensor,
     up: Tensor,
     grad: Tensor,
+    wanted: Sequence[bool] = ALL,
 ) -> LoRAGradients:
     """Gradients of the four float inputs of `multi_lora`, from grad [T, m].
 
+    One that is not ``wanted`` (in the order of the result) is empty.
     O(T S r (n + m)).
     """
     if grad.shape != (len(tokens), up.shape[1]):
@@ -56,7 +62,7 @@ def multi_lora_backward(
             f" is {(len(tokens), up.shape[1])}"
         )
     return LoRAGradients(
-        *_multi_lora_backward(tokens, experts, weights, down, up, grad)
+        *_multi_lora_backward(tokens, experts, weights, down, up, grad, wanted)
     )
 
 
@@ -67,23 +73,28 @@ def multi_lora_backward_reference(
     down: Tensor,
     up: Tensor,
     grad: Tensor,
+    wanted: Sequence[bool] = ALL,
 ) -> LoRAGradients:
     """The formulas in plain PyTorch: a loop over the adapters."""
-    found = LoRAGradients(
-        torch.zeros_like(tokens, memory_format=torch.contiguous_format),
-        torch.zeros_like(weights, memory_format=torch.contiguous_format),
-        torch.zeros_like(down, memory_format=torch.contiguous_format),
-        torch.zeros_like(up, memory_format=torch.contiguous_format),
-    )
+    inputs = tokens, weights, down, up
+    found = LoRAGradients(*(x.zero_() for x in like(inputs, wanted)))
+    of_tokens, of_weights, of_down, of_up = wanted
     for e in range(len(down)):
         t, s = (experts == e).nonzero(as_tuple=True)
         u, dy = tokens[t], grad[t]
-        h, q = u @ down[e].T, dy @ up[e]  # [pairs of e, r]
-        w = weights[t, s, None].to(h.dtype)
-        found.weights[t, s] = (q * h).sum(dim=1).to(weights.dtype)
-        found.tokens.index_add_(0, t, (w * q) @ down[e])
-        found.down[e] = (w * q).T @ u
-        found.up[e] = dy.T @ (w * h)
+        w = weights[t, s, None].to(u.dtype)
+        if of_weights or of_up:
+            h = u @ down[e].T  # [pairs of e, r]
+        if of_weights or of_tokens or of_down:
+            q = dy @ up[e]  # [pairs of e, r]
+        if of_weights:
+            found.weights[t, s] = (q * h).sum(dim=1).to(weights.dtype)
+        if of_tokens:
+            found.tokens.index_add_(0, t, (w * q) @ down[e])
+        if of_down:
+            found.down[e] = (w * q).T @ u
+        if of_up:
+            found.up[e] = dy.T @ (w * h)
     return found
 
 
@@ -94,19 +105,27 @@ def multi_lora_backward_triton(
     down: Tensor,
     up: Tensor,
     grad: Tensor,
+    wanted: Sequence[bool] = ALL,
 ) -> LoRAGradients:
     """Launch the forward kernels on transposed matrices, and two sums."""
-    h = shrink(tokens, experts, down)
-    q = shrink(grad, experts, up.transpose(1, 2))
-    grad_down, grad_up = down.new_empty(down.shape), up.new_empty(up.shape)
-    outer(q, experts, weights, tokens, grad_down)
-    outer(h, experts, weights, grad, grad_up.transpose(1, 2))
-    return LoRAGradients(
-        expand(q, experts, weights, down.transpose(1, 2)),
-        (q * h).sum(dim=2).to(weights.dtype),
-        grad_down,
-        grad_up,
-    )
+    of_tokens, of_weights, of_down, of_up = wanted
+    # the tokens' gradient is allocated by its own launch
+    allocated = False, of_weights, of_down, of_up
+    found = LoRAGradients(*like((tokens, weights, down, up), allocated))
+    if of_weights or of_up:
+        h = shrink(tokens, experts, down)
+    if of_weights or of_tokens or of_down:
+        q = shrink(grad, experts, up.transpose(1, 2))
+    if of_weights:
+        found.weights.copy_((q * h).sum(dim=2))
+    if of_tokens:
+        y = expand(q, experts, weights, down.transpose(1, 2))
+        found = found._replace(tokens=y)
+    if of_down:
+        outer(q, experts, weights, tokens, found.down)
+    if of_up:
+        outer(h, experts, weights, grad, found.up.transpose(1, 2))
+    return found
 
 
 @torch.library.custom_op(
@@ -119,50 +138,61 @@ def _multi_lora_backward(
     down: Tensor,
     up: Tensor,
     grad: Tensor,
+    wanted: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return tuple(
-        multi_lora_backward_reference(tokens, experts, weights, down, up, grad)
+        multi_lora_backward_reference(
+            tokens, experts, weights, down, up, grad, wanted
+        )
     )
 
 
 @_multi_lora_backward.register_kernel("cuda")
-def _on_gpu(tokens, experts, weights, down, up, grad):
-    matrix_units = runtime.triton_has_tensor_cores(tokens)
+def _on_gpu(tokens, *others):
     run = multi_lora_backward_reference
-    if matrix_units:
+    if runtime.triton_has_tensor_cores(tokens):
         run = multi_lora_backward_triton
-    return tuple(run(tokens, experts, weights, down, up, grad))
+    return tuple(run(tokens, *others))
 
 
 @_multi_lora_backward.register_fake
-def _(tokens, experts, weights, down, up, grad):
-    inputs = (tokens, weights, down, up)
-    return tuple(x.new_empty(x.shape) for x in inputs)
+def _(tokens, experts, weights, down, up, grad, wanted):
+    return tuple(like((tokens, weights, down, up), wanted))
 
 
-def _inputs(seed, device, dtype, **sizes):
+def _inputs(seed, device, dtype, wanted=ALL, **sizes):
     from lab.kernels.multi_lora import _inputs as forward_inputs
 
     found = forward_inputs(seed, device, dtype, **sizes)
     generator = torch.Generator().manual_seed(seed + 1000)
     shape = (sizes["T"], sizes["m"])
     grad = torch.randn(shape, generator=generator, dtype=torch.float64)
-    return found | {"grad": grad.to(device, dtype)}
+    return found | {"grad": grad.to(device, dtype), "wanted": wanted}
 
 
-def _cost(tokens, experts, weights, down, up, grad) -> Cost:
-    r = down.shape[1]
+def _cost(tokens, experts, weights, down, up, grad, wanted=ALL) -> Cost:
+    of_tokens, of_weights, of_down, of_up = wanted
+    of_h = of_weights or of_up
+    of_q = of_weights or of_tokens or of_down
+    r, n, m = down.shape[1], tokens.shape[1], grad.shape[1]
     kept = int((experts >= 0).sum())
-    both = tokens.shape[1] + grad.shape[1]
-    numbers = 2 * tokens.numel() + grad.numel()
-    numbers += 2 * (down.numel() + up.numel())
-    slots = 4 * experts.numel() + 8 * weights.numel()
-    return Cost(numbers * tokens.element_size() + slots, 6 * kept * r * both)
+    numbers = (max(of_h, of_down) + of_tokens) * tokens.numel() + grad.numel()
+    numbers += (max(of_h, of_tokens) + of_down) * down.numel()
+    numbers += (of_q + of_up) * up.numel()
+    slots = 4 * experts.numel() + (4 + 4 * of_weights) * weights.numel()
+    columns = (of_h + of_tokens + of_down) * n + (of_q + of_up) * m
+    return Cost(
+        numbers * tokens.element_size() + slots, 2 * kept * r * columns
+    )
 
 
-def _example(name, T, N, S, n, m, r, empty=0.0, **kind):
+def _example(name, T, N, S, n, m, r, empty=0.0, wanted=ALL, **kind):
     sizes = {"T": T, "N": N, "S": S, "n": n, "m": m, "r": r, "empty": empty}
-    return Example(name, sizes, **kind)
+    return Example(name, sizes | {"wanted": wanted}, **kind)
+
+
+def _pruned(name, *wanted):
+    return _example(name, 40, 5, 2, 24, 20, 4, empty=0.2, wanted=wanted)
 
 
 DECLARATION = Declaration(
@@ -176,6 +206,10 @@ DECLARATION = Declaration(
     examples=(
         _example("top 2 of 6", 129, 6, 2, 64, 64, 8),
         _example("odd sizes", 63, 5, 3, 37, 70, 5, empty=0.3),
+        _pruned("tokens only", True, False, False, False),
+        _pruned("weights only", False, True, False, False),
+        _pruned("adapters only", False, False, True, True),
+        _pruned("up only", False, False, False, True),
         _example("one of one", 5, 1, 1, 8, 8, 1, degenerate=True),
         _example("all empty", 20, 3, 2, 16, 16, 4, empty=1.0, degenerate=True),
         _example("no token", 0, 3, 2, 16, 16, 4, degenerate=True),
