@@ -30,6 +30,7 @@ Of one chapter: ``union_gate``, ``union_layers``, ``union_recorded`` and
 ``duo_routes``, ``duo_router`` and ``duo_recorded`` of 07, Duo-LLM;
 ``brick_scores``, ``brick_damage`` and ``custom_bricks`` of 09, bricks.
 ``domain_experts``, ``pre_gating``, ``expert_cache``, ``expert_batching`` and
-``pre_gate_router`` are parts of 08, Read-ME. What the pictures of a chapter
-show, recorded, stands in ``<its name>_recorded``.
+``pre_gate_router`` are parts of 08, Read-ME, ``expert_reads`` of 10,
+inference. What the pictures of a chapter show, recorded, stands in ``<its
+name>_recorded``.
 """

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lab.exercises import judge
-from lab.tokens import expert_timing, moe_inference
+from lab.tokens import expert_reads, expert_timing
 from lab.tokens.coverage import (
     Trace,
     coverage,
@@ -34,7 +34,14 @@ from lab.tokens.inference_cost import (
     ridge,
     transfer_time,
 )
-from lab.tokens.moe_inference import BATCHES, EXERCISES, picture, skip
+from lab.tokens.moe_inference import EXERCISES
+from lab.tokens.moe_inference_recorded import (
+    BATCHES,
+    ROUTERS,
+    coverage_curves,
+    picture,
+    recorded,
+)
 
 CHOSEN = torch.tensor([[0, 3], [1, 3], [0, 2], [4, -1], [3, 1]]).int()
 RATES = torch.tensor([0.4, 0.4, 0.2, 0.6, 0.2, 0.0])  # of six experts
@@ -89,7 +96,7 @@ def test_calibration_points_of_mixtral():
             ),
             "bytes_per_weight=3",
         ),
-        (lambda: moe_inference.recorded("none"), "is none of top-2 of 16"),
+        (lambda: recorded("none"), "is none of top-2 of 16"),
     ],
 )
 def test_what_makes_no_sense_is_refused(call, hint):
@@ -191,13 +198,16 @@ def test_greedy_placement_evens_the_load_and_keeps_equal_counts():
 def test_skipping_takes_the_weakest_choices_and_spares_the_best():
     scores = torch.tensor([[0.5, 0.5, 0], [0.9, 0.1, 0], [0.6, 0.4, 0]])
     chosen = torch.tensor([[0, 1], [0, 1], [0, 1]]).int()
-    kept = skip(Trace(chosen, scores, 3), keep=5 / 6)
+    kept = expert_reads.skip(Trace(chosen, scores, 3), keep=5 / 6)
     assert kept.tolist() == [[0, 1], [0, -1], [0, 1]]
-    assert skip(Trace(chosen, scores, 3), keep=0).tolist() == [[0, -1]] * 3
+    assert (
+        expert_reads.skip(Trace(chosen, scores, 3), keep=0).tolist()
+        == [[0, -1]] * 3
+    )
 
 
 def test_a_real_router_obeys_the_formula_and_text_reads_fewer():
-    reads = moe_inference.coverage_curves("top-2 of 16")
+    reads = coverage_curves("top-2 of 16")
     at = BATCHES.index(16)
     counted, formula = reads["unrelated tokens"][at], reads["formula"][at]
     assert counted == pytest.approx(formula, rel=0.03)
@@ -223,7 +233,7 @@ def test_all_experts_cached_leaves_nothing_to_fetch():
     assert times["fetched on demand"] > times["fetched ahead"]
 
 
-@pytest.mark.parametrize("router", moe_inference.ROUTERS)
+@pytest.mark.parametrize("router", ROUTERS)
 def test_every_router_has_a_picture(router):
     seen = picture(batch=2, router=router, size="lab toy", machine="T4")
     assert all(len(values) == len(BATCHES) for values in seen.reads.values())
@@ -231,7 +241,7 @@ def test_every_router_has_a_picture(router):
 
 
 def test_an_experiment_is_the_same_twice_and_its_arms_differ():
-    run = moe_inference.arm.__wrapped__
+    run = expert_reads.arm.__wrapped__
     first = run(0, 4, 1, 2, 0.01)
     assert first == run(0, 4, 1, 2, 0.01)
     assert first != run(0, 4, 1, 2, 0.0)
