@@ -22,43 +22,39 @@ as the authors' code does, is the same up to its epsilon of 1e-6.
 Different here: the module's update is B A u without the authors' 1 / r, as
 the small model learns little with it; batches of 128 characters in place of
 1024 examples; no T5, no prompts (see `lab.weights.names`). Ties go to the
-lowest index.
+lowest index. Experts and gates are trained in `contributors`; what the
+pictures show is in `phatgoose_recorded`.
 """
 
 from collections.abc import Callable
 from functools import cache, partial
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lab.claims import Claim
-from lab.data import DATA, read_arrays
 from lab.exercises import Exercise
 from lab.kernels.multi_lora import multi_lora
 from lab.kernels.topk_gate import Gate, topk_gate
 from lab.weights import names, rivals
 from lab.weights.adapters import (
-    BATCH,
     CONTEXT,
-    DIM,
-    MODULES,
-    RATE,
     Adapter,
-    CharModel,
     Experts,
-    batches,
     bits,
-    descend,
     everywhere,
     own,
-    train_base,
-    train_experts,
+)
+from lab.weights.contributors import (
+    BASE_STEPS,
+    EXPERT_STEPS,
+    GATE_STEPS,
+    Trained,
+    train,
 )
 
-BASE_STEPS, EXPERT_STEPS, GATE_STEPS = 600, 300, 100
 KINDS = ("PHATGOOSE", "raw product", "average activation", "Arrow")
 
 
@@ -123,68 +119,6 @@ def routed(
         return multi_lora(u, *gate, experts.down[module], experts.up[module])
 
     return adapter
-
-
-def train_gates(
-    model: CharModel,
-    experts: Experts,
-    languages: tuple[str, ...],
-    seed: int,
-    steps: int = GATE_STEPS,
-    every: int = 0,
-    rate: float = RATE,
-) -> Tensor:
-    """Gates [modules, N, n], each on its own task with all else frozen.
-
-    With ``every`` the gates after each so many steps, one more axis in front.
-    In one batch, as the experts: no gate sees another's task or vector.
-    """
-    gates = torch.zeros(len(MODULES), len(languages), DIM)
-    task = torch.arange(len(languages)).repeat_interleave(BATCH)
-    slots = task.int()[:, None]
-    draw = batches(languages, seed + 500)
-
-    def adapter(module: int, u: Tensor) -> Tensor:
-        opened = (u * gates[module][task]).sum(dim=1, keepdim=True).sigmoid()
-        down, up = experts.down[module], experts.up[module]
-        return multi_lora(u, slots, opened, down, up)
-
-    def loss() -> Tensor:
-        context, target = draw()
-        scores = model(context, adapter)
-        return F.cross_entropy(scores, target, reduction="sum") / BATCH
-
-    taken = []
-    for step in descend([gates], loss, steps, rate):
-        if every and step % every == 0:
-            taken.append(gates.detach().clone())
-    return torch.stack(taken) if every else gates
-
-
-class Trained(NamedTuple):
-    """All that one seed trains, before anybody routes."""
-
-    model: CharModel
-    experts: Experts
-    multitask: Experts  # one expert, trained on all tasks
-    gates: Tensor  # [modules, N, n], or one axis more with snapshots
-
-
-def train(
-    seed: int,
-    base_steps: int = BASE_STEPS,
-    expert_steps: int = EXPERT_STEPS,
-    gate_steps: int = GATE_STEPS,
-    every: int = 0,
-) -> Trained:
-    """Base, experts, the multitask expert, and last of all the gates."""
-    model = train_base(seed, names.BASE, base_steps)
-    experts = train_experts(model, names.EXPERTS, seed, expert_steps)
-    multitask = train_experts(
-        model, names.EXPERTS, seed, expert_steps, shared=True
-    )
-    gates = train_gates(model, experts, names.EXPERTS, seed, gate_steps, every)
-    return Trained(model, experts, multitask, gates)
 
 
 class Result(NamedTuple):
@@ -268,154 +202,6 @@ def ways(trained: Trained, k: int = 2) -> list[tuple[str, Callable]]:
 def read(text: str) -> Tensor:
     """The test characters of a language, or of the mixed text."""
     return names.mixed().ids if text == "mixed" else names.split(text).test
-
-
-SNAPSHOT = 25  # gate steps between two recorded gates
-WIDTH = 56  # characters of the picture
-RECORDED = "phatgoose/experts.npz"
-SHOWN = 1024  # characters that the picture's bars are measured on
-
-
-def train_checkpoints(progress: Callable = iter) -> None:
-    """Train the recorded experts and gates anew, seed 0: half a minute."""
-    for seed in progress([0]):
-        trained = train(seed, gate_steps=400, every=SNAPSHOT)
-        arrays = {
-            f"base.{key}": weight
-            for key, weight in trained.model.state_dict().items()
-        }
-        arrays |= {
-            "down": trained.experts.down, "up": trained.experts.up,
-            "multitask_down": trained.multitask.down,
-            "multitask_up": trained.multitask.up, "gates": trained.gates,
-        }  # fmt: skip
-        path = DATA / RECORDED
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part.npz")
-        halves = {key: a.half().numpy() for key, a in arrays.items()}
-        np.savez_compressed(part, **halves)
-        part.replace(path)
-
-
-@cache
-def recorded() -> Trained:
-    """The model, experts and gates of `train_checkpoints`, seed 0.
-
-    Gates are [snapshots, modules, N, n], one after every 25 steps.
-    """
-    arrays = {
-        key: torch.from_numpy(array).float()
-        for key, array in read_arrays(RECORDED).items()
-    }
-    model = CharModel()
-    model.load_state_dict(
-        {k[5:]: a for k, a in arrays.items() if k.startswith("base.")}
-    )
-    return Trained(
-        model.requires_grad_(False),
-        Experts(arrays["down"], arrays["up"]),
-        Experts(arrays["multitask_down"], arrays["multitask_up"]),
-        arrays["gates"],
-    )
-
-
-@cache
-def _router_rows(kind: str, gate_steps: int) -> Tensor:
-    _, experts, _, gates = trained = recorded()
-    if kind == KINDS[2]:
-        return rivals.average_activations(
-            trained.model, experts, names.EXPERTS
-        )
-    if kind == KINDS[3]:
-        return rivals.arrows(experts)
-    return gates[gate_steps // SNAPSHOT - 1]
-
-
-@cache
-def shown_rivals(text: str) -> dict[str, float]:
-    """Bits per character of everything that is not routed by token."""
-    trained, ids = recorded(), read(text)[: SHOWN + CONTEXT]
-    row = {way: bits(trained.model, ids, f(ids)) for way, f in ways(trained)}
-    single = min(names.EXPERTS, key=row.get)
-    whose = own_language(text)
-    found = {"no expert": row["base"], "merged": row["merged"]}
-    found["retrieval"] = row["retrieval"]
-    found["multitask"] = row["multitask"]
-    found[f"best single ({names.TITLES[single]})"] = row[single]
-    if text == "mixed":
-        slots = whose[: len(ids) - CONTEXT].int()[:, None]
-        right = own(trained.experts, slots, torch.ones(len(slots), 1))
-        found["own language"] = bits(trained.model, ids, right)
-    return found
-
-
-def own_language(text: str) -> Tensor | None:
-    """The expert of each character's own language; none if held out."""
-    if text == "mixed":
-        return names.mixed().language[CONTEXT:]
-    if text not in names.EXPERTS:
-        return None
-    count = len(read(text)) - CONTEXT
-    return torch.full((count,), names.EXPERTS.index(text))
-
-
-class Look(NamedTuple):
-    """What the chapter's picture shows, as plain lists."""
-
-    letters: str  # the passage, a character a column
-    choices: list[list[int]]  # best expert [modules][characters]
-    weights: list[list[str]]  # and its weight, in words
-    language: list[int] | None  # the expert of each character's language
-    bits: dict[str, float]  # bits per character, the routed one last
-    hits: float | None  # percent of first choices of the own language
-    experts: float  # different first choices a character, over modules
-
-    @property
-    def hit_words(self) -> str:
-        """The hits in words, nothing where the language has no expert."""
-        if self.hits is None:
-            return ""
-        return f"; its own language: {self.hits:.0f} %, by lot 17 %"
-
-    @property
-    def saved(self) -> dict[str, float]:
-        """Bits per character saved against the base without experts."""
-        row = dict(self.bits)
-        without = row.pop("no expert")
-        return {way: without - value for way, value in row.items()}
-
-
-def look(
-    gate_steps: int = GATE_STEPS,
-    text: str = "mixed",
-    k: int = 2,
-    kind: str = KINDS[0],
-    temperature: float = 1.0,
-    start: int = 0,
-) -> Look:
-    """Route a text through the recorded experts, and show a passage of it."""
-    trained, seen = recorded(), []
-    rows = _router_rows(kind, gate_steps)
-    adapter = routed(trained.experts, rows, k, kind, temperature, seen)
-    ids = read(text)[: SHOWN + CONTEXT]
-    value = bits(trained.model, ids, adapter)
-    first = torch.stack([gate.experts[:, 0] for gate in seen])  # [modules, T]
-    here, whose = slice(start, start + WIDTH), own_language(text)
-    hits = None
-    if whose is not None:
-        same = first == whose[: first.shape[1]]
-        hits = 100 * same.double().mean().item()
-    several = [len(set(column)) for column in first.T.tolist()]
-    weights = torch.stack([gate.weights[:, 0] for gate in seen])[:, here]
-    return Look(
-        letters=names.decode(ids[CONTEXT:][here]),
-        choices=first[:, here].tolist(),
-        weights=[[f"{w:.2f}" for w in row] for row in weights.tolist()],
-        language=None if whose is None else whose[here].tolist(),
-        bits=shown_rivals(text) | {kind: value},
-        hits=hits,
-        experts=sum(several) / len(several),
-    )
 
 
 def _against(rival: str) -> Callable[..., float]:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from lab.exercises import check
-from lab.weights import names, phatgoose, rivals
+from lab.weights import contributors, names, phatgoose, rivals
 from lab.weights.adapters import (
     CONTEXT,
     DIM,
@@ -21,6 +21,7 @@ from lab.weights.adapters import (
     train_experts,
 )
 from lab.weights.phatgoose import EXERCISES, KINDS, route, weight_table
+from lab.weights.phatgoose_recorded import WIDTH, look, recorded
 
 FEW = {"base_steps": 3, "expert_steps": 3, "gate_steps": 3, "characters": 80}
 
@@ -93,10 +94,10 @@ def test_a_cold_router_takes_only_the_best():
 
 def test_a_gate_is_trained_alone_or_beside_others_alike(small):
     model, experts = small
-    together = phatgoose.train_gates(model, experts, names.EXPERTS, 0, 4)
+    together = contributors.train_gates(model, experts, names.EXPERTS, 0, 4)
     for e in (0, 4):
         alone = Experts(*(x[:, e : e + 1] for x in experts))
-        mine = phatgoose.train_gates(
+        mine = contributors.train_gates(
             model, alone, names.EXPERTS[e : e + 1], 0, 4
         )
         torch.testing.assert_close(mine[:, 0], together[:, e])
@@ -115,13 +116,13 @@ def test_no_expert_notices_its_neighbour(small):
 def test_training_gates_touches_nothing_else(small):
     model, experts = small
     before = [x.clone() for x in (*model.state_dict().values(), *experts)]
-    phatgoose.train_gates(model, experts, names.EXPERTS, 0, 2)
+    contributors.train_gates(model, experts, names.EXPERTS, 0, 2)
     after = (*model.state_dict().values(), *experts)
     assert all(map(torch.equal, before, after))
 
 
 def test_an_expert_learns_its_own_language():
-    trained = phatgoose.recorded()
+    trained = recorded()
     for e, language in enumerate(names.EXPERTS):
         ids = names.split(language).test[:600]
         costs = [
@@ -210,14 +211,14 @@ def test_every_claim_can_be_measured():
 
 
 def test_the_picture_answers_the_knobs():
-    two, six = phatgoose.look(k=2), phatgoose.look(k=6)
+    two, six = look(k=2), look(k=6)
     assert six.bits["PHATGOOSE"] < two.bits["PHATGOOSE"]
-    assert len(two.choices) == 6 and len(two.letters) == phatgoose.WIDTH
-    assert phatgoose.look(text="pt").language is None
-    other = phatgoose.look(start=40)
+    assert len(two.choices) == 6 and len(two.letters) == WIDTH
+    assert look(text="pt").language is None
+    other = look(start=40)
     assert other.letters[:16] == two.letters[40:]
     for kind in KINDS:
-        assert kind in phatgoose.look(kind=kind).bits
+        assert kind in look(kind=kind).bits
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,90 @@
+"""What is trained before anybody routes (chapter 21, PHATGOOSE).
+
+A base, one LoRA expert a language, one expert of all languages as a rival,
+and last of all the gates, each by the contributor of its expert alone.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lab.kernels.multi_lora import multi_lora
+from lab.weights import names
+from lab.weights.adapters import (
+    BATCH,
+    DIM,
+    MODULES,
+    RATE,
+    CharModel,
+    Experts,
+    batches,
+    descend,
+    train_base,
+    train_experts,
+)
+
+BASE_STEPS, EXPERT_STEPS, GATE_STEPS = 600, 300, 100
+
+
+def train_gates(
+    model: CharModel,
+    experts: Experts,
+    languages: tuple[str, ...],
+    seed: int,
+    steps: int = GATE_STEPS,
+    every: int = 0,
+    rate: float = RATE,
+) -> Tensor:
+    """Gates [modules, N, n], each on its own task with all else frozen.
+
+    With ``every`` the gates after each so many steps, one more axis in front.
+    In one batch, as the experts: no gate sees another's task or vector.
+    """
+    gates = torch.zeros(len(MODULES), len(languages), DIM)
+    task = torch.arange(len(languages)).repeat_interleave(BATCH)
+    slots = task.int()[:, None]
+    draw = batches(languages, seed + 500)
+
+    def adapter(module: int, u: Tensor) -> Tensor:
+        opened = (u * gates[module][task]).sum(dim=1, keepdim=True).sigmoid()
+        down, up = experts.down[module], experts.up[module]
+        return multi_lora(u, slots, opened, down, up)
+
+    def loss() -> Tensor:
+        context, target = draw()
+        scores = model(context, adapter)
+        return F.cross_entropy(scores, target, reduction="sum") / BATCH
+
+    taken = []
+    for step in descend([gates], loss, steps, rate):
+        if every and step % every == 0:
+            taken.append(gates.detach().clone())
+    return torch.stack(taken) if every else gates
+
+
+class Trained(NamedTuple):
+    """All that one seed trains, before anybody routes."""
+
+    model: CharModel
+    experts: Experts
+    multitask: Experts  # one expert, trained on all tasks
+    gates: Tensor  # [modules, N, n], or one axis more with snapshots
+
+
+def train(
+    seed: int,
+    base_steps: int = BASE_STEPS,
+    expert_steps: int = EXPERT_STEPS,
+    gate_steps: int = GATE_STEPS,
+    every: int = 0,
+) -> Trained:
+    """Base, experts, the multitask expert, and last of all the gates."""
+    model = train_base(seed, names.BASE, base_steps)
+    experts = train_experts(model, names.EXPERTS, seed, expert_steps)
+    multitask = train_experts(
+        model, names.EXPERTS, seed, expert_steps, shared=True
+    )
+    gates = train_gates(model, experts, names.EXPERTS, seed, gate_steps, every)
+    return Trained(model, experts, multitask, gates)
