@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lab.kernels import runtime
+from lab.kernels._by_expert import products
 from lab.kernels._expert_mlp_examples import EXAMPLES, forward_inputs
 from lab.kernels._expert_mlp_triton import (
     EACH_TILE,
@@ -105,7 +106,7 @@ def expert_mlp_reference(
     w_down: Tensor,
     activation: str = "swiglu",
 ) -> Tensor:
-    """The experts in plain PyTorch: a loop over slices of the sorted rows."""
+    """The experts in plain PyTorch, each on its slice of the sorted rows."""
     return _two_layers(tokens, pairs, rows, offsets, w_up, w_down, activation)[
         0
     ]
@@ -113,10 +114,9 @@ def expert_mlp_reference(
 
 def _two_layers(tokens, pairs, rows, offsets, w_up, w_down, activation):
     """The output and the pre-activation, 0 past the last expert."""
-    load = offsets.diff().tolist()
-    kept = sum(load)
+    kept = int(offsets[-1])
     x = tokens.index_select(0, pairs[:kept] // rows.shape[1])
-    z = _by_expert(x, load, w_up)
+    z = products(x, offsets, w_up)
     if activation == "relu":
         h = F.relu(z)
     elif activation == "gelu":
@@ -124,16 +124,10 @@ def _two_layers(tokens, pairs, rows, offsets, w_up, w_down, activation):
     else:
         g, u = z.chunk(2, dim=1)
         h = F.silu(g) * u
-    y = _by_expert(h, load, w_down)
+    y = products(h, offsets, w_down)
     if kept < len(pairs):
         y, z = (F.pad(a, (0, 0, 0, len(pairs) - kept)) for a in (y, z))
     return y, z
-
-
-def _by_expert(x, load, weight):
-    """Every expert's slice of x times its own matrix."""
-    slices = zip(x.split(load), weight.unbind(), strict=True)
-    return torch.cat([a @ w for a, w in slices])
 
 
 def expert_mlp_triton(

@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lab.kernels import runtime
+from lab.kernels._by_expert import products, sums_of_products
 from lab.kernels._expert_mlp_backward_triton import (
     expert_hidden_backward_kernel,
     expert_weight_backward_kernel,
@@ -105,28 +106,23 @@ def expert_mlp_backward_reference(
     activation: str,
     wanted: Sequence[bool] = ALL,
 ) -> MLPGradients:
-    """The formulas in plain PyTorch: loops over slices, one per expert."""
-    load = offsets.diff().tolist()
-    kept = sum(load)
-    x = tokens.index_select(0, pairs[:kept] // rows.shape[1]).split(load)
-    dy = grad[:kept].split(load)
+    """The formulas in plain PyTorch, each expert on its slice of the rows."""
+    kept = int(offsets[-1])
+    x = tokens.index_select(0, pairs[:kept] // rows.shape[1])
+    dy = grad[:kept]
     h, slope = activate(hidden[:kept], activation)
     found = MLPGradients(*(tokens.new_empty(0) for _ in wanted))
     of_tokens, of_up, of_down = wanted
 
     if of_down:
-        h_dy = zip(h.split(load), dy, strict=True)
-        found = found._replace(w_down=torch.stack([a.T @ b for a, b in h_dy]))
+        found = found._replace(w_down=sums_of_products(h, dy, offsets))
     if not (of_tokens or of_up):
         return found
-    dy_w = zip(dy, w_down.unbind(), strict=True)
-    dz = slope(torch.cat([a @ w.T for a, w in dy_w])).split(load)
+    dz = slope(products(dy, offsets, w_down.mT))
     if of_up:
-        x_dz = zip(x, dz, strict=True)
-        found = found._replace(w_up=torch.stack([a.T @ b for a, b in x_dz]))
+        found = found._replace(w_up=sums_of_products(x, dz, offsets))
     if of_tokens:
-        dz_w = zip(dz, w_up.unbind(), strict=True)
-        grad_rows = torch.cat([a @ w.T for a, w in dz_w])
+        grad_rows = products(dz, offsets, w_up.mT)
         # by token, not by row: index_add_ on a GPU would need atomics
         ones = (rows >= 0).to(grad_rows.dtype)
         found = found._replace(tokens=combine_reference(grad_rows, rows, ones))
