@@ -25,8 +25,9 @@ Shared by the chapters of this part:
 Of the closing notebook, ``arena``: ``arena_records``, ``arena_view`` and
 ``own_router``.
 
-Of one chapter: ``union_gate``, ``union_layers``, ``union_recorded`` and
-``union_router`` are parts of 06, Union of Experts; ``duo_char_lm``,
+Of one chapter: ``adamoe_phases`` is a part of 02, AdaMoE; ``union_gate``,
+``union_layers``, ``union_recorded`` and ``union_router`` are parts of 06,
+Union of Experts; ``duo_char_lm``,
 ``duo_routes``, ``duo_router`` and ``duo_recorded`` of 07, Duo-LLM;
 ``brick_scores``, ``brick_damage`` and ``custom_bricks`` of 09, bricks.
 ``domain_experts``, ``pre_gating``, ``expert_cache``, ``expert_batching`` and

@@ -19,9 +19,11 @@ mean load is k n / (n + m).
 The authors' Mixtral code averages the null loads over an empty slice, so it
 trains with the ordinary balance loss; their LoRA code follows eq. 6, up to
 the factor k. This version follows eq. 6. Ties go to the lowest index.
+
+How a trained model gets its null experts is in `adamoe_phases`, what the
+pictures show in `adamoe_recorded`.
 """
 
-from collections.abc import Callable
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -31,16 +33,14 @@ from torch import Tensor
 from lab.claims import Claim
 from lab.exercises import Exercise
 from lab.kernels.topk_gate import Gate, topk_gate
-from lab.tokens import checkpoints
-from lab.tokens.char_lm import (
-    DIM,
-    CharLM,
-    Evaluation,
-    Look,
-    evaluate,
-    look,
-    train,
+from lab.tokens.adamoe_phases import (
+    ALPHA,
+    EXPERTS,
+    PHASE_1_STEPS,
+    PHASE_2_STEPS,
+    adapt,
 )
+from lab.tokens.char_lm import DIM, CharLM, Evaluation, evaluate
 from lab.tokens.mixing import bits_above_mixing
 from lab.tokens.routers import (
     Router,
@@ -50,13 +50,6 @@ from lab.tokens.routers import (
     choice_rate,
     weight_table,
 )
-
-EXPERTS = 8  # n, as in Mixtral
-PRETRAINED_K = 2
-PHASE_1_STEPS = 600  # top-2 on code
-PHASE_2_STEPS = 300  # then every arm on prose
-PHASE_2_RATE = 3e-3
-ALPHA = (2e-2, 1e-4)  # first and second half of phase 2
 
 
 class AdaMoERouter(Router):
@@ -130,48 +123,9 @@ def null_loss(experts: Tensor, scores: Tensor, null_experts: int) -> Tensor:
     return columns * (rate * scores.mean(dim=0)).sum()
 
 
-def add_null_experts(
-    weight: Tensor, null_experts: int, start: str = "copy", seed: int = 0
-) -> Tensor:
-    """Widen a trained router's weight [D, n] to [D, n + m].
-
-    "copy" repeats the true columns (the authors' loader), which makes every
-    null an exact twin of a true expert, so the tie rule decides at first;
-    "nudge" adds noise of a hundredth of the weights' spread to the twins;
-    "random" draws new columns with the spread of the old ones.
-    """
-    D, n = weight.shape
-    if null_experts % n and start != "random":
-        raise ValueError(
-            f"null_experts={null_experts} is not a multiple of the {n} true"
-            ' experts that are copied; use one, or start="random"'
-        )
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(D, null_experts, generator=generator) * weight.std()
-    copies = weight.repeat(1, null_experts // n)
-    if start == "copy":
-        nulls = copies
-    elif start == "nudge":
-        nulls = copies + 0.01 * noise
-    elif start == "random":
-        nulls = noise
-    else:
-        raise ValueError(f'start={start!r} is not "copy", "nudge" or "random"')
-    return torch.cat([weight, nulls], dim=1)
-
-
 def expected_load(k: int, null_experts: int, experts: int = EXPERTS) -> float:
     """True experts per token when all are chosen alike: k n / (n + m)."""
     return k * experts / (experts + null_experts)
-
-
-@cache
-def pretrained(seed: int, steps: int = PHASE_1_STEPS) -> CharLM:
-    """Phase 1: a top-2 model trained on code. Copy it before changing it."""
-    model = CharLM(
-        lambda _: TopKRouter(DIM, EXPERTS, PRETRAINED_K), EXPERTS, seed
-    )
-    return train(model, "code", steps, seed)
 
 
 class Arm(NamedTuple):
@@ -211,12 +165,16 @@ def experiment(
 
 
 @cache
-def arm(seed: int, top_k: int, null_experts: int, **options) -> Arm:
+def arm(
+    seed: int, top_k: int, null_experts: int, loss: str = "null", **options
+) -> Arm:
     """Adapt with k choices among 8 true and ``null_experts`` null experts.
 
     Without null experts this is plain top-k, trained in the same way.
     """
-    model = adapted(seed, top_k, null_experts, **options)
+    model = adapt(
+        untrained(top_k, null_experts, loss), null_experts, seed, **options
+    )
     return describe(evaluate(model, "prose"), top_k)
 
 
@@ -227,47 +185,6 @@ def describe(evaluation: Evaluation, top_k: int) -> Arm:
         bits=evaluation.bits_per_character,
         load=evaluation.mean_experts,
         load_shares=(counts / counts.sum()).tolist(),
-    )
-
-
-def adapted(
-    seed: int,
-    top_k: int,
-    null_experts: int,
-    loss: str = "null",
-    normalize: str = "true",
-    start: str = "copy",
-    alpha: tuple[float, float] = ALPHA,
-    steps: int = PHASE_2_STEPS,
-    pretraining_steps: int = PHASE_1_STEPS,
-    progress: Callable = iter,
-) -> CharLM:
-    """Phase 2: give the pretrained model null experts and train it on prose.
-
-    The weight of the balance loss is ``alpha[0]`` in the first half of the
-    steps and ``alpha[1]`` in the second.
-    """
-    weights = pretrained(seed, pretraining_steps).state_dict()
-    for name in weights:
-        if name.endswith("router.weight"):
-            weights[name] = add_null_experts(
-                weights[name], null_experts, start, seed
-            )
-    model = untrained(top_k, null_experts, loss, normalize)
-    model.load_state_dict(weights)
-
-    def anneal(step: int, _) -> None:
-        for layer in model.layers:
-            layer.router.balance = alpha[0 if 2 * step < steps else 1]
-
-    return train(
-        model,
-        "prose",
-        steps,
-        seed,
-        peak_rate=PHASE_2_RATE,
-        progress=progress,
-        on_step=anneal,
     )
 
 
@@ -289,100 +206,6 @@ def untrained(
         )
 
     return CharLM(router, EXPERTS)
-
-
-TRAINED_K = {0: 2, 8: 3, 16: 4, 32: 6}  # null experts: k they learned with
-LOSSES = ("null", "ordinary")
-SCHEDULES = {"annealed": ALPHA, "weak": (1e-4, 1e-4)}
-
-
-def picture(
-    null_experts: int = 8,
-    top_k: int = 3,
-    loss: str = "null",
-    schedule: str = "annealed",
-    normalize: str = "true",
-) -> Look:
-    """Let a recorded model read with k choices per token.
-
-    ``null_experts``, ``loss`` and ``schedule`` choose the model, which
-    learned with `TRAINED_K` choices; ``top_k`` and ``normalize`` act on its
-    routers now, without training again.
-    """
-    model = recorded(null_experts, loss, schedule)
-    for layer in model.layers:
-        layer.router.k = top_k
-        layer.router.normalize = normalize
-    return look(model)
-
-
-@cache
-def baseline(k: int) -> tuple[list[float], list[float]]:
-    """Load and bits of plain top-k adapted in the same way, same sample."""
-    model = checkpoints.load(f"adapted-top-{k}", untrained(k, 0))
-    sample = look(model).sample
-    return [sample.mean_experts], [sample.bits_per_character]
-
-
-@cache
-def recorded(null_experts: int, loss: str, schedule: str) -> CharLM:
-    """The model of `train_checkpoints` with these settings."""
-    model = untrained(TRAINED_K[null_experts], null_experts, loss)
-    return checkpoints.load(_checkpoint(null_experts, loss, schedule), model)
-
-
-def train_anew(
-    null_experts: int,
-    top_k: int,
-    loss: str,
-    schedule: str,
-    normalize: str,
-    progress: Callable = iter,
-) -> str:
-    """Adapt the pretrained model anew, seed 0, and say what came of it.
-
-    The first time, the pretraining comes first (six seconds).
-    """
-    model = adapted(
-        0,
-        top_k,
-        null_experts,
-        loss=loss,
-        normalize=normalize,
-        alpha=SCHEDULES[schedule],
-        progress=progress,
-    )
-    seen = evaluate(model, "prose")
-    return (
-        f"trained with k = {top_k}, {null_experts} null experts:"
-        f" {seen.mean_experts:.2f} true experts per token,"
-        f" {seen.bits_per_character:.3f} bits per character"
-    )
-
-
-def train_checkpoints(progress: Callable = iter) -> None:
-    """Train every recorded model anew, seed 0: about a minute and a half."""
-    wanted = [
-        (null_experts, loss, schedule)
-        for null_experts in TRAINED_K
-        for loss in LOSSES
-        for schedule in SCHEDULES
-        if null_experts or loss == "null"  # without nulls both are one
-    ]
-    for null_experts, loss, schedule in progress(wanted):
-        k, alpha = TRAINED_K[null_experts], SCHEDULES[schedule]
-        model = adapted(0, k, null_experts, loss=loss, alpha=alpha)
-        checkpoints.save(
-            _checkpoint(null_experts, loss, schedule), model, seed=0
-        )
-    for k in (1, 2):
-        checkpoints.save(f"adapted-top-{k}", adapted(0, k, 0), seed=0)
-
-
-def _checkpoint(null_experts: int, loss: str, schedule: str) -> str:
-    if not null_experts:
-        loss = "null"
-    return f"adamoe-{null_experts}-nulls-{loss}-loss-{schedule}"
 
 
 def _saving(seed: int, top_k: int, null_experts: int, **budget) -> float:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lab.tokens import adamoe, checkpoints, top_p_routing
+from lab.tokens import adamoe_recorded, checkpoints, top_p_routing
 from lab.tokens.char_lm import train
 from lab.tokens.coverage import (
     Trace,
@@ -148,7 +148,7 @@ def recorded(router: str) -> Trace:
         model = untrained(0, EXPERTS, TOP_K, 0.0)
         model = checkpoints.load(UNBALANCED, model)
     elif router == "AdaMoE":
-        model = adamoe.recorded(8, "null", "annealed")
+        model = adamoe_recorded.recorded(8, "null", "annealed")
     elif router == "top-p of 16":
         model = top_p_routing.recorded("top-p", 16, 1e-4)
     elif router in ROUTERS:

@@ -9,12 +9,9 @@ from scipy import special
 from lab.exercises import check
 from lab.kernels.topk_gate import topk_gate
 from lab.tokens import adamoe
-from lab.tokens.adamoe import (
-    EXERCISES,
-    add_null_experts,
-    null_loss,
-    route,
-)
+from lab.tokens.adamoe import EXERCISES, null_loss, route
+from lab.tokens.adamoe_phases import add_null_experts, pretrained
+from lab.tokens.adamoe_recorded import baseline, picture
 from lab.tokens.routers import weight_table
 
 
@@ -123,10 +120,10 @@ def test_the_expected_load_of_the_papers_settings():
 
 
 def test_all_arms_start_from_one_pretrained_model_and_leave_it_alone():
-    before = adamoe.pretrained(0, 5).state_dict()
+    before = pretrained(0, 5).state_dict()
     before = {name: weight.clone() for name, weight in before.items()}
     result = adamoe.experiment(0, steps=4, pretraining_steps=5)
-    after = adamoe.pretrained(0, 5).state_dict()
+    after = pretrained(0, 5).state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert (result.top_1.load, result.top_2.load) == (1, 2)
     assert sum(result.null_loss.load_shares) == pytest.approx(1)
@@ -140,11 +137,11 @@ def test_every_claim_runs_on_a_short_training():
 
 
 def test_the_recorded_models_answer_the_knobs():
-    paper = adamoe.picture()
+    paper = picture()
     assert 1.2 < paper.sample.mean_experts < 1.9
-    more = adamoe.picture(top_k=5)
+    more = picture(top_k=5)
     assert more.sample.mean_experts > paper.sample.mean_experts + 0.4
-    assert adamoe.baseline(2)[0] == [2]
+    assert baseline(2)[0] == [2]
 
 
 @pytest.mark.parametrize(
