@@ -6,4 +6,7 @@ Shared by the chapters of this part:
 ``leaf_spine``  a two-tier fabric, the flows of collectives, link loads
 ``max_min``     fair rates on shared links, and when the last flow ends
 ==============  =========================================================
+
+Of one chapter: ``spraying_rivals``, ``collective_time`` and
+``packet_spraying_view`` are parts of 39, packet spraying.
 """

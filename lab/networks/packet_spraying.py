@@ -21,20 +21,21 @@ the two leaves, so the hosts of a leaf share counters; "nic" groups by source
 host and target leaf, so that every NIC decides alone. Time is fluid: no
 packets, no reordering, no loss. Data that does not divide into equal bytes
 would go to the last part; here sizes are real numbers.
+
+The other rules are in `spraying_rivals`, the time is that of
+`collective_time`, and what the widget shows is in `packet_spraying_view`.
 """
 
 import math
-from functools import lru_cache, partial
+from functools import partial
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from lab.claims import Claim
 from lab.exercises import Exercise
-from lab.kernels.linkload import LinkLoad, linkload
-from lab.networks import max_min
+from lab.networks.collective_time import transfer
 from lab.networks.leaf_spine import (
     WORKLOADS,
     Fabric,
@@ -44,11 +45,8 @@ from lab.networks.leaf_spine import (
     ends,
     ideal_congestion,
     loads,
-    paths,
 )
-
-BLIND = 4  # pieces that the blind rule cuts every flow into
-FAIRNESS = ("per subflow", "by size")
+from lab.networks.spraying_rivals import BLIND, ecmp, greedy, spray
 
 
 def pieces(count: int, spines: int) -> int:
@@ -92,50 +90,6 @@ def _rank(group: Tensor) -> tuple[Tensor, Tensor]:
     return rank, size[member]
 
 
-def ecmp(flows: Flows, fabric: Fabric, seed: int, cuts: int = 1) -> Subflows:
-    """Cut every flow into ``cuts`` pieces, each on a random spine."""
-    generator = torch.Generator().manual_seed(seed)
-    leaf, other = ends(flows, fabric)
-    flow = torch.arange(len(leaf)).repeat_interleave(cuts)
-    spine = torch.randint(fabric.spines, (len(flow),), generator=generator)
-    spine = spine.masked_fill((leaf == other)[flow], -1)
-    return Subflows(flow, spine, flows.size[flow] / cuts)
-
-
-def greedy(flows: Flows, fabric: Fabric, seed: int) -> Subflows:
-    """Whole flows in random order, each to the spine that it fills least.
-
-    Least is max(up, down) at its two leaves; ties go to the lowest spine.
-    """
-    leaf, other = (x.tolist() for x in ends(flows, fabric))
-    S, size = fabric.spines, flows.size.tolist()
-    up, down = ([[0.0] * S for _ in range(fabric.leaves)] for _ in range(2))
-    spine = torch.full((len(size),), -1)
-    random = np.random.default_rng(seed)
-    for f in random.permutation(len(size)).tolist():
-        if leaf[f] == other[f]:
-            continue
-        rises, falls = up[leaf[f]], down[other[f]]
-        fill = [max(u, d) for u, d in zip(rises, falls, strict=True)]
-        k = fill.index(min(fill))
-        rises[k] += size[f]
-        falls[k] += size[f]
-        spine[f] = k
-    return Subflows(torch.arange(len(size)), spine, flows.size)
-
-
-def spray(flows: Flows, fabric: Fabric) -> Subflows:
-    """Ideal spraying: 1 / S of every flow on every spine."""
-    S = fabric.spines
-    leaf, other = ends(flows, fabric)
-    inner = leaf == other
-    parts = torch.where(inner, 1, S)
-    flow = torch.arange(len(leaf)).repeat_interleave(parts)
-    part = torch.arange(len(flow)) - (parts.cumsum(0) - parts)[flow]
-    spine = part.masked_fill(inner[flow], -1)
-    return Subflows(flow, spine, (flows.size / parts)[flow])
-
-
 RULES = {
     "ECMP": ecmp,
     f"blind {BLIND}": partial(ecmp, cuts=BLIND),
@@ -153,44 +107,6 @@ def assign(rule: str, flows: Flows, fabric: Fabric, seed: int) -> Subflows:
             f"rule={rule!r} is unknown; use one of {', '.join(RULES)}"
         )
     return RULES[rule](flows, fabric, seed)
-
-
-def transfer(
-    rule: str,
-    subflows: Subflows,
-    flows: Flows,
-    fabric: Fabric,
-    fairness: str,
-    pause: float = 0.0,
-) -> max_min.Fluid:
-    """When all subflows have arrived, at max-min fair rates.
-
-    "per subflow" gives every subflow an equal share, "by size" one in
-    proportion to its size. A sprayed flow stays one connection, over all
-    spines as one fat link: by symmetry its pieces share one rate. ``pause``
-    trades exactness for time, see `max_min.drain`.
-    """
-    if fairness not in FAIRNESS:
-        raise ValueError(
-            f"fairness={fairness!r} is not one of {', '.join(FAIRNESS)}"
-        )
-    if rule == "spraying":
-        fabric = fabric._replace(spines=1, capacity=float(fabric.spines))
-        subflows = ecmp(flows, fabric, seed=0)
-    links, capacity = paths(subflows, flows, fabric)
-    size = subflows.size.numpy()
-    weight = size if fairness == "by size" else np.ones_like(size)
-    return max_min.drain(links, capacity, size, weight, pause)
-
-
-def least_time(flows: Flows, fabric: Fabric) -> float:
-    """No routing ends sooner: the fullest NIC, or C*."""
-    nics = fabric.leaves * fabric.hosts
-    empty = torch.zeros(nics, dtype=torch.float64)
-    out = empty.index_add(0, flows.source, flows.size)
-    into = empty.index_add(0, flows.target, flows.size)
-    busiest = float(torch.maximum(out, into).max())
-    return max(busiest, ideal_congestion(flows, fabric) / fabric.capacity)
 
 
 class Arm(NamedTuple):
@@ -242,117 +158,9 @@ def congestion(
     return dict(zip(rules, peaks.tolist(), strict=True))
 
 
-def lottery(
-    workload: str,
-    fabric: Fabric,
-    draws: int,
-    seed: int = 0,
-    device: str = "cpu",
-) -> Tensor:
-    """Largest link load [draws] of ECMP with as many different hashes.
-
-    The flows stay; that many fabrics carry them in one call of the kernel.
-    """
-    flows = collective(workload, fabric, seed)
-    leaf = [x.int().to(device) for x in ends(flows, fabric)]
-    shape = (draws, len(flows.size))
-    source, target = (x.expand(shape) for x in leaf)
-    generator = torch.Generator(device).manual_seed(seed)
-    spine = torch.randint(
-        fabric.spines, shape, generator=generator, device=device
-    )
-    size = flows.size.float().to(device).expand(shape)
-    L, S = fabric.leaves, fabric.spines
-    return linkload(source, target, spine.int(), size, L, S).peak.cpu()
-
-
 def _pieces_each(cut: Subflows, flows: Flows, fabric: Fabric) -> float:
     leaf, other = ends(flows, fabric)
     return int((cut.spine >= 0).sum()) / max(1, int((leaf != other).sum()))
-
-
-class Picture(NamedTuple):
-    """What the widget shows of one setting."""
-
-    up: list[list[float]]  # [L, S], load of each link up
-    ideal: float  # C*, the fullest link of ideal spraying
-    congestion: dict[str, float]  # of every rule, 1 is ideal spraying
-    cut: int  # flows in more than one piece
-    crossing: int  # flows that leave their leaf
-    time: list[float]  # moments, for both curves
-    used: dict[str, list[float]]  # % of what all NICs could send then
-    end: float  # of this rule
-    sprayed: float  # end of ideal spraying
-    title: str  # the same in words
-
-
-def picture(
-    spines: int,
-    workload: str,
-    rule: str,
-    fairness: str,
-    hosts: int = 8,
-    spread: float = 0.0,
-    leaves: int = 4,
-    seed: int = 0,
-) -> Picture:
-    """One collective by one rule, beside what the other rules reach."""
-    scene = _scene(Fabric(leaves, hosts, spines), workload, spread, seed)
-    cut = scene.cuts[rule]
-    # where all sizes differ, a thousand ends would be a thousand steps
-    pause = least_time(scene.flows, scene.fabric) / 100 if spread else 0.0
-    setting = (scene.flows, scene.fabric, fairness, pause)
-    mine = transfer(rule, cut, *setting)
-    theirs = transfer("spraying", None, *setting)
-    # a little past the end, where both rates are 0
-    edges = np.linspace(0, 1.04 * max(mine.time[-1], theirs.time[-1]), 105)
-    full = leaves * hosts * np.diff(edges)
-    used = {
-        name: 100 * np.diff(np.interp(edges, one.time, one.delivered)) / full
-        for name, one in ((rule, mine), ("spraying", theirs))
-    }
-    several = int((cut.flow[cut.spine >= 0].bincount(minlength=1) > 1).sum())
-    ratio = dict(zip(RULES, scene.congestion, strict=True))
-    end, sprayed = float(mine.time[-1]), float(theirs.time[-1])
-    return Picture(
-        up=scene.load.up[list(RULES).index(rule)].tolist(),
-        ideal=scene.ideal,
-        congestion=ratio,
-        cut=several,
-        crossing=scene.crossing,
-        time=((edges[1:] + edges[:-1]) / 2).tolist(),
-        used={name: u.round(6).tolist() for name, u in used.items()},
-        end=end,
-        sprayed=sprayed,
-        title=f"{several} of {scene.crossing} flows cut, fullest link"
-        f" {ratio[rule]:.2f} x ideal; done at {'about ' if pause else ''}"
-        f"{end:.1f}, spraying {sprayed:.1f}",
-    )
-
-
-class _Scene(NamedTuple):
-    """What stays when only rule and fairness change."""
-
-    fabric: Fabric
-    flows: Flows
-    crossing: int
-    cuts: dict[str, Subflows]
-    load: LinkLoad  # [rules, L, S]
-    ideal: float
-    congestion: list[float]
-
-
-@lru_cache(maxsize=64)
-def _scene(fabric: Fabric, workload: str, spread: float, seed: int) -> _Scene:
-    flows = collective(workload, fabric, seed, spread)
-    leaf, other = ends(flows, fabric)
-    cuts = {name: assign(name, flows, fabric, seed) for name in RULES}
-    load = loads(list(cuts.values()), flows, fabric)
-    # without a flow between leaves every rule is ideal
-    ideal = ideal_congestion(flows, fabric)
-    ratio = load.peak / ideal if ideal else torch.ones(len(RULES))
-    crossing = int((leaf != other).sum())
-    return _Scene(fabric, flows, crossing, cuts, load, ideal, ratio.tolist())
 
 
 def _worst_load(seed: int, spines, rules=("leaf rule",), **options) -> float:

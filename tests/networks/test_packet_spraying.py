@@ -12,6 +12,7 @@ from scipy.optimize import linprog
 
 from lab.exercises import judge
 from lab.networks import packet_spraying as spraying
+from lab.networks.collective_time import least_time, transfer
 from lab.networks.leaf_spine import (
     WORKLOADS,
     Fabric,
@@ -23,6 +24,8 @@ from lab.networks.leaf_spine import (
     ideal_congestion,
     loads,
 )
+from lab.networks.packet_spraying_view import picture
+from lab.networks.spraying_rivals import ecmp, greedy, lottery, spray
 
 FABRICS = [Fabric(8, 8, 8), Fabric(8, 8, 6), Fabric(5, 3, 7), Fabric(3, 4, 1)]
 
@@ -80,7 +83,7 @@ def test_the_fullest_link_carries_what_ideal_spraying_puts_on_it(
 ):
     sent = collective(workload, fabric, seed=3)
     cut = spraying.split(sent, fabric, group)
-    found = loads([cut, spraying.spray(sent, fabric)], sent, fabric)
+    found = loads([cut, spray(sent, fabric)], sent, fabric)
     torch.testing.assert_close(found.up[0], found.up[1], rtol=1e-12, atol=0)
     torch.testing.assert_close(
         found.down[0], found.down[1], rtol=1e-12, atol=0
@@ -149,9 +152,9 @@ def test_whole_flows_reach_the_next_whole_number_and_no_less(workload, fabric):
     sent = collective(workload, fabric, seed=2)
     best, degree = coloured(sent, fabric)
     bound = math.ceil(degree / fabric.spines)
-    greedy = spraying.greedy(sent, fabric, seed=0)
-    chance = spraying.ecmp(sent, fabric, seed=0)
-    peaks = loads([best, greedy, chance], sent, fabric).peak.tolist()
+    filled = greedy(sent, fabric, seed=0)
+    chance = ecmp(sent, fabric, seed=0)
+    peaks = loads([best, filled, chance], sent, fabric).peak.tolist()
     assert peaks[0] == bound
     assert peaks[0] <= peaks[1] <= peaks[2]
 
@@ -182,9 +185,7 @@ def test_flows_inside_a_leaf_stay_whole_and_meet_no_spine():
 
 def test_blind_pieces_add_up_and_the_seed_decides():
     fabric, sent = Fabric(), collective("permutation", Fabric())
-    one, same, other = (
-        spraying.ecmp(sent, fabric, seed, 4) for seed in (0, 0, 1)
-    )
+    one, same, other = (ecmp(sent, fabric, seed, 4) for seed in (0, 0, 1))
     assert torch.equal(one.spine, same.spine)
     assert not torch.equal(one.spine, other.spine)
     total = torch.zeros(len(sent.size)).double()
@@ -197,9 +198,9 @@ def test_rates_by_size_end_with_the_fullest_link_or_nic(workload):
     sent = collective(workload, fabric)
     for rule in ("leaf rule", "NIC rule", "spraying"):
         cut = spraying.assign(rule, sent, fabric, seed=0)
-        fluid = spraying.transfer(rule, cut, sent, fabric, "by size")
+        fluid = transfer(rule, cut, sent, fabric, "by size")
         assert fluid.time[-1] == pytest.approx(
-            spraying.least_time(sent, fabric), rel=1e-9
+            least_time(sent, fabric), rel=1e-9
         )
 
 
@@ -207,9 +208,9 @@ def test_a_sprayed_flow_as_one_fat_path_equals_its_pieces():
     # no flow stays in its leaf here, so all have equally many pieces
     fabric = Fabric(4, 1, 3)
     sent = collective("all-to-all", fabric)
-    cut = spraying.spray(sent, fabric)
-    fat = spraying.transfer("spraying", cut, sent, fabric, "per subflow")
-    thin = spraying.transfer("pieces", cut, sent, fabric, "per subflow")
+    cut = spray(sent, fabric)
+    fat = transfer("spraying", cut, sent, fabric, "per subflow")
+    thin = transfer("pieces", cut, sent, fabric, "per subflow")
     assert fat.time[-1] == pytest.approx(thin.time[-1], rel=1e-9)
 
 
@@ -235,10 +236,10 @@ def test_unequal_sizes_break_the_equivalence():
 
 def test_the_lottery_draws_what_ecmp_draws():
     fabric = Fabric()
-    many = spraying.lottery("expert groups", fabric, draws=2000).double()
+    many = lottery("expert groups", fabric, draws=2000).double()
     assert torch.equal(many, many.round())
     sent = collective("expert groups", fabric)
-    few = [spraying.ecmp(sent, fabric, seed) for seed in range(100)]
+    few = [ecmp(sent, fabric, seed) for seed in range(100)]
     few = loads(few, sent, fabric).peak
     # five standard errors of the smaller sample
     assert abs(many.mean() - few.mean()) < few.std() / 2
@@ -247,7 +248,7 @@ def test_the_lottery_draws_what_ecmp_draws():
 
 @pytest.mark.parametrize("rule", spraying.RULES)
 def test_the_picture_tells_what_the_experiment_measures(rule):
-    shown = spraying.picture(7, "expert groups", rule, "per subflow")
+    shown = picture(7, "expert groups", rule, "per subflow")
     arm = spraying.experiment(0, "expert groups", 7, leaves=4)[rule]
     assert shown.congestion[rule] == pytest.approx(arm.congestion)
     assert shown.end / shown.sprayed == pytest.approx(arm.time)
@@ -285,7 +286,7 @@ def test_every_claim_can_be_measured():
             "rule='hash'",
         ),
         (
-            lambda: spraying.transfer("ECMP", None, None, None, "none"),
+            lambda: transfer("ECMP", None, None, None, "none"),
             "fairness='none'",
         ),
     ],

@@ -1,0 +1,85 @@
+"""The rivals of the splitting rule: chance, greed and ideal spraying.
+
+    ECMP       every flow, or so many pieces of it, on a random spine
+    greedy     whole flows in random order, each where it fills least
+    spraying   1 / S of every flow on every spine, packet by packet
+
+ECMP is a lottery, and `lottery` draws it many times in one kernel call.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lab.kernels.linkload import linkload
+from lab.networks.leaf_spine import Fabric, Flows, Subflows, collective, ends
+
+BLIND = 4  # pieces that the blind rule cuts every flow into
+
+
+def ecmp(flows: Flows, fabric: Fabric, seed: int, cuts: int = 1) -> Subflows:
+    """Cut every flow into ``cuts`` pieces, each on a random spine."""
+    generator = torch.Generator().manual_seed(seed)
+    leaf, other = ends(flows, fabric)
+    flow = torch.arange(len(leaf)).repeat_interleave(cuts)
+    spine = torch.randint(fabric.spines, (len(flow),), generator=generator)
+    spine = spine.masked_fill((leaf == other)[flow], -1)
+    return Subflows(flow, spine, flows.size[flow] / cuts)
+
+
+def greedy(flows: Flows, fabric: Fabric, seed: int) -> Subflows:
+    """Whole flows in random order, each to the spine that it fills least.
+
+    Least is max(up, down) at its two leaves; ties go to the lowest spine.
+    """
+    leaf, other = (x.tolist() for x in ends(flows, fabric))
+    S, size = fabric.spines, flows.size.tolist()
+    up, down = ([[0.0] * S for _ in range(fabric.leaves)] for _ in range(2))
+    spine = torch.full((len(size),), -1)
+    random = np.random.default_rng(seed)
+    for f in random.permutation(len(size)).tolist():
+        if leaf[f] == other[f]:
+            continue
+        rises, falls = up[leaf[f]], down[other[f]]
+        fill = [max(u, d) for u, d in zip(rises, falls, strict=True)]
+        k = fill.index(min(fill))
+        rises[k] += size[f]
+        falls[k] += size[f]
+        spine[f] = k
+    return Subflows(torch.arange(len(size)), spine, flows.size)
+
+
+def spray(flows: Flows, fabric: Fabric) -> Subflows:
+    """Ideal spraying: 1 / S of every flow on every spine."""
+    S = fabric.spines
+    leaf, other = ends(flows, fabric)
+    inner = leaf == other
+    parts = torch.where(inner, 1, S)
+    flow = torch.arange(len(leaf)).repeat_interleave(parts)
+    part = torch.arange(len(flow)) - (parts.cumsum(0) - parts)[flow]
+    spine = part.masked_fill(inner[flow], -1)
+    return Subflows(flow, spine, (flows.size / parts)[flow])
+
+
+def lottery(
+    workload: str,
+    fabric: Fabric,
+    draws: int,
+    seed: int = 0,
+    device: str = "cpu",
+) -> Tensor:
+    """Largest link load [draws] of ECMP with as many different hashes.
+
+    The flows stay; that many fabrics carry them in one call of the kernel.
+    """
+    flows = collective(workload, fabric, seed)
+    leaf = [x.int().to(device) for x in ends(flows, fabric)]
+    shape = (draws, len(flows.size))
+    source, target = (x.expand(shape) for x in leaf)
+    generator = torch.Generator(device).manual_seed(seed)
+    spine = torch.randint(
+        fabric.spines, shape, generator=generator, device=device
+    )
+    size = flows.size.float().to(device).expand(shape)
+    L, S = fabric.leaves, fabric.spines
+    return linkload(source, target, spine.int(), size, L, S).peak.cpu()
