@@ -25,13 +25,19 @@ Shared by the chapters of this part:
 Of the closing notebook, ``arena``: ``arena_records``, ``arena_view`` and
 ``own_router``.
 
-Of one chapter: ``adamoe_phases`` is a part of 02, AdaMoE; ``union_gate``,
-``union_layers``, ``union_recorded`` and ``union_router`` are parts of 06,
-Union of Experts; ``duo_char_lm``,
-``duo_routes``, ``duo_router`` and ``duo_recorded`` of 07, Duo-LLM;
-``brick_scores``, ``brick_damage`` and ``custom_bricks`` of 09, bricks.
-``domain_experts``, ``pre_gating``, ``expert_cache``, ``expert_batching`` and
-``pre_gate_router`` are parts of 08, Read-ME, ``expert_reads`` of 10,
-inference. What the pictures of a chapter show, recorded, stands in ``<its
+Of one chapter:
+
+====  ================================================================
+02    ``adamoe_phases``
+06    ``union_gate``, ``union_layers``, ``union_recorded``,
+      ``union_router``
+07    ``duo_char_lm``, ``duo_routes``, ``duo_router``, ``duo_recorded``
+08    ``domain_experts``, ``pre_gating``, ``pre_gate_router``,
+      ``choosing_experts``, ``expert_cache``, ``expert_batching``
+09    ``brick_scores``, ``brick_damage``, ``custom_bricks``
+10    ``expert_reads``
+====  ================================================================
+
+What the pictures of a chapter show, recorded, stands in ``<its
 name>_recorded``.
 """

@@ -15,7 +15,8 @@ small router that sees only token ids picks an expert for all layers at once.
 M_0(t) are the units that token t uses most in the dense model. As the expert
 is known early it can be fetched early, kept by Belady's rule
 (`expert_cache`), and batched with others like it (`expert_batching`).
-Masks and overlaps are in `domain_experts`, the router in `pre_gating`.
+Masks and overlaps are in `domain_experts`, the router in `pre_gating`, the
+ways to choose in `choosing_experts`, the pictures' in `read_me_recorded`.
 
 The authors' code cuts with a strict > and so keeps d - 1 units, less with
 ties; here it is d, and a token never counts a unit that is 0 for it. It ranks
@@ -25,141 +26,20 @@ gate value weights the expert, as in their code. Left out: fine-tuning router
 and experts in turns; here the dense weights stay as they are.
 """
 
-from collections.abc import Callable, Sequence
-from functools import cache, partial
-from typing import NamedTuple
+from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from lab.claims import Claim
-from lab.data import DATA, read_arrays
 from lab.exercises import Exercise
 from lab.tokens import dense_lm, pre_gating
-from lab.tokens.dense_lm import DenseLM
-from lab.tokens.domain_experts import (
-    bits,
-    carve,
-    code_overlap,
-    overlaps,
-    read,
-)
-from lab.tokens.domains import DOMAINS
+from lab.tokens.choosing_experts import LEARN, TEST, experiment
 from lab.tokens.expert_batching import serve
-from lab.tokens.expert_cache import (
-    POLICIES,
-    interleave,
-    simulate,
-    stickiness,
-    sticky_traces,
-)
+from lab.tokens.expert_cache import interleave, simulate, stickiness
 
-LEARN = 4096  # training characters of each domain that masks are taken from
-TEST = 2048  # test characters of each domain
-RECORDED = "read_me/seed-0.npz"
-TRACES = ("router", "0", "0.3", "0.5", "0.7", "0.9")  # or made, so sticky
-SHOWN = 1600  # tokens that a picture simulates
 CAPACITIES = (2, 3, 4, 5)  # of the paper's table of hit ratios
 PAPER = {"random": 50.14, "LRU": 52.42, "Belady": 61.82}  # %, capacity 3
-
-
-class Result(NamedTuple):
-    """One seed: bits per character, each a mean over the seven domains."""
-
-    dense: float
-    router: float  # the expert that the pre-gating router chooses
-    label: float  # the expert of the domain that the text is from
-    overlap: float  # the expert with the largest overlap, one for all layers
-    layerwise: float  # the same, but chosen in every layer on its own
-    random: float  # an expert by dice, token by token
-    matrix: list[list[float]]  # [domain][expert], bits per character
-    half: list[float]  # [domain], a random half of the units, mean of three
-    dense_by_domain: list[float]
-    agreement: tuple[float, float]  # of the router with label and overlap
-    resident: float  # share of the kept units
-    trace: list[list[int]]  # [domain][character], the router's experts
-
-
-@cache
-def experiment(
-    seed: int,
-    steps: int = dense_lm.STEPS,
-    router_steps: int = pre_gating.STEPS,
-    characters: int = LEARN,
-    test: int = TEST,
-    loss: str = "paper",
-) -> Result:
-    """Train a dense model, carve it, distil a router, and compare choices."""
-    model = dense_lm.trained(seed, steps)
-    return measure(model, seed, router_steps, characters, test, loss)
-
-
-def measure(
-    model: DenseLM,
-    seed: int,
-    router_steps: int = pre_gating.STEPS,
-    characters: int = LEARN,
-    test: int = TEST,
-    loss: str = "paper",
-    progress: Callable = iter,
-) -> Result:
-    """All but the training of the dense model."""
-    N = len(DOMAINS)
-    learnt, _, _ = read(model, "train", characters)
-    experts = carve(learnt)
-    wanted = overlaps if loss == "paper" else code_overlap
-    target = wanted(learnt, experts).mean(0).view(N, characters, N)
-    router = pre_gating.train(
-        pre_gating.PreGate(N, seed),
-        target,
-        seed,
-        router_steps,
-        loss,
-        progress,
-    )
-    hidden, context, answer = read(model, "validation", test)
-    kept = experts.masks.float()
-    counts = overlaps(hidden, experts)
-    choices = {
-        "router": pre_gating.route(router, test).flatten(),
-        "label": torch.arange(N).repeat_interleave(test),
-        "overlap": counts.sum(0).argmax(1),
-        "layerwise": counts.argmax(2),
-    }
-    generator = torch.Generator().manual_seed(seed)
-    choices["random"] = torch.randint(N, (N * test,), generator=generator)
-
-    def by_domain(masks: Tensor | None = None, choice=None) -> Tensor:
-        return (
-            bits(model, context, answer, masks, choice).view(N, test).mean(1)
-        )
-
-    halves = []
-    for _ in range(3):
-        dice = torch.rand(kept[:, 0].shape, generator=generator)
-        half = dice.argsort(1).argsort(1) < kept.shape[2] // 2
-        halves.append(by_domain(half.float()))
-    dense = by_domain()
-    matrix = [by_domain(kept[:, expert]) for expert in range(N)]
-    arms = {
-        name: by_domain(kept, choice).mean().item()
-        for name, choice in choices.items()
-    }
-    agree = [
-        (choices["router"] == choices[name]).double().mean().item()
-        for name in ("label", "overlap")
-    ]
-    return Result(
-        dense=dense.mean().item(),
-        **arms,
-        matrix=torch.stack(matrix, dim=1).tolist(),
-        half=torch.stack(halves).mean(0).tolist(),
-        dense_by_domain=dense.tolist(),
-        agreement=tuple(agree),
-        resident=experts.resident_share,
-        trace=choices["router"].view(N, test).tolist(),
-    )
 
 
 def requests(trace: Sequence[Sequence[int]], number: int) -> list[list[int]]:
@@ -170,88 +50,6 @@ def requests(trace: Sequence[Sequence[int]], number: int) -> list[list[int]]:
     length = len(trace[0]) // each
     parts = [divmod(r, len(trace)) for r in range(number)]
     return [trace[d][i * length : (i + 1) * length] for i, d in parts]
-
-
-class Serving(NamedTuple):
-    """Requests served together, for a picture."""
-
-    hits: dict[str, float]  # policy: % of the requests
-    steps: dict[str, list[list[int | None]]]  # policy: [expert][first tokens]
-    experts: dict[str, float]  # order of the batches: different experts each
-    longest_wait: int  # batches that a token waited, by expert
-    tokens: int
-
-
-def picture(
-    number: int = 8,
-    capacity: int = 3,
-    trace: str = "router",
-    window: int = 8,
-    batch: int = 16,
-    shown: int = 40,
-) -> Serving:
-    """Serve ``number`` requests of a recorded or made trace in all ways.
-
-    In ``steps``, 0 is an expert that lies in the cache, 1 one that was asked
-    for and was there, 2 one that had to be loaded.
-    """
-    length = max(1, SHOWN // number)
-    if trace == "router":
-        texts = [t[:length] for t in requests(recorded().trace, number)]
-    else:
-        texts = sticky_traces(number, length, len(DOMAINS), float(trace))
-    stream = interleave(texts)
-    runs = {p: simulate(stream, capacity, p, window) for p in POLICIES}
-    served = [serve(texts, batch, order) for order in ("arrival", "expert")]
-    return Serving(
-        hits={policy: 100 * run.ratio for policy, run in runs.items()},
-        steps={
-            policy: _steps(stream[:shown], runs[policy])
-            for policy in ("LRU", "window")
-        },
-        experts={
-            "by arrival": served[0].experts,
-            "by expert": served[1].experts,
-        },
-        longest_wait=max(served[1].waits),
-        tokens=len(stream),
-    )
-
-
-def _steps(stream, run):
-    table = []
-    for expert in range(len(DOMAINS)):
-        row = [0 if expert in c else None for c in run.content[: len(stream)]]
-        for now, asked in enumerate(stream):
-            if asked == expert:
-                row[now] = 1 if run.hits[now] else 2
-        table.append(row)
-    return table
-
-
-@cache
-def recorded() -> Result:
-    """The result of `train_checkpoints`, seed 0, without training."""
-    arrays = read_arrays(RECORDED)
-    found = {name: array.tolist() for name, array in arrays.items()}
-    return Result(**found | {"agreement": tuple(found["agreement"])})
-
-
-def train_checkpoints(progress: Callable = iter) -> None:
-    """Train the dense model and its router anew, seed 0: half a minute."""
-    dense_lm.record(progress)
-    result = measure(dense_lm.recorded(), 0, progress=progress)._asdict()
-    trace = np.array(result.pop("trace"), dtype=np.int8)
-    np.savez_compressed(DATA / RECORDED, trace=trace, **result)
-
-
-def train_anew(loss: str, seed: int, progress: Callable = iter) -> str:
-    """Distil a router anew from the recorded model, and say how it does."""
-    new = measure(dense_lm.recorded(), seed, loss=loss, progress=progress)
-    return (
-        f"{loss} loss, seed {seed}: {new.router:.3f} bits per character,"
-        f" {new.label:.3f} with the true domain, {new.random:.3f} by dice"
-    )
 
 
 def _own_is_best(seed: int, **parameters) -> float:

@@ -6,14 +6,8 @@ import pytest
 import torch
 
 from lab.exercises import CORRECT, judge
-from lab.tokens import dense_lm, pre_gating, read_me
-from lab.tokens.domain_experts import (
-    bits,
-    carve,
-    code_overlap,
-    overlaps,
-    read,
-)
+from lab.tokens import choosing_experts, dense_lm, pre_gating, read_me
+from lab.tokens.domain_experts import bits, carve, code_overlap, overlaps, read
 from lab.tokens.domains import DOMAINS, passage, split
 from lab.tokens.expert_batching import serve
 from lab.tokens.expert_cache import (
@@ -22,6 +16,7 @@ from lab.tokens.expert_cache import (
     stickiness,
     sticky_traces,
 )
+from lab.tokens.read_me_recorded import picture, recorded
 
 N = len(DOMAINS)
 
@@ -119,14 +114,14 @@ def test_distillation_is_least_where_router_and_overlap_agree(loss):
 
 def test_an_experiment_repeats_bit_for_bit():
     sizes = {"router_steps": 3, "characters": 128, "test": 64}
-    first = read_me.measure(dense_lm.recorded(), 1, **sizes)
-    again = read_me.measure(dense_lm.recorded(), 1, **sizes)
+    first = choosing_experts.measure(dense_lm.recorded(), 1, **sizes)
+    again = choosing_experts.measure(dense_lm.recorded(), 1, **sizes)
     assert first == again
     assert len(first.trace) == N and len(first.trace[0]) == 64
 
 
 def test_recorded_result_is_what_the_text_says():
-    seen = read_me.recorded()
+    seen = recorded()
     assert seen.dense < seen.overlap < seen.router < seen.random
     for row, half in zip(seen.matrix, seen.half, strict=True):
         assert len(row) == N and half > min(row)
@@ -192,7 +187,7 @@ def test_errors_say_what_is_wrong(call, words):
 
 
 def test_many_requests_leave_lru_at_c_over_n_and_belady_above():
-    few, many = (read_me.picture(n).hits for n in (1, 64))
+    few, many = (picture(n).hits for n in (1, 64))
     assert few["LRU"] > 70
     assert many["LRU"] < 300 / 7 + 3
     assert many["window"] > many["LRU"] + 10

@@ -1,0 +1,109 @@
+"""What the pictures of chapter 08 show: requests for the experts of a trace.
+
+The trace is the router's of seed 0, recorded, or made as sticky as wanted.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+
+from lab.data import DATA, read_arrays
+from lab.tokens import dense_lm
+from lab.tokens.choosing_experts import Result, measure
+from lab.tokens.domains import DOMAINS
+from lab.tokens.expert_batching import serve
+from lab.tokens.expert_cache import (
+    POLICIES,
+    interleave,
+    simulate,
+    sticky_traces,
+)
+from lab.tokens.read_me import requests
+
+RECORDED = "read_me/seed-0.npz"
+TRACES = ("router", "0", "0.3", "0.5", "0.7", "0.9")  # or made, so sticky
+SHOWN = 1600  # tokens that a picture simulates
+
+
+class Serving(NamedTuple):
+    """Requests served together, for a picture."""
+
+    hits: dict[str, float]  # policy: % of the requests
+    steps: dict[str, list[list[int | None]]]  # policy: [expert][first tokens]
+    experts: dict[str, float]  # order of the batches: different experts each
+    longest_wait: int  # batches that a token waited, by expert
+    tokens: int
+
+
+def picture(
+    number: int = 8,
+    capacity: int = 3,
+    trace: str = "router",
+    window: int = 8,
+    batch: int = 16,
+    shown: int = 40,
+) -> Serving:
+    """Serve ``number`` requests of a recorded or made trace in all ways.
+
+    In ``steps``, 0 is an expert that lies in the cache, 1 one that was asked
+    for and was there, 2 one that had to be loaded.
+    """
+    length = max(1, SHOWN // number)
+    if trace == "router":
+        texts = [t[:length] for t in requests(recorded().trace, number)]
+    else:
+        texts = sticky_traces(number, length, len(DOMAINS), float(trace))
+    stream = interleave(texts)
+    runs = {p: simulate(stream, capacity, p, window) for p in POLICIES}
+    served = [serve(texts, batch, order) for order in ("arrival", "expert")]
+    return Serving(
+        hits={policy: 100 * run.ratio for policy, run in runs.items()},
+        steps={
+            policy: _steps(stream[:shown], runs[policy])
+            for policy in ("LRU", "window")
+        },
+        experts={
+            "by arrival": served[0].experts,
+            "by expert": served[1].experts,
+        },
+        longest_wait=max(served[1].waits),
+        tokens=len(stream),
+    )
+
+
+def _steps(stream, run):
+    table = []
+    for expert in range(len(DOMAINS)):
+        row = [0 if expert in c else None for c in run.content[: len(stream)]]
+        for now, asked in enumerate(stream):
+            if asked == expert:
+                row[now] = 1 if run.hits[now] else 2
+        table.append(row)
+    return table
+
+
+@cache
+def recorded() -> Result:
+    """The result of `train_checkpoints`, seed 0, without training."""
+    arrays = read_arrays(RECORDED)
+    found = {name: array.tolist() for name, array in arrays.items()}
+    return Result(**found | {"agreement": tuple(found["agreement"])})
+
+
+def train_checkpoints(progress: Callable = iter) -> None:
+    """Train the dense model and its router anew, seed 0: half a minute."""
+    dense_lm.record(progress)
+    result = measure(dense_lm.recorded(), 0, progress=progress)._asdict()
+    trace = np.array(result.pop("trace"), dtype=np.int8)
+    np.savez_compressed(DATA / RECORDED, trace=trace, **result)
+
+
+def train_anew(loss: str, seed: int, progress: Callable = iter) -> str:
+    """Distil a router anew from the recorded model, and say how it does."""
+    new = measure(dense_lm.recorded(), seed, loss=loss, progress=progress)
+    return (
+        f"{loss} loss, seed {seed}: {new.router:.3f} bits per character,"
+        f" {new.label:.3f} with the true domain, {new.random:.3f} by dice"
+    )
