@@ -152,8 +152,18 @@ def test_the_fullest_expert_is_named():
     figure = figures.load_heatmap(torch.tensor([[10.0, 30.0], [20.0, 20.0]]))
     assert voices(figure) == (
         "The fullest expert carries 1.50 times its fair share",
-        "it is expert 1 of layer 0",
+        "it is expert 1 of layer 0; numbers in % of tokens",
     )
+
+
+def test_a_table_that_shows_its_numbers_has_no_colour_bar():
+    small = figures.heatmap([[1, 2]], "two", unit="%")
+    assert small.data[0].showscale is False
+    assert voices(small) == ("two", "numbers in %")
+    large = figures.heatmap([[1] * 20], "many", unit="%")
+    assert large.data[0].showscale
+    assert large.data[0].colorbar.title.text == "%"
+    assert voices(large) == ("many", "")
 
 
 def test_an_idle_layer_is_drawn_too():

@@ -156,7 +156,8 @@ def heatmap(
 ):
     """A table of numbers as colours, the first row on top.
 
-    Small tables show their numbers too; `None` leaves a cell empty.
+    A small table shows its numbers and needs no colour bar; `None` leaves a
+    cell empty.
     """
     values = [plain(row) for row in plain(values)]
     rows = rows or [str(i) for i in range(len(values))]
@@ -178,8 +179,11 @@ def heatmap(
             f"{row_title} %{{y}}, {column_title} %{{x}}: "
             f"%{{z:.4g}} {unit}<extra></extra>"
         ),
+        showscale=not small,
         colorbar=colour_bar(unit),
     )
+    if small and unit:
+        note = f"{note}; numbers in {unit}" if note else f"numbers in {unit}"
     x = dict(
         title_text=column_title,
         tickvals=list(range(0, len(columns), every)),
