@@ -29,6 +29,7 @@ Of one chapter:
 
 ====  ================================================================
 02    ``adamoe_phases``
+05    ``mlp_router``, ``layer_information``
 06    ``union_gate``, ``union_layers``, ``union_recorded``,
       ``union_router``
 07    ``duo_char_lm``, ``duo_routes``, ``duo_router``, ``duo_recorded``

@@ -21,39 +21,34 @@ that one layer may overload an expert that another leaves idle; this version
 averages in every layer. The shared expert and token dropping are left out.
 The paper does not say what is between the two matrices of its MLP router;
 here it is a ReLU, with as many hidden units as make its parameters equal.
+
+The rival is in `mlp_router`, the measure in `layer_information`, and what the
+pictures show in `rmoe_recorded`.
 """
 
 from collections.abc import Callable
 from functools import cache, partial
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lab.claims import Claim
 from lab.exercises import Exercise
 from lab.kernels.gru_router_step import RouterStep, gru_router_step
-from lab.kernels.topk_gate import topk_gate
-from lab.tokens import checkpoints
-from lab.tokens.char_lm import (
-    DIM,
-    CharLM,
-    Evaluation,
-    Look,
-    evaluate,
-    look,
-    train,
+from lab.tokens.char_lm import DIM, CharLM, Evaluation, evaluate, train
+from lab.tokens.layer_information import (
+    adjacent,
+    gate_entropy,
+    information_map,
 )
-from lab.tokens.routers import Router, Routing, TopKRouter, balance_loss
-from lab.tokens.routing_profile import information
+from lab.tokens.mlp_router import BALANCE, MLPRouter, balanced_top_k, mlp_width
+from lab.tokens.routers import Router, Routing, TopKRouter
 
 EXPERTS = 8
 LAYERS = 6
 WIDTH = 16  # p, numbers in the state
 TOP_K = 2
-BALANCE = 0.01  # the paper's weight of the balance loss
 STEPS = 600
 VARIANTS = ("linear", "mlp", "not passed", "no gradient", "passed")
 RECURRENT = VARIANTS[2:]
@@ -116,52 +111,7 @@ class RMoERouter(Router):
             "no gradient": step.state.detach(),
             "not passed": None,
         }[self.state]
-        return _routing(step.logits, self.k, self.balance, memory)
-
-
-class MLPRouter(Router):
-    """A router of two layers, the answer to "is it only the parameters?"."""
-
-    def __init__(
-        self,
-        dim: int,
-        experts: int,
-        k: int,
-        hidden: int,
-        balance: float = BALANCE,
-    ) -> None:
-        super().__init__(hidden, experts)
-        self.enter = nn.Parameter(torch.empty(dim, hidden))
-        self.k = k
-        self.balance = balance
-
-    def forward(self, hidden: Tensor, memory: Any = None) -> Routing:
-        logits = F.relu(hidden @ self.enter) @ self.weight
-        return _routing(logits, self.k, self.balance)
-
-
-def _routing(logits, k, balance, memory=None):
-    """Top-k with the balance loss, weighted as in the part's top-k router."""
-    gate = topk_gate(logits, k, renormalize=k > 1)
-    scores = logits.softmax(dim=1)
-    loss = balance * balance_loss(gate.experts, scores)
-    return Routing(gate, scores, loss, memory)
-
-
-def router_parameters(
-    layers: int, dim: int, experts: int, width: int = 0
-) -> int:
-    """Parameters of all routers: linear ones, or with a GRU of ``width``."""
-    if not width:
-        return layers * dim * experts
-    own = dim * width + width * experts
-    return layers * own + 6 * width**2 + 6 * width
-
-
-def mlp_width(layers: int, dim: int, experts: int, width: int) -> int:
-    """Hidden units that give an MLP router the parameters of RMoE's."""
-    total = router_parameters(layers, dim, experts, width)
-    return round(total / (layers * (dim + experts)))
+        return balanced_top_k(step.logits, self.k, self.balance, memory)
 
 
 def untrained(
@@ -185,64 +135,6 @@ def untrained(
         return RMoERouter(DIM, EXPERTS, k, cell, variant)
 
     return CharLM(router, EXPERTS, seed, layers)
-
-
-def mutual_information(one: Tensor, other: Tensor, values: int) -> float:
-    """How many nats ``one`` [T] tells about ``other`` [T], 0 if nothing.
-
-    Both hold whole numbers below ``values``. Over few tokens it is biased
-    upward, by about (values - 1)^2 / 2T.
-    """
-    pairs = torch.bincount(one * values + other, minlength=values**2)
-    return information(pairs.reshape(values, values)).item()
-
-
-def information_map(evaluation: Evaluation) -> list[list[float | None]]:
-    """Mutual information between the first choices of every two layers.
-
-    Taken over the tokens; None on the diagonal. The paper takes it within one
-    token, between two vectors of N scores cut into 100 bins: over so few
-    values nearly every bin holds one score, and the result is close to log N
-    whatever the router does (`binned_information`).
-    """
-    first = [chosen[:, 0].long() for chosen in evaluation.chosen]
-    experts = evaluation.load.shape[1]
-    table = [[None] * len(first) for _ in first]
-    for i, one in enumerate(first):
-        for j, other in enumerate(first[:i]):
-            value = mutual_information(one, other, experts)
-            table[i][j] = table[j][i] = value
-    return table
-
-
-def adjacent(table: list[list[float | None]]) -> float:
-    """Mean of a map's entries between neighbouring layers."""
-    pairs = list(pairwise(range(len(table))))
-    return sum(table[i][j] for i, j in pairs) / len(pairs)
-
-
-def by_distance(table: list[list[float | None]]) -> list[float]:
-    """Mean of a map's entries 1, 2, ... layers apart."""
-    layers = len(table)
-    return [
-        sum(table[i][i + apart] for i in range(layers - apart))
-        / (layers - apart)
-        for apart in range(1, layers)
-    ]
-
-
-def binned_information(one: Tensor, other: Tensor, bins: int = 100) -> float:
-    """The paper's measure for one token: two score vectors [N], binned."""
-    low = torch.minimum(one.min(), other.min())
-    high = torch.maximum(one.max(), other.max())
-    scale = bins / (high - low).clamp_min(1e-12)
-    cut = [((v - low) * scale).long().clamp(0, bins - 1) for v in (one, other)]
-    return mutual_information(*cut, bins)
-
-
-def gate_entropy(scores: list[Tensor]) -> Tensor:
-    """Entropy in nats of the scores of every layer [T, N], [layers, T]."""
-    return torch.stack([torch.special.entr(s).sum(dim=1) for s in scores])
 
 
 class Arm(NamedTuple):
@@ -286,45 +178,6 @@ def describe(evaluation: Evaluation) -> Arm:
 def experiment(seed: int, steps: int = STEPS) -> dict[str, Arm]:
     """Every variant from one seed, with the same data, order and steps."""
     return {variant: arm(variant, seed, steps) for variant in VARIANTS}
-
-
-def picture(
-    variant: str = "passed", keep: float = 1.0, top_k: int = TOP_K
-) -> Look:
-    """Let a recorded model read, its memory turned down to ``keep``.
-
-    ``variant`` chooses the model; ``keep`` (0 to 1) scales the state that
-    each router receives and ``top_k`` its number of experts, both now,
-    without training again. A variant that passes nothing ignores ``keep``.
-    """
-    model = recorded(variant)
-    for layer in model.layers:
-        layer.router.k = top_k
-        layer.router.keep = keep
-    return look(model)
-
-
-@cache
-def reach(variant: str) -> list[float]:
-    """What one layer tells of another, by distance: the model as trained."""
-    return by_distance(information_map(picture(variant).sample))
-
-
-@cache
-def recorded(variant: str) -> CharLM:
-    """The model of `train_checkpoints`."""
-    return checkpoints.load(_checkpoint(variant), untrained(variant))
-
-
-def train_checkpoints(progress: Callable = iter) -> None:
-    """Train every recorded model anew, seed 0: about a minute."""
-    for variant in progress(VARIANTS):
-        model = trained(variant, 0)
-        checkpoints.save(_checkpoint(variant), model, seed=0, steps=STEPS)
-
-
-def _checkpoint(variant: str) -> str:
-    return f"rmoe-{variant.replace(' ', '-')}"
 
 
 def _against(variant: str, field: str) -> Callable[..., float]:

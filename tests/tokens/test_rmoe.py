@@ -9,9 +9,18 @@ from scipy.stats import entropy
 from torch import nn
 
 from lab.exercises import check
+from lab.kernels.gru_router_step import gru_router_step
 from lab.tokens import rmoe
 from lab.tokens.char_lm import DIM
+from lab.tokens.layer_information import (
+    adjacent,
+    binned_information,
+    by_distance,
+    mutual_information,
+)
+from lab.tokens.mlp_router import router_parameters
 from lab.tokens.rmoe import EXERCISES, Cell, RMoERouter
+from lab.tokens.rmoe_recorded import picture, reach
 
 
 def model(variant, **options):
@@ -114,7 +123,7 @@ def test_parameters_are_counted_as_they_are():
             if ".router." in name
         )
         wide = 0 if variant == "linear" else rmoe.WIDTH
-        counted = rmoe.router_parameters(rmoe.LAYERS, DIM, 8, wide)
+        counted = router_parameters(rmoe.LAYERS, DIM, 8, wide)
         slack = 0.01 if variant == "mlp" else 0
         assert found == pytest.approx(counted, rel=slack, abs=0)
 
@@ -129,18 +138,16 @@ def test_mutual_information_is_that_of_scipys_entropies():
 
     pairs = list(zip(one.tolist(), other.tolist(), strict=True))
     expected = nats(one.tolist()) + nats(other.tolist()) - nats(pairs)
-    found = rmoe.mutual_information(one, other, 5)
+    found = mutual_information(one, other, 5)
     assert found == pytest.approx(expected, abs=1e-12)
-    assert rmoe.mutual_information(one, one * 0, 5) == pytest.approx(0)
-    assert rmoe.mutual_information(one, one, 5) == pytest.approx(
-        nats(one.tolist())
-    )
+    assert mutual_information(one, one * 0, 5) == pytest.approx(0)
+    assert mutual_information(one, one, 5) == pytest.approx(nats(one.tolist()))
 
 
 def test_the_papers_measure_is_near_its_ceiling_for_noise():
     generator = torch.Generator().manual_seed(0)
     values = [
-        rmoe.binned_information(*torch.rand(2, 16, generator=generator))
+        binned_information(*torch.rand(2, 16, generator=generator))
         for _ in range(50)
     ]
     assert sum(values) / 50 > 0.85 * math.log(16)
@@ -148,8 +155,8 @@ def test_the_papers_measure_is_near_its_ceiling_for_noise():
 
 def test_a_map_is_read_by_neighbours_and_by_distance():
     table = [[None, 1, 2], [1, None, 3], [2, 3, None]]
-    assert rmoe.adjacent(table) == 2
-    assert rmoe.by_distance(table) == [2, 2]
+    assert adjacent(table) == 2
+    assert by_distance(table) == [2, 2]
 
 
 def test_the_same_seed_gives_the_same_arm():
@@ -166,21 +173,21 @@ def test_every_claim_runs_on_a_short_training():
 
 
 def test_the_recorded_models_answer_the_knobs():
-    shown = rmoe.picture("passed")
+    shown = picture("passed")
     assert shown.sample.mean_experts == rmoe.TOP_K
-    assert rmoe.picture("passed", top_k=3).sample.mean_experts == 3
-    forgetful = rmoe.picture("passed", keep=0.0)
+    assert picture("passed", top_k=3).sample.mean_experts == 3
+    forgetful = picture("passed", keep=0.0)
     assert not torch.equal(
         forgetful.sample.chosen[-1], shown.sample.chosen[-1]
     )
     for variant in rmoe.VARIANTS:
-        assert len(rmoe.reach(variant)) == rmoe.LAYERS - 1
+        assert len(reach(variant)) == rmoe.LAYERS - 1
 
 
 def test_the_pencil_cell_forgets_at_the_rate_it_says():
     x, state = torch.tensor([[0.3, -1.0, 0.0, 2.0]]), torch.ones(1, 4)
     for update in (0.0, 0.5, 0.9):
-        step = rmoe.gru_router_step(x, state, **rmoe.leaky_cell(update))
+        step = gru_router_step(x, state, **rmoe.leaky_cell(update))
         expected = (1 - update) * x.tanh() + update
         assert (step.state - expected).abs().max() < 1e-6
         assert (step.logits - 4 * expected).abs().max() < 1e-5

@@ -1,0 +1,57 @@
+"""A router of two layers, with the parameters of RMoE (chapter 05)."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lab.kernels.topk_gate import topk_gate
+from lab.tokens.routers import Router, Routing, balance_loss
+
+BALANCE = 0.01  # the paper's weight of the balance loss
+
+
+class MLPRouter(Router):
+    """A router of two layers, the answer to "is it only the parameters?"."""
+
+    def __init__(
+        self,
+        dim: int,
+        experts: int,
+        k: int,
+        hidden: int,
+        balance: float = BALANCE,
+    ) -> None:
+        super().__init__(hidden, experts)
+        self.enter = nn.Parameter(torch.empty(dim, hidden))
+        self.k = k
+        self.balance = balance
+
+    def forward(self, hidden: Tensor, memory: Any = None) -> Routing:
+        logits = F.relu(hidden @ self.enter) @ self.weight
+        return balanced_top_k(logits, self.k, self.balance)
+
+
+def balanced_top_k(logits, k, balance, memory=None):
+    """Top-k with the balance loss, weighted as in the part's top-k router."""
+    gate = topk_gate(logits, k, renormalize=k > 1)
+    scores = logits.softmax(dim=1)
+    loss = balance * balance_loss(gate.experts, scores)
+    return Routing(gate, scores, loss, memory)
+
+
+def router_parameters(
+    layers: int, dim: int, experts: int, width: int = 0
+) -> int:
+    """Parameters of all routers: linear ones, or with a GRU of ``width``."""
+    if not width:
+        return layers * dim * experts
+    own = dim * width + width * experts
+    return layers * own + 6 * width**2 + 6 * width
+
+
+def mlp_width(layers: int, dim: int, experts: int, width: int) -> int:
+    """Hidden units that give an MLP router the parameters of RMoE's."""
+    total = router_parameters(layers, dim, experts, width)
+    return round(total / (layers * (dim + experts)))
