@@ -28,6 +28,7 @@ Of the closing notebook, ``arena``: ``arena_records``, ``arena_view`` and
 Of one chapter:
 
 ====  ================================================================
+01    ``experts_per_token``
 02    ``adamoe_phases``
 05    ``mlp_router``, ``layer_information``
 06    ``union_gate``, ``union_layers``, ``union_recorded``,

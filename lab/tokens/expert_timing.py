@@ -18,7 +18,7 @@ from lab.bench.timing import in_turn
 from lab.kernels.moe_layer import moe_layer
 from lab.kernels.runtime import device
 from lab.kernels.topk_gate import Gate
-from lab.tokens import top_p_routing
+from lab.tokens import top_p_routing_recorded
 from lab.tokens.coverage import read, unrelated
 
 EXPERTS, TOP_K = 16, 2  # of the recorded model that routes
@@ -81,7 +81,7 @@ def _weights(seed: int, copies: int) -> tuple[Tensor, Tensor]:
 @cache
 def _choices() -> Tensor:
     """The middle layer's experts in the recorded top-2 model, [T, 2]."""
-    return read(top_p_routing.recorded("top-2", EXPERTS))[1].chosen
+    return read(top_p_routing_recorded.recorded("top-2", EXPERTS))[1].chosen
 
 
 def _mixture(x, chosen, drawn, layers, seen) -> Callable:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lab.tokens import adamoe_recorded, checkpoints, top_p_routing
+from lab.tokens import adamoe_recorded, checkpoints, top_p_routing_recorded
 from lab.tokens.char_lm import train
 from lab.tokens.coverage import (
     Trace,
@@ -150,10 +150,10 @@ def recorded(router: str) -> Trace:
     elif router == "AdaMoE":
         model = adamoe_recorded.recorded(8, "null", "annealed")
     elif router == "top-p of 16":
-        model = top_p_routing.recorded("top-p", 16, 1e-4)
+        model = top_p_routing_recorded.recorded("top-p", 16, 1e-4)
     elif router in ROUTERS:
         name, _, experts = router.split()
-        model = top_p_routing.recorded(name, int(experts))
+        model = top_p_routing_recorded.recorded(name, int(experts))
     else:
         raise ValueError(f"router={router!r} is none of {', '.join(ROUTERS)}")
     return read(model)[1]

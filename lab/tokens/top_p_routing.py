@@ -14,32 +14,22 @@ alpha = 1e-2, beta = 1e-4, p = 0.4 in the paper. Compared with the authors'
 code (inference only): there a partial sum that equals p exactly keeps one
 expert more (``>`` for the paper's ``>=``); this version follows the paper.
 Their experts are SwiGLU, ours are ReLU, as in all chapters of this part.
+What is measured is in `experts_per_token`, what the pictures show in
+`top_p_routing_recorded`.
 """
 
-import itertools
 import math
-from collections.abc import Callable
 from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
-from scipy import stats
 from torch import Tensor
 
 from lab.claims import Claim
 from lab.exercises import Exercise
 from lab.kernels.topp_gate import topp_gate
-from lab.tokens import checkpoints
-from lab.tokens.char_lm import (
-    BATCH,
-    DIM,
-    CharLM,
-    Evaluation,
-    Look,
-    evaluate,
-    look,
-    train,
-)
+from lab.tokens.char_lm import DIM, CharLM
+from lab.tokens.experts_per_token import Arm, train_and_measure
 from lab.tokens.mixing import bits_above_mixing
 from lab.tokens.routers import (
     Router,
@@ -83,19 +73,6 @@ class TopPRouter(Router):
         return Routing(gate, scores, loss)
 
 
-class Arm(NamedTuple):
-    """What one trained model shows on the test text."""
-
-    bits: float  # bits per character
-    experts: float  # mean per token and layer
-    experts_by_layer: list[float]  # [layers]
-    difficulty_rho: float  # Spearman rank correlation, experts with loss
-    experts_easy: float  # mean on the tenth of the tokens with least loss
-    experts_hard: float  # and on the tenth with most
-    experts_early: float  # mean in the second tenth of the training steps
-    experts_late: float  # and in the last tenth
-
-
 class Result(NamedTuple):
     """One seed of the experiment: three routers, same data and budget."""
 
@@ -124,7 +101,7 @@ def experiment(
 def top_k_arm(seed: int, k: int, experts: int, steps: int, domain: str) -> Arm:
     """The baseline with exactly k experts per token."""
     model = top_k_model(seed, k, experts)
-    return _train_and_measure(model, seed, steps, domain)
+    return train_and_measure(model, seed, steps, domain)
 
 
 @cache
@@ -138,7 +115,7 @@ def top_p_arm(
 ) -> Arm:
     """Top-p routing with the given threshold and entropy weight."""
     model = top_p_model(seed, p, entropy_weight, experts)
-    return _train_and_measure(model, seed, steps, domain)
+    return train_and_measure(model, seed, steps, domain)
 
 
 def top_k_model(seed: int, k: int, experts: int) -> CharLM:
@@ -158,123 +135,6 @@ def top_p_model(
 
 
 STEPS = 600  # of every training that is recorded
-ENTROPY_WEIGHTS = (0.0, 1e-4, 1e-2, 1e-1)  # of the recorded models
-EXPERTS = (4, 8, 16)
-
-
-def picture(
-    p: float = 0.4,
-    temperature: float = 1.0,
-    entropy_weight: float = 1e-4,
-    experts: int = 8,
-) -> Look:
-    """Let a recorded model read with other knobs than it learned with.
-
-    ``entropy_weight`` and ``experts`` choose the model; ``p`` and
-    ``temperature`` act on its routers now, without training again.
-    """
-    model = recorded("top-p", experts, entropy_weight)
-    for layer in model.layers:
-        layer.router.p = p
-        layer.router.temperature = temperature
-    return look(model)
-
-
-@cache
-def baseline(k: int, experts: int) -> tuple[list[float], list[float]]:
-    """Experts per token and bits of the recorded top-k model, same sample."""
-    sample = look(recorded(f"top-{k}", experts)).sample
-    return [sample.mean_experts], [sample.bits_per_character]
-
-
-@cache
-def recorded(
-    router: str, experts: int, entropy_weight: float | None = None
-) -> CharLM:
-    """A model of `train_checkpoints`: router "top-1", "top-2" or "top-p"."""
-    model = _untrained(router, experts, entropy_weight)
-    return checkpoints.load(
-        _checkpoint(router, experts, entropy_weight), model
-    )
-
-
-def train_anew(
-    p: float, entropy_weight: float, experts: int, progress: Callable = iter
-) -> str:
-    """Train a top-p model on prose, seed 0, and say what came of it."""
-    model = top_p_model(0, p, entropy_weight, experts)
-    train(model, "prose", STEPS, seed=0, progress=progress)
-    seen = evaluate(model, "prose")
-    return (
-        f"trained at p = {p:.4g}: {seen.mean_experts:.2f} experts per token,"
-        f" {seen.bits_per_character:.3f} bits per character"
-    )
-
-
-def train_checkpoints(progress: Callable = iter, steps: int = STEPS) -> None:
-    """Train every recorded model anew, seed 0, on prose: two minutes."""
-    wanted = [
-        *itertools.product(("top-1", "top-2"), EXPERTS, (None,)),
-        *itertools.product(("top-p",), EXPERTS, ENTROPY_WEIGHTS),
-    ]
-    for settings in progress(wanted):
-        model = train(_untrained(*settings), "prose", steps, seed=0)
-        checkpoints.save(_checkpoint(*settings), model, steps=steps, seed=0)
-
-
-def _untrained(
-    router: str, experts: int, entropy_weight: float | None
-) -> CharLM:
-    if router == "top-p":
-        return top_p_model(0, 0.4, entropy_weight, experts)
-    return top_k_model(0, int(router.removeprefix("top-")), experts)
-
-
-def _checkpoint(
-    router: str, experts: int, entropy_weight: float | None
-) -> str:
-    name = f"{router}-of-{experts}"
-    return name if router != "top-p" else f"{name}-entropy-{entropy_weight:g}"
-
-
-def _train_and_measure(
-    model: CharLM, seed: int, steps: int, domain: str
-) -> Arm:
-    working = []  # mean number of experts per token, step by step
-
-    def watch(_: int, prediction) -> None:
-        chosen = [r.gate.experts >= 0 for r in prediction.routings]
-        working.append(torch.stack([c.sum() for c in chosen]).sum())
-
-    train(model, domain, steps, seed, on_step=watch)
-    per_token = torch.stack(working).double() / (BATCH * len(model.layers))
-    tenth = max(1, steps // 10)
-    return describe(
-        evaluate(model, domain),
-        early=per_token[tenth : 2 * tenth].mean().item(),
-        late=per_token[-tenth:].mean().item(),
-    )
-
-
-def describe(evaluation: Evaluation, early: float, late: float) -> Arm:
-    """Reduce an evaluation to the numbers that the claims speak of."""
-    loss, experts = evaluation.token_loss, evaluation.experts.double()
-    per_token = experts.mean(dim=1)
-    # the rank correlation of a constant number of experts is undefined
-    varies = bool((per_token != per_token[0]).any())
-    rho = stats.spearmanr(per_token, loss).statistic if varies else 0.0
-    by_loss = loss.argsort(stable=True)
-    tenth = len(loss) // 10
-    return Arm(
-        bits=evaluation.bits_per_character,
-        experts=evaluation.mean_experts,
-        experts_by_layer=experts.mean(dim=0).tolist(),
-        difficulty_rho=float(rho),
-        experts_easy=per_token[by_loss[:tenth]].mean().item(),
-        experts_hard=per_token[by_loss[-tenth:]].mean().item(),
-        experts_early=early,
-        experts_late=late,
-    )
 
 
 def _quality(seed: int, **parameters) -> float:

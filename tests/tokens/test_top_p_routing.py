@@ -11,6 +11,7 @@ from lab.exercises import check
 from lab.tokens import top_p_routing
 from lab.tokens.routers import balance_loss, entropy, weight_table
 from lab.tokens.top_p_routing import EXERCISES, TopPRouter
+from lab.tokens.top_p_routing_recorded import baseline, picture
 
 
 def router(experts=16, **options):
@@ -110,13 +111,13 @@ def test_every_claim_runs_on_a_short_training():
 
 
 def test_the_recorded_model_answers_the_knobs():
-    paper = top_p_routing.picture()
-    hot = top_p_routing.picture(temperature=3.0)
-    strict = top_p_routing.picture(entropy_weight=0.1)
+    paper = picture()
+    hot = picture(temperature=3.0)
+    strict = picture(entropy_weight=0.1)
     assert hot.sample.mean_experts > paper.sample.mean_experts + 0.5
     assert strict.sample.mean_experts < paper.sample.mean_experts
     for k in (1, 2):
-        (load,), (bits,) = top_p_routing.baseline(k, experts=8)
+        (load,), (bits,) = baseline(k, experts=8)
         assert load == k
         assert 1.5 < bits < 3
 
