@@ -12,6 +12,12 @@ from lab.tokens.char_lm import DIM, next_character, windows
 from lab.tokens.dice import Dice, RandomRouter, SwitchRouter
 from lab.tokens.text import split
 from lab.tokens.thor import EXERCISES, two_passes, untrained
+from lab.tokens.thor_recorded import (
+    LONG,
+    RECORDED_ALPHA,
+    expert_distance,
+    picture,
+)
 
 
 def batch(size=64, seed=0):
@@ -121,15 +127,13 @@ def test_dropout_acts_in_training_only_and_keeps_the_mean():
 
 
 def test_the_consistency_loss_makes_throws_agree():
-    without, with_loss = (
-        thor.picture(alpha=alpha) for alpha in thor.RECORDED_ALPHA
-    )
+    without, with_loss = (picture(alpha=alpha) for alpha in RECORDED_ALPHA)
     assert with_loss.differ < without.differ / 2
 
 
 def test_the_distance_of_experts_is_that_of_their_outputs():
     model, (context, _) = untrained("random", 3), batch()
-    table = thor.expert_distance(model, context)
+    table = expert_distance(model, context)
     assert table.diagonal().abs().max() == 0
     torch.testing.assert_close(table, table.T)
     layer = model.layers[0]
@@ -144,9 +148,9 @@ def test_the_distance_of_experts_is_that_of_their_outputs():
 
 
 def test_dice_ruin_a_trained_gate_but_not_who_learned_with_them():
-    by_gate, by_dice = thor.picture("gate"), thor.picture("dice")
+    by_gate, by_dice = picture("gate"), picture("dice")
     lost = {n: by_dice.bits[n] - by_gate.bits[n] for n in by_gate.bits}
-    assert lost[thor.LONG] > 0.3
+    assert lost[LONG] > 0.3
     assert lost["Switch"] > 0.05
     assert lost["THOR"] == 0
     assert abs(lost["Switch that learned by dice"]) < 0.01
@@ -175,7 +179,7 @@ def test_every_claim_runs_on_a_short_training():
         (lambda: untrained("moe"), "kind='moe'"),
         (lambda: Dice(2, 0).throw(3, "layer", True), "per='layer'"),
         (lambda: thor.add_dropout(untrained("dense"), 1.0, 0), "dropout=1"),
-        (lambda: thor.picture(chooser="dice", draws=0), "draws=0"),
+        (lambda: picture(chooser="dice", draws=0), "draws=0"),
     ],
 )
 def test_wrong_arguments_are_refused_in_a_sentence(call, sentence):
