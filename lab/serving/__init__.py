@@ -8,4 +8,6 @@ Shared by the chapters of this part:
 ``expert_parallel``  a mixture of experts in several processes, every byte
                      between them counted
 ===================  ======================================================
+
+Of one chapter: ``exflow_view`` is a part of 12, ExFlow.
 """

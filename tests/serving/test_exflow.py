@@ -9,6 +9,7 @@ from lab.exercises import check
 from lab.kernels.transition_counts import transition_counts
 from lab.serving import exflow, expert_parallel, placement, routing_traces
 from lab.serving.exflow import EXERCISES
+from lab.serving.exflow_view import picture
 from lab.serving.expert_parallel import ROW, homes, traffic
 
 
@@ -38,10 +39,10 @@ def test_the_recorded_model_chooses_what_its_trace_says():
 
 
 def test_dice_have_no_affinity_and_a_chain_has_all():
-    dice = exflow.picture("0").crossings
+    dice = picture("0").crossings
     assert dice["placed, planning tokens"] < 74
     assert dice["placed, new tokens"] == pytest.approx(75, abs=0.5)
-    chain = exflow.picture("1").crossings
+    chain = picture("1").crossings
     assert chain["placed, new tokens"] == 0
 
 
@@ -54,8 +55,8 @@ def test_the_real_trace_beats_its_control():
 
 def test_nodes_are_served_first():
     W = counts()
-    one = exflow.picture(gpus=4, nodes=1)
-    two = exflow.picture(gpus=4, nodes=2)
+    one = picture(gpus=4, nodes=1)
+    two = picture(gpus=4, nodes=2)
     assert two.node_crossing < 50 < 75 and one.node_crossing == 0
     best = placement.crossing(placement.exact(W, 2), W)
     placed = placement.staged(W, 4, 2, placement.exact)
@@ -67,13 +68,13 @@ def test_nodes_are_served_first():
 
 
 def test_sixteen_experts_fall_back_to_the_descent_and_say_so():
-    assert exflow.picture(experts=16, gpus=4).solver == "descent"
-    assert exflow.picture(experts=8, gpus=8).solver == "exact"
+    assert picture(experts=16, gpus=4).solver == "descent"
+    assert picture(experts=8, gpus=8).solver == "exact"
 
 
 def test_more_planning_tokens_close_the_gap():
     def gap(tokens):
-        seen = exflow.picture(tokens=tokens).crossings
+        seen = picture(tokens=tokens).crossings
         return seen["placed, new tokens"] - seen["placed, planning tokens"]
 
     assert gap(100) > 2 > abs(gap(24576)) + 0.5
