@@ -30,6 +30,7 @@ Of one chapter:
 ====  ================================================================
 01    ``experts_per_token``
 02    ``adamoe_phases``
+04    ``slimmable_layer``
 05    ``mlp_router``, ``layer_information``
 06    ``union_gate``, ``union_layers``, ``union_recorded``,
       ``union_router``

@@ -47,12 +47,12 @@ from lab.tokens.duo_router import DuoRouter
 from lab.tokens.pre_gate_router import PreGateRouter
 from lab.tokens.rmoe import WIDTH, Cell, RMoERouter
 from lab.tokens.routers import Router, Routing, TopKRouter
+from lab.tokens.slimmable_layer import slimmable_layer
 from lab.tokens.smoe_dropout import (
     Schedule,
     SlimmableRouter,
     active_experts,
     calm,
-    slimmable_layer,
     switch_on,
 )
 from lab.tokens.thor import two_passes

@@ -19,10 +19,10 @@ dropout inside the experts, and schedules that fall. The authors draw W_r with
 standard deviation 0.02 at width 256, which spreads the logits by 0.32; here
 the width is 48, so W_r is scaled to the same spread. Ties go to the lowest
 index.
+What the pictures show is in `smoe_dropout_recorded`.
 """
 
 import math
-from collections.abc import Callable
 from functools import cache, partial
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -32,16 +32,10 @@ from torch import Tensor
 
 from lab.claims import Claim
 from lab.exercises import Exercise
-from lab.kernels.moe_layer import moe_layer
-from lab.kernels.topk_gate import Gate, topk_gate
-from lab.tokens import checkpoints
-from lab.tokens.char_lm import DIM, CharLM, Evaluation, evaluate, train
-from lab.tokens.routers import (
-    Router,
-    Routing,
-    balance_loss,
-    weight_table,
-)
+from lab.kernels.topk_gate import topk_gate
+from lab.tokens.char_lm import DIM, CharLM, evaluate, train
+from lab.tokens.routers import Router, Routing, balance_loss
+from lab.tokens.slimmable_layer import all_experts, slimmable_layer
 
 EXPERTS = 16  # N
 HIDDEN = 16  # of one expert; the dense twin has N times as many
@@ -122,46 +116,12 @@ SCHEDULES = {
     "doubling 1 to 16": Schedule("doubling", 1, 16),
 }
 PAPER = "linear 8 to 16"  # the schedule of the authors' scripts
-# the recorded models: is the router frozen, and how did k grow
-ARMS = {
-    "random, 8 to 16": (True, PAPER),  # SMoE-Dropout
-    "random, 16": (True, "constant 16"),
-    "learned, 8 to 16": (False, PAPER),
-    "learned, 2": (False, "constant 2"),
-}
 
 
 def mean_experts(schedule: Schedule, steps: int = STEPS) -> float:
     """Mean k over a training: what it costs, in experts per token."""
     ks = [active_experts(step, steps, schedule) for step in range(steps)]
     return sum(ks) / steps
-
-
-def slimmable_layer(
-    tokens: Tensor, gate: Gate, w_up: Tensor, w_down: Tensor, activation: str
-) -> Tensor:
-    """The experts that ``gate`` chose for [T, D] tokens, in the cheaper way.
-
-    With half of the experts on, or more, it is cheaper (measured on a CPU) to
-    compute all and to weigh the others by 0 than to send rows to and fro.
-    """
-    N, (_, k) = len(w_up), gate.experts.shape
-    if 2 * k < N:
-        return moe_layer(tokens, gate, w_up, w_down, activation)
-    return all_experts(tokens, weight_table(gate, N), w_up, w_down)
-
-
-def all_experts(
-    tokens: Tensor, weights: Tensor, w_up: Tensor, w_down: Tensor
-) -> Tensor:
-    """The layer without routing: two products for tokens [T, D].
-
-    ``weights`` [T, N] scale each expert's hidden units, after the ReLU.
-    """
-    N, D, F = w_up.shape
-    hidden = (tokens @ w_up.transpose(0, 1).reshape(D, N * F)).relu()
-    hidden = hidden * weights.repeat_interleave(F, dim=1)
-    return hidden @ w_down.reshape(N * F, D)
 
 
 def untrained(seed: int, frozen: bool = True, k: int = EXPERTS) -> CharLM:
@@ -231,49 +191,6 @@ def dense_bits(seed: int, steps: int, positions: int) -> float:
     """Bits per character of the dense twin, trained in the same way."""
     model = train(dense_twin(seed), "prose", steps, seed)
     return evaluate(model, "prose", positions).bits_per_character
-
-
-@cache
-def picture(k: int, arm: str) -> Evaluation:
-    """Let a recorded model read 2048 test characters with k experts."""
-    return evaluate(switch_on(recorded(arm), k), "prose", 2048)
-
-
-@cache
-def recorded(arm: str) -> CharLM:
-    """The model of `train_checkpoints` for one of `ARMS`."""
-    frozen, _ = ARMS[arm]
-    return checkpoints.load(_checkpoint(arm), untrained(0, frozen))
-
-
-@cache
-def curve(arm: str) -> list[float]:
-    """Bits per character of a recorded model for k = 1 to 16.
-
-    "dense" is the dense twin, a model without k: 16 times the same.
-    """
-    if arm == "dense":
-        return [checkpoints.about("dense-256")["sample_bits"]] * EXPERTS
-    return checkpoints.about(_checkpoint(arm))["bits_by_k"]
-
-
-def train_checkpoints(progress: Callable = iter) -> None:
-    """Train every recorded model anew, seed 0: about a minute."""
-    for arm in progress(list(ARMS)):
-        frozen, schedule = ARMS[arm]
-        curve = [
-            bits(0, frozen, schedule, k, STEPS, 2048)
-            for k in range(1, EXPERTS + 1)
-        ]
-        model = trained(0, frozen, schedule, STEPS)
-        checkpoints.save(_checkpoint(arm), model, seed=0, bits_by_k=curve)
-    dense = train(dense_twin(0), "prose", STEPS, 0)
-    sample = evaluate(dense, "prose", 2048).bits_per_character
-    checkpoints.save("dense-256", dense, seed=0, sample_bits=sample)
-
-
-def _checkpoint(arm: str) -> str:
-    return "smoe-dropout-" + arm.replace(", ", "-").replace(" ", "-")
 
 
 def _largest_rise(seed: int, frozen: bool, **budget) -> float:

@@ -12,8 +12,8 @@ from lab.kernels.moe_layer import moe_layer
 from lab.tokens import smoe_dropout
 from lab.tokens.char_lm import DIM, measure, train
 from lab.tokens.routers import balance_loss, weight_table
+from lab.tokens.slimmable_layer import all_experts
 from lab.tokens.smoe_dropout import (
-    ARMS,
     CLAIMS,
     EXERCISES,
     EXPERTS,
@@ -21,10 +21,10 @@ from lab.tokens.smoe_dropout import (
     Schedule,
     SlimmableRouter,
     active_experts,
-    all_experts,
     mean_experts,
     untrained,
 )
+from lab.tokens.smoe_dropout_recorded import ARMS, curve, picture
 
 
 def normal(*shape, seed=0, dtype=torch.float64):
@@ -202,18 +202,16 @@ def test_every_claim_runs_on_a_short_training():
 @pytest.mark.parametrize("arm", ARMS)
 def test_a_recorded_model_is_still_the_one_whose_curve_is_kept(arm):
     for k in (1, 6, EXPERTS):
-        shown = smoe_dropout.picture(k, arm)
+        shown = picture(k, arm)
         assert shown.mean_experts == k
         # weights are kept in half precision
         assert shown.bits_per_character == pytest.approx(
-            smoe_dropout.curve(arm)[k - 1], abs=5e-3
+            curve(arm)[k - 1], abs=5e-3
         )
 
 
 def test_the_recorded_models_show_the_aha():
-    learned, random = (
-        smoe_dropout.curve(arm) for arm in ("learned, 2", "random, 8 to 16")
-    )
+    learned, random = (curve(arm) for arm in ("learned, 2", "random, 8 to 16"))
     assert learned[15] > learned[1] + 0.02
     assert random[15] < random[7] < random[1]
 
