@@ -9,7 +9,9 @@ from lab.exercises import check
 from lab.tokens import duo_llm
 from lab.tokens.char_lm import spread
 from lab.tokens.duo_char_lm import DuoCharLM, bits, train_by_coin, trained
-from lab.tokens.duo_llm import EXERCISES, at_budget, depth, overlap
+from lab.tokens.duo_comparison import experiment, overlap
+from lab.tokens.duo_llm import EXERCISES, at_budget, depth
+from lab.tokens.duo_llm_recorded import picture, recorded
 from lab.tokens.duo_router import LearnedRoutes, layers_of, learn, shuffled
 from lab.tokens.duo_routes import route_losses, taken
 
@@ -126,7 +128,7 @@ def test_depth_and_overlap_by_hand():
 
 
 def test_one_seed_gives_every_number():
-    result = duo_llm.experiment(0, **SHORT)
+    result = experiment(0, **SHORT)
     assert len(result.choice.oracle) == 7 and len(result.null) == 5
     assert (result.choice.oracle <= result.choice.best_fixed + 1e-6).all()
     assert (result.choice.best_fixed <= result.choice.mean_fixed + 1e-6).all()
@@ -142,7 +144,7 @@ def test_every_claim_runs_on_a_short_training():
 
 
 def test_the_recording_is_the_recorded_models():
-    kept = duo_llm.recorded()
+    kept = recorded()
     context, target = spread("prose", 4096)
     few = slice(0, 4096, 100)
     live = route_losses(kept.model, context[few], target[few])
@@ -152,8 +154,8 @@ def test_the_recording_is_the_recorded_models():
 
 
 def test_the_null_oracle_draws_the_oracles_curve():
-    oracle = duo_llm.picture("oracle")
-    null = duo_llm.picture("null oracle")
+    oracle = picture("oracle")
+    null = picture("null oracle")
     for curve in (oracle.curve, null.curve):
         # one big layer beats all, half is best, then it rises again
         assert curve[1] < curve[6]
@@ -163,20 +165,18 @@ def test_the_null_oracle_draws_the_oracles_curve():
 
 
 def test_the_knobs_do_what_they_say():
-    curves = {
-        most: duo_llm.picture("oracle", most=most).curve for most in (1, 6, 20)
-    }
+    curves = {most: picture("oracle", most=most).curve for most in (1, 6, 20)}
     assert curves[1][3] > curves[6][3] > curves[20][3]
-    fixed = duo_llm.picture("mean fixed").curve
+    fixed = picture("mean fixed").curve
     assert curves[1] == pytest.approx(fixed, abs=0.05)
-    quiet = duo_llm.picture("null oracle", noise=0.5)
-    assert quiet.curve[3] > duo_llm.picture("null oracle").curve[3] + 0.1
-    gap = duo_llm.picture("oracle", budget=0, colour="gap")
+    quiet = picture("null oracle", noise=0.5)
+    assert quiet.curve[3] > picture("null oracle").curve[3] + 0.1
+    gap = picture("oracle", budget=0, colour="gap")
     assert max(map(abs, gap.values)) < 1e-6
-    deep = duo_llm.picture("oracle", budget=1, colour="depth").values
+    deep = picture("oracle", budget=1, colour="depth").values
     assert set(deep) <= {1, 2, 3, 4, 5, 6} and len(set(deep)) > 3
-    router = duo_llm.picture("router", budget=3)
-    dealt = duo_llm.picture("random tokens", budget=3)
+    router = picture("router", budget=3)
+    dealt = picture("random tokens", budget=3)
     assert router.layers == dealt.layers
     assert router.curve[3] < dealt.curve[3]
 
@@ -185,8 +185,8 @@ def test_the_knobs_do_what_they_say():
     ("call", "sentence"),
     [
         (lambda: LearnedRoutes(DuoCharLM(), 7), "budget=7"),
-        (lambda: duo_llm.picture("tea leaves"), "chooser='tea leaves'"),
-        (lambda: duo_llm.picture(colour="red"), "colour='red'"),
+        (lambda: picture("tea leaves"), "chooser='tea leaves'"),
+        (lambda: picture(colour="red"), "colour='red'"),
     ],
 )
 def test_wrong_arguments_are_refused_in_a_sentence(call, sentence):

@@ -17,6 +17,7 @@ from torch import Tensor
 from lab.data import DATA, read_arrays
 from lab.tokens.char_lm import PASSAGE, spread, windows
 from lab.tokens.duo_char_lm import LAYERS, DuoCharLM, trained
+from lab.tokens.duo_comparison import HALF
 from lab.tokens.duo_router import LearnedRoutes, layers_of, learn, shuffled
 from lab.tokens.duo_routes import (
     Choice,
@@ -43,7 +44,6 @@ COLOURS = {
 }
 MENUS = tuple(math.comb(LAYERS, b) for b in range(LAYERS + 1))
 MOST = max(MENUS)  # routes of the longest menu
-HALF = LAYERS // 2
 
 
 def train_checkpoints(progress: Callable = iter) -> None:
