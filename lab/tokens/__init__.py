@@ -32,8 +32,7 @@ Of one chapter:
 02    ``adamoe_phases``
 04    ``slimmable_layer``
 05    ``mlp_router``, ``layer_information``
-06    ``union_gate``, ``union_layers``, ``union_recorded``,
-      ``union_router``
+06    ``union_gate``, ``union_layers``, ``union_router``
 07    ``duo_char_lm``, ``duo_routes``, ``duo_router``, ``duo_comparison``
 08    ``domain_experts``, ``pre_gating``, ``pre_gate_router``,
       ``choosing_experts``, ``expert_cache``, ``expert_batching``

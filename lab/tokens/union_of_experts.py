@@ -30,6 +30,7 @@ They give heads a position within the gathered list (RoPE) and a causal mask;
 pixels need neither. Their third version of attention sets c to the demand of
 the fullest head, here c is a share of S as for the MLP. They add b2 once per
 chosen slice; here it is added once, as the equivalence needs.
+What the pictures show is in `union_of_experts_recorded`.
 """
 
 from functools import cache, partial
@@ -41,27 +42,8 @@ from torch import Tensor
 
 from lab.claims import Claim
 from lab.exercises import Exercise
-from lab.tokens.digit_model import (
-    DIM,
-    HIDDEN,
-    PATCHES,
-    STEPS,
-    evaluate,
-    train,
-)
+from lab.tokens.digit_model import DIM, HIDDEN, PATCHES, STEPS, evaluate, train
 from lab.tokens.union_layers import decompose, union_mlp, untrained
-from lab.tokens.union_recorded import train_checkpoints
-
-__all__ = [
-    "ARMS",
-    "CLAIMS",
-    "EXERCISES",
-    "Arm",
-    "arm",
-    "experiment",
-    "gap",
-    "train_checkpoints",
-]
 
 
 class Arm(NamedTuple):

@@ -28,7 +28,7 @@ from lab.tokens.union_layers import (
     untrained,
 )
 from lab.tokens.union_of_experts import EXERCISES
-from lab.tokens.union_recorded import CUTS, GATES, picture, recorded
+from lab.tokens.union_of_experts_recorded import CUTS, GATES, picture, recorded
 
 
 def drawn(*shape, seed=0):
