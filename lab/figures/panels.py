@@ -14,7 +14,7 @@ from lab.figures.theme import (
 )
 
 WIDTH = 760  # pixels: a notebook beside the file browser
-GAP = 78  # pixels between two panels, for axis title and ticks
+GAP = 90  # pixels between two panels, for axis title and ticks in words
 BAR = 66  # pixels that a colour bar takes from its panel
 AXES = 62  # pixels below a panel for ticks and axis title
 LEGEND = 24  # pixels for its legend, where it has one
