@@ -62,9 +62,13 @@ MAY_SPILL: dict[tuple[str, str, str, str], str] = dict.fromkeys(
 def row(declaration, entry, target: str) -> dict:
     """What one compiled kernel uses, as a row of the ledger."""
     figures = usage(compiled(entry, target), target)
-    name = entry.kernel.__name__.removesuffix("_kernel")
-    key = (name, entry.name, target, version("triton"))
+    key = (kernel_name(entry), entry.name, target, version("triton"))
     return dict(zip(KEY, key, strict=True)) | figures
+
+
+def kernel_name(entry) -> str:
+    """The kernel's name in the ledger; interpreted or not, it wraps `fn`."""
+    return entry.kernel.fn.__name__.removesuffix("_kernel")
 
 
 def faults(found: dict, recorded: dict | None, matrix_units: bool) -> list:
@@ -176,11 +180,10 @@ def foreign(keys: Iterable[tuple], only: str) -> set[tuple]:
         return set()
     kernels, others = set(), set()
     for declaration, entry, _ in jobs(""):
-        name = entry.kernel.fn.__name__.removesuffix("_kernel")
         if declaration.name == only:
-            kernels.add(name)
+            kernels.add(kernel_name(entry))
         else:
-            others.add((name, entry.name))
+            others.add((kernel_name(entry), entry.name))
     return {key for key in keys if key[0] not in kernels or key[:2] in others}
 
 

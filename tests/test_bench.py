@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lab.bench import limits, peers, suite, table, timing
-from lab.bench.suite import Case
+from lab.bench.sizes import Case, layer_costs
 from lab.bench.timing import Roofs, Timing
 from lab.kernels.declaration import Cost
 from lab.kernels.moe_layer import moe_layer_reference
@@ -152,7 +152,7 @@ def test_recorded_rows_are_whole():
 
 def test_cost_of_a_layer_counts_only_experts_in_use():
     inputs, _ = suite.layer_inputs(SMALL, 1, torch.float32, "cpu")
-    costs = suite.layer_costs(SMALL, 1, torch.float32, inputs)
+    costs = layer_costs(SMALL, 1, torch.float32, inputs[1])
     weights = 2 * 3 * 16 * 12  # two of four experts
     assert costs["forward"] == Cost(
         4 * (2 * 16 + weights) + 16, 6 * 2 * 16 * 12

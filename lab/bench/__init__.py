@@ -3,6 +3,8 @@
 ===========  ===============================================================
 ``timing``   a clock, providers in turn, and what the machine can do at best
 ``peers``    the layer as other packages compute it, each found by import
+``sizes``    the layer's benchmarked sizes, and the least each costs
+``limits``   what no GPU can beat there, by data sheet
 ``suite``    what is measured, in which order, and the command
 ``table``    the rows of `data/bench/`, one file per machine
 ``picture``  one operation beside its floor, for a notebook

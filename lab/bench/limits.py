@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from lab.bench.suite import ON_GPU, layer_costs
+from lab.bench.sizes import ON_GPU, layer_costs
 from lab.bench.table import floor_ms
 from lab.bench.timing import Roofs
 from lab.kernels.moe_layer import LAUNCHES, LAUNCHES_BACKWARD
@@ -42,12 +42,13 @@ class Limit(NamedTuple):
 
 def limits() -> Iterator[Limit]:
     """The limits of all sizes that are benchmarked on a GPU, in 16 bits."""
-    width = torch.bfloat16
     for case in ON_GPU:
         for T in case.tokens:
-            for mode, cost in layer_costs(
-                case, T, width, _sizes(case, T)
-            ).items():
+            generator = torch.Generator().manual_seed(0)
+            logits = torch.randn(T, case.E, generator=generator)
+            gate = topk_gate_reference(logits, case.k)
+            costs = layer_costs(case, T, torch.bfloat16, gate)
+            for mode, cost in costs.items():
                 yield Limit(
                     f"{case.name} T{T}",
                     mode,
@@ -56,17 +57,6 @@ def limits() -> Iterator[Limit]:
                     cost.flops / 1e12,
                     {gpu: _least(cost, *SHEETS[gpu]) for gpu in SHEETS},
                 )
-
-
-def _sizes(case, T):
-    """Inputs of the layer without memory, but for the gate's choices."""
-    generator = torch.Generator().manual_seed(0)
-    gate = topk_gate_reference(
-        torch.randn(T, case.E, generator=generator), case.k
-    )
-    E, H, F = case.E, case.H, case.F
-    up, down = (E, H, 2 * F), (E, F, H)
-    return None, gate, *(torch.empty(s, device="meta") for s in (up, down))
 
 
 def _least(cost, terabytes, teraflops):

@@ -14,15 +14,15 @@ Nothing is timed before its result agrees with the reference.
 
 import argparse
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from lab.bench import peers
+from lab.bench import limits, peers
+from lab.bench.sizes import ON_CPU, ON_GPU, layer_costs
 from lab.bench.table import circumstances, row, version, write
 from lab.bench.timing import in_turn, measure_roofs, name
-from lab.kernels.declaration import Cost, all_declarations
+from lab.kernels.declaration import all_declarations
 from lab.kernels.moe_layer import moe_layer_reference
 from lab.kernels.topk_gate import topk_gate
 
@@ -32,30 +32,6 @@ TOLERANCE = {
     torch.float16: 1e-2,
     torch.bfloat16: 4e-2,
 }
-
-
-class Case(NamedTuple):
-    """Sizes of one mixture-of-experts layer with a top-k gate."""
-
-    name: str
-    E: int
-    k: int
-    H: int
-    F: int
-    tokens: tuple[int, ...]
-
-
-ON_GPU = (
-    Case("lab E8 k2", 8, 2, 48, 32, (512,)),
-    Case("Mixtral-like E8 k2", 8, 2, 4096, 14336, (16, 4096)),
-    Case("E64 k8", 64, 8, 2048, 1024, (16, 4096, 32768)),
-    Case("E128 k8", 128, 8, 2048, 768, (16, 4096, 32768)),
-    Case("E256 k8", 256, 8, 2048, 512, (16, 4096, 32768)),
-)
-ON_CPU = (
-    Case("lab E8 k2", 8, 2, 48, 32, (512,)),
-    Case("E64 k8", 64, 8, 128, 64, (1024,)),
-)
 
 
 def run(
@@ -183,7 +159,7 @@ def layer_rows(case, T, dtype, device, roofs, effort):
         if not note:
             modes["forward"][peer.name] = forward(layer)
             modes["backward"][peer.name] = backward(layer, pull)
-    for mode, cost in layer_costs(case, T, dtype, inputs).items():
+    for mode, cost in layer_costs(case, T, dtype, inputs[1]).items():
         timings = in_turn(modes[mode], device, **effort)
         for peer, (error, note) in found.items():
             key = {
@@ -237,21 +213,6 @@ def layer_inputs(case, T, dtype, device):
     return inputs, normal(T, H)
 
 
-def layer_costs(case, T, dtype, inputs) -> dict[str, Cost]:
-    """The least bytes and FLOPs; only experts that are used are read."""
-    _, gate, w_up, w_down = inputs
-    used = len(gate.experts.unique()) / case.E
-    weights = int(used * (w_up.numel() + w_down.numel()))
-    width, flops = dtype.itemsize, 6 * T * case.k * case.H * case.F
-    slots = 8 * T * case.k
-    return {
-        "forward": Cost(width * (2 * T * case.H + weights) + slots, flops),
-        "backward": Cost(
-            width * (3 * T * case.H + 2 * weights) + slots, 2 * flops
-        ),
-    }
-
-
 def tensors(values) -> Iterator[Tensor]:
     return (value for value in values if isinstance(value, Tensor))
 
@@ -285,9 +246,6 @@ def main(arguments: list[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     if options.limits:
-        # it takes the sizes from here
-        from lab.bench import limits
-
         print(limits.shown())
         return 0
     if options.record and (options.quick or options.only):
