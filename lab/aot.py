@@ -37,6 +37,15 @@ COLUMNS = (
 )  # fmt: skip
 MATRIX = ("hmma", "hgmma", "utchmma", "mfma")
 WORKERS = 2
+# shared memory of a block, the least of what runs a target's code: a T4; an
+# RTX 30 or 40 (an A100 has more); H100 and H200; B200; MI300X
+SHARED = {
+    "sm_75": 65536,
+    "sm_80": 101376,
+    "sm_90": 232448,
+    "sm_100": 232448,
+    "gfx942": 65536,
+}
 UNRECORDED = "Triton {} has no rows in the ledger: nothing to compare"
 
 # the assembler seems to stay below the count of registers that lets one more
@@ -45,7 +54,10 @@ ONE_MORE_BLOCK = "at most 5 loads and 6 stores, for one more block at a time"
 # (kernel, configuration, target, triton): why it may spill to the stack
 MAY_SPILL: dict[tuple[str, str, str, str], str] = dict.fromkeys(
     (
-        ("expert_product", "W^T fp32 64x64x32", "sm_90", "3.9.0"),
+        (
+            "expert_weight_backward", "up uneven bf16 128x128x64",
+            "sm_80", "3.6.0",
+        ),
         ("gru_router_step", "P128 E256 bf16", "sm_90", "3.9.0"),
         ("kopt_simulate", "64 candidates", "sm_80", "3.9.0"),
         ("kopt_simulate", "64 candidates", "sm_90", "3.9.0"),
@@ -56,7 +68,7 @@ MAY_SPILL: dict[tuple[str, str, str, str], str] = dict.fromkeys(
         ("multi_lora_shrink", "r8 fp32", "sm_90", "3.9.0"),
     ),
     ONE_MORE_BLOCK,
-)
+)  # fmt: skip
 
 
 def row(declaration, entry, target: str) -> dict:
@@ -82,10 +94,10 @@ def faults(found: dict, recorded: dict | None, matrix_units: bool) -> list:
         wrong.append(
             f"{where} spills {found['stack']} bytes; {allowed} are allowed"
         )
-    if found["target"] == "sm_75" and found["shared"] > 65536:
+    if found["shared"] > SHARED[found["target"]]:
         wrong.append(
             f"{where} needs {found['shared']} bytes of shared memory;"
-            " a T4 has 65536"
+            f" there are {SHARED[found['target']]}"
         )
     if matrix_units and not any(found.get(name) for name in MATRIX):
         wrong.append(f"{where} has no matrix instruction")

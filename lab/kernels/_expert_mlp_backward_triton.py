@@ -9,7 +9,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lab.kernels._expert_mlp_triton import bins, choose_tiles, find_tile
+from lab.kernels import runtime
+from lab.kernels._expert_mlp_triton import (
+    bins,
+    choose_tiles,
+    find_tile,
+    halves,
+)
+
+MANY = 1024  # rows, enough for the largest tile
 
 
 @triton.jit
@@ -17,10 +25,13 @@ def expert_hidden_backward_kernel(
     grad_ptr, w_down_ptr, hidden_ptr, offsets_ptr,
     active_ptr, grad_hidden_ptr,
     E, H, F,
-    ACTIVATION: tl.constexpr, BINS: tl.constexpr,
+    ACTIVATION: tl.constexpr, EVEN: tl.constexpr, BINS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """dh = dy W_down^T, and from the kept z both h [R, F] and dz [R, G]."""
+    """dh = dy W_down^T, and from the kept z both h [R, F] and dz [R, G].
+
+    EVEN: tiles cover H and F.
+    """
     columns = tl.cdiv(F, BLOCK_N)
     expert, first_row, end = find_tile(
         offsets_ptr, tl.program_id(0) // columns, E, BLOCK_M, BINS
@@ -28,26 +39,90 @@ def expert_hidden_backward_kernel(
     if expert == E:
         return
     row = first_row.to(tl.int64) + tl.arange(0, BLOCK_M)
-    n = tl.program_id(0) % columns * BLOCK_N + tl.arange(0, BLOCK_N)
-    w_at = w_down_ptr + (expert.to(tl.int64) * F + n[None, :]) * H
+    first_n = tl.program_id(0) % columns * BLOCK_N
+    n = first_n + tl.arange(0, BLOCK_N)
+    k = tl.arange(0, BLOCK_K)
+    # past the end the last row again: what comes of it is not stored
+    dy_at = grad_ptr + tl.minimum(row, end - 1)[:, None] * H + k[None, :]
+    w_at = w_down_ptr + (expert.to(tl.int64) * F + n[None, :]) * H + k[:, None]
     dh = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for start in range(0, H, BLOCK_K):
-        k = start + tl.arange(0, BLOCK_K)
-        dy = tl.load(
-            grad_ptr + row[:, None] * H + k[None, :],
-            mask=(row[:, None] < end) & (k[None, :] < H), other=0.0,
-        )  # fmt: skip
-        w = tl.load(
-            w_at + k[:, None],
-            mask=(k[:, None] < H) & (n[None, :] < F), other=0.0,
-        )  # fmt: skip
+        if EVEN:
+            dy = tl.load(dy_at + start)
+            w = tl.load(w_at + start)
+        else:
+            inside = start + k < H
+            dy = tl.load(dy_at + start, mask=inside[None, :], other=0.0)
+            inside = inside[:, None] & (n < F)[None, :]
+            w = tl.load(w_at + start, mask=inside, other=0.0)
         dh = tl.dot(dy, w, dh, input_precision="ieee")
 
-    inside = (row[:, None] < end) & (n[None, :] < F)
-    dtype = active_ptr.dtype.element_ty
     G = 2 * F if ACTIVATION == "swiglu" else F
-    at = row[:, None] * G + n[None, :]
-    z = tl.load(hidden_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    hidden_ptr += row[:, None] * G
+    grad_hidden_ptr += row[:, None] * G
+    active_ptr += row[:, None] * F
+    # a piece after the other: all that is needed at once would spill
+    if BLOCK_N >= 256:
+        left, right = halves(dh)
+        HALF: tl.constexpr = BLOCK_N // 2
+        store_in_quarters(
+            left, hidden_ptr, active_ptr, grad_hidden_ptr, row, end,
+            first_n, F, ACTIVATION,
+        )  # fmt: skip
+        store_in_quarters(
+            right, hidden_ptr, active_ptr, grad_hidden_ptr, row, end,
+            first_n + HALF, F, ACTIVATION,
+        )  # fmt: skip
+    elif BLOCK_N >= 128:
+        store_in_quarters(
+            dh, hidden_ptr, active_ptr, grad_hidden_ptr, row, end,
+            first_n, F, ACTIVATION,
+        )  # fmt: skip
+    else:
+        store_hidden_gradient(
+            dh, hidden_ptr, active_ptr, grad_hidden_ptr, row, end,
+            first_n, F, ACTIVATION,
+        )  # fmt: skip
+
+
+@triton.jit
+def store_in_quarters(
+    dh, hidden_at, active_at, grad_hidden_at, row, end, first_n, F,
+    ACTIVATION: tl.constexpr,
+):  # fmt: skip
+    """`store_hidden_gradient` of a quarter of the columns after the other."""
+    QUARTER: tl.constexpr = dh.shape[1] // 4
+    left, right = halves(dh)
+    a, b = halves(left)
+    c, d = halves(right)
+    store_hidden_gradient(
+        a, hidden_at, active_at, grad_hidden_at, row, end,
+        first_n, F, ACTIVATION,
+    )  # fmt: skip
+    store_hidden_gradient(
+        b, hidden_at, active_at, grad_hidden_at, row, end,
+        first_n + QUARTER, F, ACTIVATION,
+    )  # fmt: skip
+    store_hidden_gradient(
+        c, hidden_at, active_at, grad_hidden_at, row, end,
+        first_n + 2 * QUARTER, F, ACTIVATION,
+    )  # fmt: skip
+    store_hidden_gradient(
+        d, hidden_at, active_at, grad_hidden_at, row, end,
+        first_n + 3 * QUARTER, F, ACTIVATION,
+    )  # fmt: skip
+
+
+@triton.jit
+def store_hidden_gradient(
+    dh, hidden_at, active_at, grad_hidden_at, row, end, first_n, F,
+    ACTIVATION: tl.constexpr,
+):  # fmt: skip
+    """The columns of h and dz from ``first_n`` on, from dh and the kept z."""
+    n = first_n + tl.arange(0, dh.shape[1])[None, :]
+    inside = (row[:, None] < end) & (n < F)
+    dtype = active_at.dtype.element_ty
+    z = tl.load(hidden_at + n, mask=inside, other=0.0).to(tl.float32)
     if ACTIVATION == "relu":
         h = tl.maximum(z, 0.0)
         dz = tl.where(z > 0.0, dh, 0.0)
@@ -57,26 +132,26 @@ def expert_hidden_backward_kernel(
         h = z * below
         dz = dh * (below + z * density)
     else:
-        u = tl.load(hidden_ptr + at + F, mask=inside, other=0.0).to(tl.float32)
+        u = tl.load(hidden_at + F + n, mask=inside, other=0.0).to(tl.float32)
         s = tl.sigmoid(z)
         h = z * s * u
         dz = dh * u * s * (1.0 + z * (1.0 - s))
         du = dh * z * s
-        tl.store(grad_hidden_ptr + at + F, du.to(dtype), mask=inside)
-    tl.store(grad_hidden_ptr + at, dz.to(dtype), mask=inside)
-    at = row[:, None] * F + n[None, :]
-    tl.store(active_ptr + at, h.to(dtype), mask=inside)
+        tl.store(grad_hidden_at + F + n, du.to(dtype), mask=inside)
+    tl.store(grad_hidden_at + n, dz.to(dtype), mask=inside)
+    tl.store(active_at + n, h.to(dtype), mask=inside)
 
 
 @triton.jit
 def expert_weight_backward_kernel(
     a_ptr, b_ptr, pairs_ptr, offsets_ptr, out_ptr,
-    S, M, N,
-    GATHER: tl.constexpr,
+    M, N,
+    S: tl.constexpr, GATHER: tl.constexpr, EVEN: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Sum over an expert's rows of a^T b, [M, N]; the rows of ``a`` are
-    those of the tokens if GATHER. One program adds all rows of a tile."""
+    those of the tokens if GATHER. One program adds all rows of a tile.
+    EVEN: tiles cover M and N."""
     expert = tl.program_id(1)
     columns = tl.cdiv(N, BLOCK_N)
     m = tl.program_id(0) // columns * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -85,20 +160,22 @@ def expert_weight_backward_kernel(
     end = tl.load(offsets_ptr + expert + 1)
     total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for start in range(begin, end, BLOCK_K):
-        row = (start + tl.arange(0, BLOCK_K)).to(tl.int64)
+        row = start + tl.arange(0, BLOCK_K)
+        inside = row < end
         a_row = row
         if GATHER:
-            pair = tl.load(pairs_ptr + row, mask=row < end, other=0)
-            a_row = (pair // S).to(tl.int64)
+            a_row = tl.load(pairs_ptr + row, mask=inside, other=0) // S
         # transposed: [BLOCK_M, BLOCK_K]
-        a = tl.load(
-            a_ptr + a_row[None, :] * M + m[:, None],
-            mask=(row[None, :] < end) & (m[:, None] < M), other=0.0,
-        )  # fmt: skip
-        b = tl.load(
-            b_ptr + row[:, None] * N + n[None, :],
-            mask=(row[:, None] < end) & (n[None, :] < N), other=0.0,
-        )  # fmt: skip
+        a_at = a_ptr + a_row.to(tl.int64)[None, :] * M + m[:, None]
+        b_at = b_ptr + row.to(tl.int64)[:, None] * N + n[None, :]
+        if EVEN:
+            a = tl.load(a_at, mask=inside[None, :], other=0.0)
+            b = tl.load(b_at, mask=inside[:, None], other=0.0)
+        else:
+            mask = inside[None, :] & (m < M)[:, None]
+            a = tl.load(a_at, mask=mask, other=0.0)
+            mask = inside[:, None] & (n < N)[None, :]
+            b = tl.load(b_at, mask=mask, other=0.0)
         total = tl.dot(a, b, total, input_precision="ieee")
     at = expert.to(tl.int64) * M * N + m[:, None] * N + n[None, :]
     tl.store(
@@ -111,17 +188,17 @@ def expert_weight_backward_kernel(
 def hidden_backward(grad, w_down, hidden, offsets, activation):
     """Launch the first kernel; returns h [R, F] and dz [R, G]."""
     R, (E, F, H) = len(grad), w_down.shape
-    tiles = choose_tiles(grad.dtype, R / E)
-    n = tiles.n // 2  # z, its other half and h need the other registers
+    tiles = choose_tiles(grad.dtype, R / E, runtime.target(grad))
     active, grad_hidden = grad.new_empty(R, F), grad.new_empty(hidden.shape)
     if R:
-        grid = ((triton.cdiv(R, tiles.m) + E) * triton.cdiv(F, n),)
+        grid = ((triton.cdiv(R, tiles.m) + E) * triton.cdiv(F, tiles.n),)
         expert_hidden_backward_kernel[grid](
             grad.contiguous(), w_down.contiguous(), hidden.contiguous(),
             offsets.contiguous(), active, grad_hidden,
             E, H, F,
-            ACTIVATION=activation, BINS=bins(E),
-            BLOCK_M=tiles.m, BLOCK_N=n, BLOCK_K=tiles.k,
+            ACTIVATION=activation,
+            EVEN=H % tiles.k == 0 and F % tiles.n == 0, BINS=bins(E),
+            BLOCK_M=tiles.m, BLOCK_N=tiles.n, BLOCK_K=tiles.k,
             num_warps=tiles.warps, num_stages=tiles.stages,
         )  # fmt: skip
     return active, grad_hidden
@@ -136,14 +213,15 @@ def weight_backward(
     """
     E, M, N = len(offsets) - 1, a.shape[1], b.shape[1]
     # the rows are summed over here: their number does not limit the tile
-    tiles = choose_tiles(a.dtype, 128)
+    tiles = choose_tiles(a.dtype, MANY, runtime.target(a))
     out = a.new_empty(E, M, N)
     grid = (triton.cdiv(M, tiles.m) * triton.cdiv(N, tiles.n), E)
     expert_weight_backward_kernel[grid](
         a.contiguous(), b.contiguous(), pairs.contiguous(),
         offsets.contiguous(), out,
-        slots or 1, M, N,
-        GATHER=slots is not None,
+        M, N,
+        S=slots or 1, GATHER=slots is not None,
+        EVEN=M % tiles.m == 0 and N % tiles.n == 0,
         BLOCK_M=tiles.m, BLOCK_N=tiles.n, BLOCK_K=tiles.k,
         num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip

@@ -7,6 +7,7 @@ finds its own tile among the offsets, and those without one leave at once. No
 table is built and no number travels to the host.
 """
 
+from collections import defaultdict
 from typing import NamedTuple
 
 import torch
@@ -14,18 +15,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lab.kernels import runtime
 from lab.kernels.declaration import Compile
 
 BF16, FP32 = torch.bfloat16, torch.float32
 # every tile that `choose_tiles` knows, as what asks for it
 EACH_TILE = (
-    (BF16, 1024), (BF16, 64), (BF16, 24), (BF16, 8), (FP32, 1024), (FP32, 8),
+    (BF16, 1024), (BF16, 40), (BF16, 16), (BF16, 4), (FP32, 1024), (FP32, 8),
 )  # fmt: skip
 NVIDIA = ("sm_80", "sm_90", "sm_100")
 
 
 class Tiles(NamedTuple):
-    """One launch: rows x columns of a tile, step along the sum, warps."""
+    """One launch: rows x columns of a product, step of its sum, warps."""
 
     m: int
     n: int
@@ -34,23 +36,32 @@ class Tiles(NamedTuple):
     stages: int
 
 
-def choose_tiles(
-    dtype: torch.dtype, mean: float, hip: bool = bool(torch.version.hip)
-) -> Tiles:
+def choose_tiles(dtype: torch.dtype, mean: float, target: str) -> Tiles:
     """Tiles for a mean number of rows per expert: small experts would leave
-    large tiles empty. No autotuner: a first call costs one compilation."""
+    large tiles empty. No autotuner: a first call costs one compilation.
+
+    The tiles in 16 bits are those that vLLM's tuned tables agree on for an
+    H200, an A100 and an MI300X (128 experts of 768, 64 of 1280, 8 of 14336);
+    stages fit the smallest shared memory of the family.
+    """
     if dtype == torch.float32:
         # no matrix units in full precision: registers set the limit
         return (
             Tiles(64, 64, 32, 8, 2) if mean > 32 else Tiles(16, 64, 32, 4, 2)
         )
-    # three stages of two 128 x 64 tiles fill more than an AMD chip's 64 KiB
-    stages = 2 if hip else 3
+    if target.startswith("gfx"):  # 64 KiB
+        if mean > 96:
+            return Tiles(128, 128, 64, 8, 2)
+        rows = 64 if mean > 24 else 32 if mean > 8 else 16
+        return Tiles(rows, 128, 64, 4, 2)
+    # from Hopper on, 227 KiB hold tiles that ask half as much of the cache
+    if target in ("sm_90", "sm_100") and mean > 48:
+        return Tiles(128, 256, 64, 8, 4)
     if mean > 96:
-        return Tiles(128, 128, 64, 8, stages)
-    if mean > 32:
-        return Tiles(64, 128, 64, 4, stages)
-    return Tiles(16 if mean <= 16 else 32, 128, 64, 4, stages)
+        return Tiles(128, 128, 64, 8, 4)
+    if mean > 24:
+        return Tiles(64, 128, 64, 4, 3)
+    return Tiles(32 if mean > 8 else 16, 128, 128, 4, 3)
 
 
 @triton.jit
@@ -77,67 +88,110 @@ def gelu(z):
 
 
 @triton.jit
+def halves(x):
+    """The left and the right half of a tile's columns; moves no register."""
+    ROWS: tl.constexpr = x.shape[0]
+    COLUMNS: tl.constexpr = x.shape[1]
+    x = tl.reshape(x, (ROWS, 2, COLUMNS // 2))
+    return tl.split(tl.permute(x, (0, 2, 1)))
+
+
+@triton.jit
 def expert_up_kernel(
     tokens_ptr, pairs_ptr, offsets_ptr, w_up_ptr, hidden_ptr, active_ptr,
-    E, S, H, F,
-    ACTIVATION: tl.constexpr, KEEP: tl.constexpr, BINS: tl.constexpr,
+    E, H, F,
+    S: tl.constexpr, ACTIVATION: tl.constexpr, KEEP: tl.constexpr,
+    EVEN: tl.constexpr, BINS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """First product: rows gathered by pointer, activation at the end.
 
-    Writes act(x W_up) [R, F], and x W_up [R, G] if a gradient needs it.
+    Writes act(x W_up) [R, F], and x W_up [R, G] if a gradient needs it. One
+    product of BLOCK_N columns; for swiglu half of them are gates and half
+    are their partners, F columns further on. EVEN: tiles cover H and F.
     """
-    columns = tl.cdiv(F, BLOCK_N)
+    HALVES: tl.constexpr = 2 if ACTIVATION == "swiglu" else 1
+    WIDTH: tl.constexpr = BLOCK_N // HALVES
+    columns = tl.cdiv(F, WIDTH)
     # neighbours share their rows of x and sweep one expert's weights
     expert, first_row, end = find_tile(
         offsets_ptr, tl.program_id(0) // columns, E, BLOCK_M, BINS
     )
     if expert == E:
         return
-    row = first_row.to(tl.int64) + tl.arange(0, BLOCK_M)
-    pair = tl.load(pairs_ptr + row, mask=row < end, other=0)
+    row = first_row + tl.arange(0, BLOCK_M)
+    # past the end the last row again: what comes of it is not stored
+    pair = tl.load(pairs_ptr + tl.minimum(row, end - 1))
     token = (pair // S).to(tl.int64)
-    n = tl.program_id(0) % columns * BLOCK_N + tl.arange(0, BLOCK_N)
-    G = 2 * F if ACTIVATION == "swiglu" else F
-    x_at = tokens_ptr + token[:, None] * H
-    w_at = w_up_ptr + expert.to(tl.int64) * H * G + n[None, :]
+    first_n = tl.program_id(0) % columns * WIDTH
+    G = HALVES * F
+    column = tl.arange(0, BLOCK_N)
+    n = first_n + column % WIDTH
+    k = tl.arange(0, BLOCK_K)
+    x_at = tokens_ptr + token[:, None] * H + k[None, :]
+    w_at = w_up_ptr + expert.to(tl.int64) * H * G + k[:, None].to(tl.int64) * G
+    w_at += (n + column // WIDTH * F)[None, :]
     z = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    u = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for start in range(0, H, BLOCK_K):
-        k = start + tl.arange(0, BLOCK_K)
-        x = tl.load(
-            x_at + k[None, :],
-            mask=(row[:, None] < end) & (k[None, :] < H), other=0.0,
-        )  # fmt: skip
-        inside = (k[:, None] < H) & (n[None, :] < F)
-        w = tl.load(w_at + k[:, None] * G, mask=inside, other=0.0)
+        if EVEN:
+            x = tl.load(x_at + start)
+            w = tl.load(w_at + tl.cast(start, tl.int64) * G)
+        else:
+            inside = start + k < H
+            x = tl.load(x_at + start, mask=inside[None, :], other=0.0)
+            inside = inside[:, None] & (n < F)[None, :]
+            step = tl.cast(start, tl.int64) * G
+            w = tl.load(w_at + step, mask=inside, other=0.0)
         z = tl.dot(x, w, z, input_precision="ieee")
-        if ACTIVATION == "swiglu":
-            w = tl.load(w_at + k[:, None] * G + F, mask=inside, other=0.0)
-            u = tl.dot(x, w, u, input_precision="ieee")
 
+    row = row.to(tl.int64)
+    hidden_ptr += row[:, None] * G
+    active_ptr += row[:, None] * F
+    n = first_n + tl.arange(0, WIDTH)
+    if ACTIVATION == "swiglu":
+        z, u = halves(z)
+    else:
+        u = z
+    if BLOCK_N >= 256:
+        # one half after the other: both at once spill registers
+        z, right_z = halves(z)
+        u, right_u = halves(u)
+        n = first_n + tl.arange(0, WIDTH // 2)
+        store_active(
+            right_z, right_u, hidden_ptr, active_ptr, row, end,
+            n + WIDTH // 2, F, ACTIVATION, KEEP,
+        )  # fmt: skip
+    store_active(
+        z, u, hidden_ptr, active_ptr, row, end, n, F, ACTIVATION, KEEP
+    )
+
+
+@triton.jit
+def store_active(
+    z, u, hidden_at, active_at, row, end, n, F,
+    ACTIVATION: tl.constexpr, KEEP: tl.constexpr,
+):  # fmt: skip
+    """Columns n of act(z), or of act([z, u]), and of z and u if KEEP."""
     inside = (row[:, None] < end) & (n[None, :] < F)
-    dtype = active_ptr.dtype.element_ty
+    dtype = active_at.dtype.element_ty
     if KEEP:
-        at = hidden_ptr + row[:, None] * G + n[None, :]
-        tl.store(at, z.to(dtype), mask=inside)
+        tl.store(hidden_at + n[None, :], z.to(dtype), mask=inside)
         if ACTIVATION == "swiglu":
-            tl.store(at + F, u.to(dtype), mask=inside)
+            tl.store(hidden_at + F + n[None, :], u.to(dtype), mask=inside)
     if ACTIVATION == "relu":
         h = tl.maximum(z, 0.0)
     elif ACTIVATION == "gelu":
         h = gelu(z)
     else:
         h = z * tl.sigmoid(z) * u
-    at = active_ptr + row[:, None] * F + n[None, :]
-    tl.store(at, h.to(dtype), mask=inside)
+    tl.store(active_at + n[None, :], h.to(dtype), mask=inside)
 
 
 @triton.jit
 def expert_product_kernel(
     a_ptr, w_ptr, out_ptr, offsets_ptr,
     E, K, N, stride_we, stride_wk, stride_wn,
-    BINS: tl.constexpr,
+    EVEN: tl.constexpr, BINS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Rows a [R, K] times their expert's matrix [K, N], by any strides."""
@@ -149,18 +203,22 @@ def expert_product_kernel(
         return
     row = first_row.to(tl.int64) + tl.arange(0, BLOCK_M)
     n = tl.program_id(0) % columns * BLOCK_N + tl.arange(0, BLOCK_N)
-    w_at = w_ptr + expert.to(tl.int64) * stride_we + n[None, :] * stride_wn
+    k = tl.arange(0, BLOCK_K)
+    # past the end the last row again: what comes of it is not stored
+    a_at = a_ptr + tl.minimum(row, end - 1)[:, None] * K + k[None, :]
+    w_at = w_ptr + expert.to(tl.int64) * stride_we
+    w_at += k[:, None].to(tl.int64) * stride_wk + n[None, :] * stride_wn
     total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for start in range(0, K, BLOCK_K):
-        k = start + tl.arange(0, BLOCK_K)
-        a = tl.load(
-            a_ptr + row[:, None] * K + k[None, :],
-            mask=(row[:, None] < end) & (k[None, :] < K), other=0.0,
-        )  # fmt: skip
-        w = tl.load(
-            w_at + k[:, None] * stride_wk,
-            mask=(k[:, None] < K) & (n[None, :] < N), other=0.0,
-        )  # fmt: skip
+        if EVEN:
+            a = tl.load(a_at + start)
+            w = tl.load(w_at + tl.cast(start, tl.int64) * stride_wk)
+        else:
+            inside = start + k < K
+            a = tl.load(a_at + start, mask=inside[None, :], other=0.0)
+            inside = inside[:, None] & (n < N)[None, :]
+            step = tl.cast(start, tl.int64) * stride_wk
+            w = tl.load(w_at + step, mask=inside, other=0.0)
         total = tl.dot(a, w, total, input_precision="ieee")
     tl.store(
         out_ptr + row[:, None] * N + n[None, :],
@@ -173,19 +231,19 @@ def up(tokens, pairs, rows, offsets, w_up, activation, keep):
     """Launch the first product; returns act(z) and z (or an empty z)."""
     R, (E, H, G) = len(pairs), w_up.shape
     F = G // 2 if activation == "swiglu" else G
-    tiles = choose_tiles(tokens.dtype, R / E)
+    tiles = choose_tiles(tokens.dtype, R / E, runtime.target(tokens))
     active = tokens.new_empty(R, F)
     hidden = tokens.new_empty(R if keep else 0, G)
-    # two accumulators share the registers of one
-    n = tiles.n // 2 if activation == "swiglu" else tiles.n
+    width = tiles.n // 2 if activation == "swiglu" else tiles.n
     if R:
-        grid = ((triton.cdiv(R, tiles.m) + E) * triton.cdiv(F, n),)
+        grid = ((triton.cdiv(R, tiles.m) + E) * triton.cdiv(F, width),)
         expert_up_kernel[grid](
             tokens.contiguous(), pairs.contiguous(), offsets.contiguous(),
             w_up.contiguous(), hidden if keep else active, active,
-            E, rows.shape[1], H, F,
-            ACTIVATION=activation, KEEP=keep, BINS=bins(E),
-            BLOCK_M=tiles.m, BLOCK_N=n, BLOCK_K=tiles.k,
+            E, H, F,
+            S=rows.shape[1], ACTIVATION=activation, KEEP=keep,
+            EVEN=H % tiles.k == 0 and F % width == 0, BINS=bins(E),
+            BLOCK_M=tiles.m, BLOCK_N=tiles.n, BLOCK_K=tiles.k,
             num_warps=tiles.warps, num_stages=tiles.stages,
         )  # fmt: skip
     return active, hidden
@@ -194,14 +252,14 @@ def up(tokens, pairs, rows, offsets, w_up, activation, keep):
 def product(a: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
     """Each row of a [R, K] times its expert's matrix of weight [E, K, N]."""
     R, (E, K, N) = len(a), weight.shape
-    tiles = choose_tiles(a.dtype, R / E)
+    tiles = choose_tiles(a.dtype, R / E, runtime.target(a))
     out = a.new_empty(R, N)
     if R:
         grid = ((triton.cdiv(R, tiles.m) + E) * triton.cdiv(N, tiles.n),)
         expert_product_kernel[grid](
             a.contiguous(), weight, out, offsets.contiguous(),
             E, K, N, *weight.stride(),
-            BINS=bins(E),
+            EVEN=K % tiles.k == 0 and N % tiles.n == 0, BINS=bins(E),
             BLOCK_M=tiles.m, BLOCK_N=tiles.n, BLOCK_K=tiles.k,
             num_warps=tiles.warps, num_stages=tiles.stages,
         )  # fmt: skip
@@ -217,20 +275,22 @@ def compiles(
     name: str,
     kernel,
     constants: dict,
-    halves: bool = False,
     loads: tuple = ((BF16, 1024),),
 ) -> tuple[Compile, ...]:
     """What to compile of a kernel ahead of time: just what is launched for
-    these dtypes and mean rows per expert, ``halves`` of a tile's columns.
+    these dtypes and mean rows per expert.
 
     On a T4 the products go through PyTorch, so it is not a target.
     """
     found = []
     for dtype, mean in loads:
-        for hip in (False, True):
-            tiles = choose_tiles(dtype, mean, hip)
-            n = tiles.n // 2 if halves else tiles.n
-            blocks = {"BLOCK_M": tiles.m, "BLOCK_N": n, "BLOCK_K": tiles.k}
+        targets = defaultdict(list)
+        for target in (*NVIDIA, "gfx942"):
+            targets[choose_tiles(dtype, mean, target)].append(target)
+        for tiles, same in targets.items():
+            blocks = dict(
+                zip(("BLOCK_M", "BLOCK_N", "BLOCK_K"), tiles, strict=False)
+            )
             kind = "*fp32" if dtype == FP32 else "*bf16"
             signature = {
                 argument: kind if argument.endswith("_ptr") else "i32:16"
@@ -238,7 +298,7 @@ def compiles(
                 if not argument.isupper() or len(argument) == 1
             }
             signature |= dict.fromkeys(("offsets_ptr", "pairs_ptr"), "*i32")
-            signature |= dict.fromkeys(("E", "S"), "i32")
+            signature |= {"E": "i32"}
             shape = "x".join(map(str, blocks.values()))
             found.append(
                 Compile(
@@ -252,7 +312,7 @@ def compiles(
                     constants=constants | blocks,
                     num_warps=tiles.warps,
                     num_stages=tiles.stages,
-                    targets=("gfx942",) if hip else NVIDIA,
+                    targets=tuple(same),
                     matrix_units=dtype != FP32,
                 )
             )

@@ -222,8 +222,11 @@ def _cost(
     return Cost(int(moved), flops)
 
 
-def _up(activation):
-    return {"ACTIVATION": activation, "KEEP": True, "BINS": 64}
+def _up(activation, even=True):
+    return {
+        "S": 8, "ACTIVATION": activation, "KEEP": True, "EVEN": even,
+        "BINS": 128,
+    }  # fmt: skip
 
 
 DECLARATION = Declaration(
@@ -241,12 +244,15 @@ DECLARATION = Declaration(
     compiles=(
         *compiles("relu", expert_up_kernel, _up("relu")),
         *compiles("gelu", expert_up_kernel, _up("gelu")),
+        *compiles("swiglu", expert_up_kernel, _up("swiglu"), EACH_TILE),
+        *compiles("swiglu uneven", expert_up_kernel, _up("swiglu", False)),
         *compiles(
-            "swiglu", expert_up_kernel, _up("swiglu"), True, EACH_TILE
+            "W", expert_product_kernel,
+            {"stride_wn": 1, "EVEN": True, "BINS": 128}, EACH_TILE,
         ),
         *compiles(
-            "W", expert_product_kernel, {"stride_wn": 1, "BINS": 64},
-            loads=EACH_TILE,
+            "W uneven", expert_product_kernel,
+            {"stride_wn": 1, "EVEN": False, "BINS": 128},
         ),
     ),
 )  # fmt: skip

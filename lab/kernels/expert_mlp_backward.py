@@ -237,8 +237,8 @@ def _cost(tokens, rows, offsets, w_up, w_down, wanted=ALL, **_) -> Cost:
     return Cost(moved * width + 4 * kept, 2 * kept * H * columns)
 
 
-def _act(activation):
-    return {"ACTIVATION": activation, "BINS": 64}
+def _act(activation, even=True):
+    return {"ACTIVATION": activation, "EVEN": even, "BINS": 128}
 
 
 BOTH = (BF16, 1024), (FP32, 1024)
@@ -254,22 +254,30 @@ DECLARATION = Declaration(
     examples=(*EXAMPLES, *PRUNED),
     cost=_cost,
     compiles=(
-        *compiles("relu", expert_hidden_backward_kernel, _act("relu"), True),
-        *compiles("gelu", expert_hidden_backward_kernel, _act("gelu"), True),
+        *compiles("relu", expert_hidden_backward_kernel, _act("relu")),
+        *compiles("gelu", expert_hidden_backward_kernel, _act("gelu")),
         *compiles(
-            "swiglu", expert_hidden_backward_kernel, _act("swiglu"), True,
-            EACH_TILE,
+            "swiglu", expert_hidden_backward_kernel, _act("swiglu"), EACH_TILE
         ),
         *compiles(
-            "W^T", expert_product_kernel, {"stride_wk": 1, "BINS": 64},
-            loads=BOTH,
+            "swiglu uneven", expert_hidden_backward_kernel,
+            _act("swiglu", False),
         ),
         *compiles(
-            "up", expert_weight_backward_kernel, {"GATHER": True}, loads=BOTH
+            "W^T", expert_product_kernel,
+            {"stride_wk": 1, "EVEN": True, "BINS": 128}, BOTH,
         ),
-        *compiles(
-            "down", expert_weight_backward_kernel, {"GATHER": False},
-            loads=BOTH,
+        *(
+            entry
+            for name, gather, even in (
+                ("up", True, True),
+                ("up uneven", True, False),
+                ("down", False, True),
+            )
+            for entry in compiles(
+                name, expert_weight_backward_kernel,
+                {"S": 8, "GATHER": gather, "EVEN": even}, BOTH,
+            )
         ),
     ),
 )  # fmt: skip

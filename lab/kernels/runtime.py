@@ -4,6 +4,7 @@ Triton reads its switches when it is imported and when a kernel is decorated,
 so this module is imported before any kernel (``lab.kernels`` sees to it).
 """
 
+import functools
 import os
 
 import torch
@@ -33,6 +34,25 @@ def implementation() -> str:
 def device() -> str:
     """The device the chapters put their tensors on: a GPU if there is one."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def target(tensor: torch.Tensor) -> str:
+    """What Triton compiles for on the tensor's device: sm_90, gfx942, ...
+
+    On a CPU that of a large GPU, so that the interpreter runs its tiles.
+    """
+    return _target(tensor.device)
+
+
+@functools.cache
+def _target(device: torch.device) -> str:
+    if device.type != "cuda":
+        return "sm_90"
+    if torch.version.hip:
+        name = torch.cuda.get_device_properties(device).gcnArchName
+        return name.partition(":")[0]
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"sm_{major}{minor}"
 
 
 def triton_has_tensor_cores(tensor: torch.Tensor) -> bool:

@@ -87,7 +87,7 @@ def test_what_the_ledger_holds_is_no_fault():
     "changes, words",
     [
         ({"stack": 8}, "spills 8 bytes"),
-        ({"shared": 65537}, "a T4 has 65536"),
+        ({"shared": 65537}, "there are 65536"),
         ({"hmma": 0}, "no matrix instruction"),
         ({"registers": 73}, "takes 73 registers, recorded are 64"),
         ({"instructions": 111}, "has 111 instructions, recorded are 100"),

@@ -39,7 +39,7 @@ def logits(draw, tokens=(0, 12), experts=(1, 20)):
     """[T, E] of fp16 numbers, many of them equal."""
     shape = draw(st.tuples(st.integers(*tokens), st.integers(*experts)))
     entry = st.one_of(
-        st.sampled_from([0.0, 1.0, -1.0]),
+        st.sampled_from([0.0, -0.0, 1.0, -1.0]),
         st.floats(-30, 30, width=16),
     )
     fill = st.just(0.0) if draw(st.booleans()) else st.nothing()
