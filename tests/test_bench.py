@@ -3,9 +3,11 @@
 import pytest
 import torch
 
-from lab.bench import limits, peers, suite, table, timing
+from lab.bench import limits, peers, suite, table, tiles, timing
 from lab.bench.sizes import Case, layer_costs
 from lab.bench.timing import Roofs, Timing
+from lab.kernels import runtime
+from lab.kernels._expert_mlp_triton import Tiles
 from lab.kernels.declaration import Cost
 from lab.kernels.moe_layer import moe_layer_reference
 
@@ -178,3 +180,48 @@ def test_limits_need_no_gpu_and_follow_from_the_sizes(capsys):
     assert found["E128 k8 T32768", "backward"].ms["H200"] > wide.ms["H200"]
     assert suite.main(["--limits"]) == 0
     assert "computed, not measured" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not runtime.INTERPRETED, reason="compiles for minutes")
+def test_other_tiles_agree_with_the_chosen_one_and_are_timed(monkeypatch):
+    others = Tiles(16, 32, 16, 4, 2), Tiles(128, 32, 16, 4, 2)
+    monkeypatch.setattr(tiles, "OTHERS", others)
+    inputs, pull = suite.layer_inputs(SMALL, 9, torch.float32, "cpu")
+    found = list(tiles.sweep(*inputs, pull, 1e-5, samples=5, seconds=0.0))
+    kernels = {tried.kernel for tried in found}
+    assert len(kernels) == 6
+    for kernel in kernels:
+        mine = [tried for tried in found if tried.kernel == kernel]
+        assert [tried.chosen for tried in mine].count(True) == 1
+        # half to twice the chosen tile's rows
+        assert len(mine) == 2
+        assert all(tried.timing.samples == 5 for tried in mine)
+        assert "*" in tiles.line(mine[0])
+
+
+@pytest.mark.skipif(not runtime.INTERPRETED, reason="compiles for minutes")
+def test_a_tile_that_is_wrong_or_too_large_is_not_timed(monkeypatch):
+    right, asked = tiles.product, []
+
+    def product(a, weight, offsets, chosen=None):
+        asked.append(chosen)
+        if chosen == Tiles(16, 32, 16, 4, 2):
+            return right(a, weight, offsets) + 1.0
+        if chosen == Tiles(16, 64, 16, 4, 2):
+            raise tiles.OutOfResources(2, 1, "shared memory")
+        return right(a, weight, offsets)
+
+    monkeypatch.setattr(tiles, "product", product)
+    others = Tiles(16, 32, 16, 4, 2), Tiles(16, 64, 16, 4, 2)
+    monkeypatch.setattr(tiles, "OTHERS", others)
+    inputs, pull = suite.layer_inputs(SMALL, 9, torch.float32, "cpu")
+    found = tiles.sweep(*inputs, pull, 1e-5, samples=5, seconds=0.0)
+    notes = [t.note for t in found if t.kernel == "second product"]
+    assert notes == ["", "wrong", "no room"]
+
+
+def test_other_tiles_need_a_gpu(capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit):
+        suite.main(["--tiles"])
+    assert "--tiles needs a GPU" in capsys.readouterr().err

@@ -5,6 +5,7 @@
 ``peers``    the layer as other packages compute it, each found by import
 ``sizes``    the layer's benchmarked sizes, and the least each costs
 ``limits``   what no GPU can beat there, by data sheet
+``tiles``    the experts' kernels with other tiles than those they choose
 ``suite``    what is measured, in which order, and the command
 ``table``    the rows of `data/bench/`, one file per machine
 ``picture``  one operation beside its floor, for a notebook

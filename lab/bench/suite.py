@@ -5,6 +5,7 @@
     lab bench --record          write data/bench/<machine>.csv as well
     lab bench --only moe_layer  one operation
     lab bench --limits          what no GPU can beat, without measuring
+    lab bench --tiles           other tiles than the experts' kernels choose
 
 On a GPU each kernel runs against its reference at its large examples, in
 every dtype. On a CPU there is no kernel to run, the interpreter's time means
@@ -18,7 +19,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from lab.bench import limits, peers
+from lab.bench import limits, peers, tiles
 from lab.bench.sizes import ON_CPU, ON_GPU, layer_costs
 from lab.bench.table import circumstances, row, version, write
 from lab.bench.timing import in_turn, measure_roofs, name
@@ -213,6 +214,17 @@ def layer_inputs(case, T, dtype, device):
     return inputs, normal(T, H)
 
 
+def other_tiles() -> Iterator[str]:
+    """Lines of `lab bench --tiles`: the layer's sizes in bf16."""
+    dtype = torch.bfloat16
+    for case in ON_GPU:
+        for T in case.tokens:
+            yield f"{case.name} T{T}"
+            inputs, pull = layer_inputs(case, T, dtype, "cuda")
+            for tried in tiles.sweep(*inputs, pull, TOLERANCE[dtype]):
+                yield tiles.line(tried)
+
+
 def tensors(values) -> Iterator[Tensor]:
     return (value for value in values if isinstance(value, Tensor))
 
@@ -244,7 +256,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--limits", action="store_true", help="by data sheet, needs no GPU"
     )
+    parser.add_argument(
+        "--tiles", action="store_true", help="other tiles, on a GPU"
+    )
     options = parser.parse_args(arguments)
+    if options.tiles:
+        if not torch.cuda.is_available():
+            parser.error(
+                "--tiles needs a GPU: an interpreter's time says nothing;"
+                " leave it out to measure the references"
+            )
+        for text in other_tiles():
+            print(text, flush=True)
+        return 0
     if options.limits:
         print(limits.shown())
         return 0

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lab.kernels import runtime
 from lab.kernels._expert_mlp_triton import (
+    Tiles,
     bins,
     choose_tiles,
     find_tile,
@@ -185,10 +186,11 @@ def expert_weight_backward_kernel(
     )
 
 
-def hidden_backward(grad, w_down, hidden, offsets, activation):
+def hidden_backward(grad, w_down, hidden, offsets, activation, tiles=None):
     """Launch the first kernel; returns h [R, F] and dz [R, G]."""
     R, (E, F, H) = len(grad), w_down.shape
-    tiles = choose_tiles(grad.dtype, R / E, runtime.target(grad))
+    if tiles is None:
+        tiles = choose_tiles(grad.dtype, R / E, runtime.target(grad))
     active, grad_hidden = grad.new_empty(R, F), grad.new_empty(hidden.shape)
     if R:
         grid = ((triton.cdiv(R, tiles.m) + E) * triton.cdiv(F, tiles.n),)
@@ -205,15 +207,21 @@ def hidden_backward(grad, w_down, hidden, offsets, activation):
 
 
 def weight_backward(
-    a: Tensor, b: Tensor, pairs: Tensor, offsets: Tensor, slots: int | None
+    a: Tensor,
+    b: Tensor,
+    pairs: Tensor,
+    offsets: Tensor,
+    slots: int | None,
+    tiles: Tiles | None = None,
 ) -> Tensor:
     """Launch the second kernel: [E, M, N] from rows a [R, M] and b [R, N].
 
     With ``slots`` S, ``a`` holds tokens and row r takes token pairs[r] // S.
     """
     E, M, N = len(offsets) - 1, a.shape[1], b.shape[1]
-    # the rows are summed over here: their number does not limit the tile
-    tiles = choose_tiles(a.dtype, MANY, runtime.target(a))
+    if tiles is None:
+        # the rows are summed over: their number does not limit the tile
+        tiles = choose_tiles(a.dtype, MANY, runtime.target(a))
     out = a.new_empty(E, M, N)
     grid = (triton.cdiv(M, tiles.m) * triton.cdiv(N, tiles.n), E)
     expert_weight_backward_kernel[grid](

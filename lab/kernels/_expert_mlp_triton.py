@@ -227,11 +227,12 @@ def expert_product_kernel(
     )
 
 
-def up(tokens, pairs, rows, offsets, w_up, activation, keep):
+def up(tokens, pairs, rows, offsets, w_up, activation, keep, tiles=None):
     """Launch the first product; returns act(z) and z (or an empty z)."""
     R, (E, H, G) = len(pairs), w_up.shape
     F = G // 2 if activation == "swiglu" else G
-    tiles = choose_tiles(tokens.dtype, R / E, runtime.target(tokens))
+    if tiles is None:
+        tiles = choose_tiles(tokens.dtype, R / E, runtime.target(tokens))
     active = tokens.new_empty(R, F)
     hidden = tokens.new_empty(R if keep else 0, G)
     width = tiles.n // 2 if activation == "swiglu" else tiles.n
@@ -249,10 +250,13 @@ def up(tokens, pairs, rows, offsets, w_up, activation, keep):
     return active, hidden
 
 
-def product(a: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
+def product(
+    a: Tensor, weight: Tensor, offsets: Tensor, tiles: Tiles | None = None
+) -> Tensor:
     """Each row of a [R, K] times its expert's matrix of weight [E, K, N]."""
     R, (E, K, N) = len(a), weight.shape
-    tiles = choose_tiles(a.dtype, R / E, runtime.target(a))
+    if tiles is None:
+        tiles = choose_tiles(a.dtype, R / E, runtime.target(a))
     out = a.new_empty(R, N)
     if R:
         grid = ((triton.cdiv(R, tiles.m) + E) * triton.cdiv(N, tiles.n),)

@@ -1,0 +1,152 @@
+"""The expert network's kernels with other tiles than those they choose.
+
+`choose_tiles` follows tables that others measured, on kernels like these; on
+a GPU this tells whether they hold there. Each kernel of the layer, forward
+and backward, runs with the chosen tile and with every other of the list that
+suits the rows of an expert, in turn. Nothing is timed that does not agree
+with the chosen one, and a tile that the GPU has no room for says so.
+
+    lab bench --tiles
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from torch import Tensor
+from triton.runtime.errors import OutOfResources
+
+from lab.bench.timing import Timing, in_turn
+from lab.kernels import runtime
+from lab.kernels._expert_mlp_backward_triton import (
+    MANY,
+    hidden_backward,
+    weight_backward,
+)
+from lab.kernels._expert_mlp_triton import Tiles, choose_tiles, product, up
+from lab.kernels.dispatch import dispatch
+from lab.kernels.topk_gate import Gate
+
+OTHERS = (
+    Tiles(128, 256, 64, 8, 4),
+    Tiles(128, 256, 64, 8, 3),
+    Tiles(128, 128, 64, 8, 4),
+    Tiles(128, 128, 64, 8, 3),
+    Tiles(64, 256, 64, 8, 4),
+    Tiles(64, 256, 64, 4, 3),
+    Tiles(64, 128, 64, 4, 3),
+    Tiles(32, 256, 128, 4, 2),
+    Tiles(32, 128, 128, 4, 3),
+    Tiles(16, 128, 128, 4, 3),
+    Tiles(16, 128, 128, 4, 2),
+    Tiles(16, 64, 128, 4, 3),
+)
+
+
+class Tried(NamedTuple):
+    """One tile of one kernel; no timing where it was not run."""
+
+    kernel: str
+    tiles: Tiles
+    chosen: bool
+    timing: Timing | None
+    note: str = ""
+
+
+def sweep(
+    tokens: Tensor,
+    gate: Gate,
+    w_up: Tensor,
+    w_down: Tensor,
+    pull: Tensor,
+    tolerance: float,
+    **effort,
+) -> Iterator[Tried]:
+    """Every kernel of a SwiGLU layer with every tile that suits it.
+
+    ``pull`` [T, H] is the gradient of the layer's result, ``tolerance`` the
+    largest difference from the chosen tile's result, relative to its largest
+    entry, and ``effort`` goes to `in_turn`.
+    """
+    device = tokens.device.type
+    for kernel, mean, launch in _kernels(tokens, gate, w_up, w_down, pull):
+        chosen = choose_tiles(tokens.dtype, mean, runtime.target(tokens))
+        expected = launch(chosen)
+        calls, notes = {chosen: _prepare(launch, chosen)}, {}
+        for tiles in OTHERS:
+            # half to twice the rows: others are beaten without a look
+            if tiles == chosen or not chosen.m <= 2 * tiles.m <= 4 * chosen.m:
+                continue
+            try:
+                found = launch(tiles)
+            except OutOfResources:
+                notes[tiles] = "no room"
+                continue
+            error = (found - expected).abs().max() / expected.abs().max()
+            if error <= tolerance:
+                calls[tiles] = _prepare(launch, tiles)
+            else:
+                notes[tiles] = "wrong"
+        timings = in_turn(calls, device, **effort)
+        for tiles in (*calls, *notes):
+            yield Tried(
+                kernel,
+                tiles,
+                tiles == chosen,
+                timings.get(tiles),
+                notes.get(tiles, ""),
+            )
+
+
+def _prepare(launch, tiles):
+    return lambda: lambda: launch(tiles)
+
+
+def _kernels(
+    tokens, gate, w_up, w_down, pull
+) -> Iterator[tuple[str, float, Callable[[Tiles], Tensor]]]:
+    """Name, rows per expert and launch of each, which returns one result."""
+    S, E = gate.experts.shape[1], len(w_up)
+    _, offsets, pairs, rows = dispatch(gate.experts, E)
+    R = len(pairs)
+    active, hidden = up(tokens, pairs, rows, offsets, w_up, "swiglu", True)
+    grad = pull[(pairs // S).long()].contiguous()
+    _, grad_hidden = hidden_backward(grad, w_down, hidden, offsets, "swiglu")
+
+    def first(tiles):
+        found = up(tokens, pairs, rows, offsets, w_up, "swiglu", True, tiles)
+        return found[0]
+
+    def second(tiles):
+        return product(active, w_down, offsets, tiles)
+
+    def hidden_gradient(tiles):
+        found = hidden_backward(grad, w_down, hidden, offsets, "swiglu", tiles)
+        return found[1]
+
+    def up_gradient(tiles):
+        return weight_backward(tokens, grad_hidden, pairs, offsets, S, tiles)
+
+    def down_gradient(tiles):
+        return weight_backward(active, grad, pairs, offsets, None, tiles)
+
+    def row_gradient(tiles):
+        return product(grad_hidden, w_up.mT, offsets, tiles)
+
+    yield "first product", R / E, first
+    yield "second product", R / E, second
+    yield "gradient of hidden", R / E, hidden_gradient
+    yield "gradient of W_up", MANY, up_gradient
+    yield "gradient of W_down", MANY, down_gradient
+    yield "gradient of rows", R / E, row_gradient
+
+
+def line(tried: Tried) -> str:
+    """One tile as a line for a terminal; a star for the chosen one."""
+    m, n, k, warps, stages = tried.tiles
+    time = tried.note
+    if tried.timing:
+        ms, low, high, _ = tried.timing
+        time = f"{ms:9.3f} ms ({low:.3f} to {high:.3f})"
+    star = "*" if tried.chosen else " "
+    tile = f"{m} x {n} x {k}, {warps} warps, {stages} stages"
+    return f"{tried.kernel:20} {star} {tile:36} {time}"
