@@ -187,7 +187,7 @@ def test_other_tiles_agree_with_the_chosen_one_and_are_timed(monkeypatch):
     others = Tiles(16, 32, 16, 4, 2), Tiles(128, 32, 16, 4, 2)
     monkeypatch.setattr(tiles, "OTHERS", others)
     inputs, pull = suite.layer_inputs(SMALL, 9, torch.float32, "cpu")
-    found = list(tiles.sweep(*inputs, pull, 1e-5, samples=5, seconds=0.0))
+    found = list(tiles.sweep(*inputs, pull, samples=5, seconds=0.0))
     kernels = {tried.kernel for tried in found}
     assert len(kernels) == 6
     for kernel in kernels:
@@ -215,7 +215,7 @@ def test_a_tile_that_is_wrong_or_too_large_is_not_timed(monkeypatch):
     others = Tiles(16, 32, 16, 4, 2), Tiles(16, 64, 16, 4, 2)
     monkeypatch.setattr(tiles, "OTHERS", others)
     inputs, pull = suite.layer_inputs(SMALL, 9, torch.float32, "cpu")
-    found = tiles.sweep(*inputs, pull, 1e-5, samples=5, seconds=0.0)
+    found = tiles.sweep(*inputs, pull, samples=5, seconds=0.0)
     notes = [t.note for t in found if t.kernel == "second product"]
     assert notes == ["", "wrong", "no room"]
 

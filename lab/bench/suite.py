@@ -20,19 +20,13 @@ import torch
 from torch import Tensor
 
 from lab.bench import limits, peers, tiles
+from lab.bench.agreement import TOLERANCE, relative_error
 from lab.bench.sizes import ON_CPU, ON_GPU, layer_costs
 from lab.bench.table import circumstances, row, version, write
 from lab.bench.timing import in_turn, measure_roofs, name
 from lab.kernels.declaration import all_declarations
 from lab.kernels.moe_layer import moe_layer_reference
 from lab.kernels.topk_gate import topk_gate
-
-# relative to the largest entry of the result in fp32
-TOLERANCE = {
-    torch.float32: 1e-4,
-    torch.float16: 1e-2,
-    torch.bfloat16: 4e-2,
-}
 
 
 def run(
@@ -216,31 +210,16 @@ def layer_inputs(case, T, dtype, device):
 
 def other_tiles() -> Iterator[str]:
     """Lines of `lab bench --tiles`: the layer's sizes in bf16."""
-    dtype = torch.bfloat16
     for case in ON_GPU:
         for T in case.tokens:
             yield f"{case.name} T{T}"
-            inputs, pull = layer_inputs(case, T, dtype, "cuda")
-            for tried in tiles.sweep(*inputs, pull, TOLERANCE[dtype]):
+            inputs, pull = layer_inputs(case, T, torch.bfloat16, "cuda")
+            for tried in tiles.sweep(*inputs, pull):
                 yield tiles.line(tried)
 
 
 def tensors(values) -> Iterator[Tensor]:
     return (value for value in values if isinstance(value, Tensor))
-
-
-def relative_error(found, expected) -> float:
-    """The largest error over the largest entry, over all tensors."""
-    found, expected = (
-        [x] if isinstance(x, Tensor) else list(x) for x in (found, expected)
-    )
-    worst = 0.0
-    for left, right in zip(found, expected, strict=True):
-        if right.numel():
-            scale = right.abs().max().double().clamp_min(1e-30)
-            error = (left.double() - right.double()).abs().max() / scale
-            worst = float("nan") if error.isnan() else max(worst, float(error))
-    return worst
 
 
 def main(arguments: list[str] | None = None) -> int:

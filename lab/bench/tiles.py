@@ -15,6 +15,7 @@ from typing import NamedTuple
 from torch import Tensor
 from triton.runtime.errors import OutOfResources
 
+from lab.bench.agreement import TOLERANCE, relative_error
 from lab.bench.timing import Timing, in_turn
 from lab.kernels import runtime
 from lab.kernels._expert_mlp_backward_triton import (
@@ -58,14 +59,12 @@ def sweep(
     w_up: Tensor,
     w_down: Tensor,
     pull: Tensor,
-    tolerance: float,
     **effort,
 ) -> Iterator[Tried]:
     """Every kernel of a SwiGLU layer with every tile that suits it.
 
-    ``pull`` [T, H] is the gradient of the layer's result, ``tolerance`` the
-    largest difference from the chosen tile's result, relative to its largest
-    entry, and ``effort`` goes to `in_turn`.
+    ``pull`` [T, H] is the gradient of the layer's result, and ``effort`` goes
+    to `in_turn`.
     """
     device = tokens.device.type
     for kernel, mean, launch in _kernels(tokens, gate, w_up, w_down, pull):
@@ -81,8 +80,7 @@ def sweep(
             except OutOfResources:
                 notes[tiles] = "no room"
                 continue
-            error = (found - expected).abs().max() / expected.abs().max()
-            if error <= tolerance:
+            if relative_error(found, expected) <= TOLERANCE[tokens.dtype]:
                 calls[tiles] = _prepare(launch, tiles)
             else:
                 notes[tiles] = "wrong"

@@ -94,24 +94,12 @@ def store_in_quarters(
     """`store_hidden_gradient` of a quarter of the columns after the other."""
     QUARTER: tl.constexpr = dh.shape[1] // 4
     left, right = halves(dh)
-    a, b = halves(left)
-    c, d = halves(right)
-    store_hidden_gradient(
-        a, hidden_at, active_at, grad_hidden_at, row, end,
-        first_n, F, ACTIVATION,
-    )  # fmt: skip
-    store_hidden_gradient(
-        b, hidden_at, active_at, grad_hidden_at, row, end,
-        first_n + QUARTER, F, ACTIVATION,
-    )  # fmt: skip
-    store_hidden_gradient(
-        c, hidden_at, active_at, grad_hidden_at, row, end,
-        first_n + 2 * QUARTER, F, ACTIVATION,
-    )  # fmt: skip
-    store_hidden_gradient(
-        d, hidden_at, active_at, grad_hidden_at, row, end,
-        first_n + 3 * QUARTER, F, ACTIVATION,
-    )  # fmt: skip
+    quarters = halves(left) + halves(right)
+    for i in tl.static_range(4):
+        store_hidden_gradient(
+            quarters[i], hidden_at, active_at, grad_hidden_at, row, end,
+            first_n + i * QUARTER, F, ACTIVATION,
+        )  # fmt: skip
 
 
 @triton.jit

@@ -40,9 +40,9 @@ def choose_tiles(dtype: torch.dtype, mean: float, target: str) -> Tiles:
     """Tiles for a mean number of rows per expert: small experts would leave
     large tiles empty. No autotuner: a first call costs one compilation.
 
-    The tiles in 16 bits are those that vLLM's tuned tables agree on for an
-    H200, an A100 and an MI300X (128 experts of 768, 64 of 1280, 8 of 14336);
-    stages fit the smallest shared memory of the family.
+    The tiles in 16 bits follow vLLM's tuned tables for an H200, an A100 and
+    an MI300X (128 experts of 768, 64 of 1280, 8 of 14336), and where those
+    differ the smaller one; stages fit the least shared memory of a family.
     """
     if dtype == torch.float32:
         # no matrix units in full precision: registers set the limit
@@ -147,7 +147,6 @@ def expert_up_kernel(
     row = row.to(tl.int64)
     hidden_ptr += row[:, None] * G
     active_ptr += row[:, None] * F
-    n = first_n + tl.arange(0, WIDTH)
     if ACTIVATION == "swiglu":
         z, u = halves(z)
     else:
@@ -156,35 +155,36 @@ def expert_up_kernel(
         # one half after the other: both at once spill registers
         z, right_z = halves(z)
         u, right_u = halves(u)
-        n = first_n + tl.arange(0, WIDTH // 2)
         store_active(
             right_z, right_u, hidden_ptr, active_ptr, row, end,
-            n + WIDTH // 2, F, ACTIVATION, KEEP,
+            first_n + WIDTH // 2, F, ACTIVATION, KEEP,
         )  # fmt: skip
     store_active(
-        z, u, hidden_ptr, active_ptr, row, end, n, F, ACTIVATION, KEEP
+        z, u, hidden_ptr, active_ptr, row, end, first_n, F, ACTIVATION, KEEP
     )
 
 
 @triton.jit
 def store_active(
-    z, u, hidden_at, active_at, row, end, n, F,
+    z, u, hidden_at, active_at, row, end, first_n, F,
     ACTIVATION: tl.constexpr, KEEP: tl.constexpr,
 ):  # fmt: skip
-    """Columns n of act(z), or of act([z, u]), and of z and u if KEEP."""
-    inside = (row[:, None] < end) & (n[None, :] < F)
+    """The columns of act(z), or of act([z, u]), from ``first_n`` on, and
+    those of z and u if KEEP."""
+    n = first_n + tl.arange(0, z.shape[1])[None, :]
+    inside = (row[:, None] < end) & (n < F)
     dtype = active_at.dtype.element_ty
     if KEEP:
-        tl.store(hidden_at + n[None, :], z.to(dtype), mask=inside)
+        tl.store(hidden_at + n, z.to(dtype), mask=inside)
         if ACTIVATION == "swiglu":
-            tl.store(hidden_at + F + n[None, :], u.to(dtype), mask=inside)
+            tl.store(hidden_at + F + n, u.to(dtype), mask=inside)
     if ACTIVATION == "relu":
         h = tl.maximum(z, 0.0)
     elif ACTIVATION == "gelu":
         h = gelu(z)
     else:
         h = z * tl.sigmoid(z) * u
-    tl.store(active_at + n[None, :], h.to(dtype), mask=inside)
+    tl.store(active_at + n, h.to(dtype), mask=inside)
 
 
 @triton.jit
