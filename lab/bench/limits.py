@@ -16,7 +16,8 @@ import torch
 from lab.bench.sizes import ON_GPU, layer_costs
 from lab.bench.table import floor_ms
 from lab.bench.timing import Roofs
-from lab.kernels.moe_layer import LAUNCHES, LAUNCHES_BACKWARD
+from lab.kernels.dispatch import few
+from lab.kernels.moe_layer import LAUNCHES, LAUNCHES_BACKWARD, LAUNCHES_FEW
 from lab.kernels.topk_gate import topk_gate_reference
 
 # TB/s, and TFLOP/s in bf16 (a T4, which has none: in fp16), without sparsity
@@ -48,11 +49,17 @@ def limits() -> Iterator[Limit]:
             logits = torch.randn(T, case.E, generator=generator)
             gate = topk_gate_reference(logits, case.k)
             costs = layer_costs(case, T, torch.bfloat16, gate)
+            launches = {
+                "forward": LAUNCHES_FEW
+                if T * case.k <= few(case.E)
+                else LAUNCHES,
+                "backward": LAUNCHES_BACKWARD,
+            }
             for mode, cost in costs.items():
                 yield Limit(
                     f"{case.name} T{T}",
                     mode,
-                    LAUNCHES if mode == "forward" else LAUNCHES_BACKWARD,
+                    launches[mode],
                     cost.bytes / 1e9,
                     cost.flops / 1e12,
                     {gpu: _least(cost, *SHEETS[gpu]) for gpu in SHEETS},

@@ -181,7 +181,7 @@ def hidden_backward(grad, w_down, hidden, offsets, activation, tiles=None):
         tiles = choose_tiles(grad.dtype, R / E, runtime.target(grad))
     active, grad_hidden = grad.new_empty(R, F), grad.new_empty(hidden.shape)
     if R:
-        grid = ((triton.cdiv(R, tiles.m) + E) * triton.cdiv(F, tiles.n),)
+        grid = ((runtime.cdiv(R, tiles.m) + E) * runtime.cdiv(F, tiles.n),)
         expert_hidden_backward_kernel[grid](
             grad.contiguous(), w_down.contiguous(), hidden.contiguous(),
             offsets.contiguous(), active, grad_hidden,
@@ -211,7 +211,7 @@ def weight_backward(
         # the rows are summed over: their number does not limit the tile
         tiles = choose_tiles(a.dtype, MANY, runtime.target(a))
     out = a.new_empty(E, M, N)
-    grid = (triton.cdiv(M, tiles.m) * triton.cdiv(N, tiles.n), E)
+    grid = (runtime.cdiv(M, tiles.m) * runtime.cdiv(N, tiles.n), E)
     expert_weight_backward_kernel[grid](
         a.contiguous(), b.contiguous(), pairs.contiguous(),
         offsets.contiguous(), out,

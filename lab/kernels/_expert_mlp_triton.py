@@ -237,7 +237,7 @@ def up(tokens, pairs, rows, offsets, w_up, activation, keep, tiles=None):
     hidden = tokens.new_empty(R if keep else 0, G)
     width = tiles.n // 2 if activation == "swiglu" else tiles.n
     if R:
-        grid = ((triton.cdiv(R, tiles.m) + E) * triton.cdiv(F, width),)
+        grid = ((runtime.cdiv(R, tiles.m) + E) * runtime.cdiv(F, width),)
         expert_up_kernel[grid](
             tokens.contiguous(), pairs.contiguous(), offsets.contiguous(),
             w_up.contiguous(), hidden if keep else active, active,
@@ -259,7 +259,7 @@ def product(
         tiles = choose_tiles(a.dtype, R / E, runtime.target(a))
     out = a.new_empty(R, N)
     if R:
-        grid = ((triton.cdiv(R, tiles.m) + E) * triton.cdiv(N, tiles.n),)
+        grid = ((runtime.cdiv(R, tiles.m) + E) * runtime.cdiv(N, tiles.n),)
         expert_product_kernel[grid](
             a.contiguous(), weight, out, offsets.contiguous(),
             E, K, N, *weight.stride(),
@@ -272,7 +272,7 @@ def product(
 
 def bins(experts: int) -> int:
     """Lanes that hold one number per expert, at least a warp's half."""
-    return max(16, triton.next_power_of_2(experts))
+    return max(16, runtime.next_power_of_2(experts))
 
 
 def compiles(

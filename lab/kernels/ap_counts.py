@@ -28,6 +28,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lab.kernels.declaration import Compile, Cost, Declaration, Example
+from lab.kernels.operator import operator
 
 MOST_FUNCTIONS = 31  # bits of an int32 without its sign
 BLOCK_P, BLOCK_N = 32, 64  # positives and neurons of a program's tile
@@ -182,20 +183,17 @@ def ap_counts_triton(scores: Tensor, labels: Tensor, functions: int) -> Tensor:
     return found.sum(dim=1) / counts[:, None]
 
 
-@torch.library.custom_op("lab::ap_counts", mutates_args=(), device_types="cpu")
-def _ap_counts(scores: Tensor, labels: Tensor, functions: int) -> Tensor:
-    return ap_counts_reference(scores, labels, functions)
-
-
-@_ap_counts.register_kernel("cuda")
-def _(scores, labels, functions):
-    return ap_counts_triton(scores, labels, functions)
-
-
-@_ap_counts.register_fake
-def _(scores, labels, functions):
+def _shapes(scores, labels, functions):
     wide = torch.float64 if scores.dtype == torch.float64 else torch.float32
     return scores.new_empty((functions, scores.shape[1]), dtype=wide)
+
+
+_ap_counts = operator(
+    "ap_counts(Tensor scores, Tensor labels, SymInt functions) -> Tensor",
+    cpu=ap_counts_reference,
+    cuda=ap_counts_triton,
+    shapes=_shapes,
+)
 
 
 def _inputs(seed, device, dtype, C, n, F, several=False, relu=0.0):

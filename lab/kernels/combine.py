@@ -24,6 +24,8 @@ from torch.nn import functional as F
 from lab.kernels._wanted import or_none, wanted
 from lab.kernels.combine_backward import combine_backward
 from lab.kernels.declaration import Compile, Cost, Declaration, Example
+from lab.kernels.operator import operator
+from lab.kernels.runtime import cdiv, next_power_of_2
 
 
 def combine(expert_rows: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
@@ -111,10 +113,10 @@ def _sum_rows(expert_rows, rows, weights):
     T, S = rows.shape
     R, H = expert_rows.shape
     out = expert_rows.new_empty(T, H)
-    block_h = min(1024, triton.next_power_of_2(H))
+    block_h = min(1024, next_power_of_2(H))
     block_t = max(1, 1024 // block_h)
     if out.numel():
-        grid = (triton.cdiv(T, block_t), triton.cdiv(H, block_h))
+        grid = (cdiv(T, block_t), cdiv(H, block_h))
         combine_kernel[grid](
             expert_rows.contiguous(), rows.contiguous(),
             rows if weights is None else weights.contiguous(), out,
@@ -125,16 +127,7 @@ def _sum_rows(expert_rows, rows, weights):
     return out
 
 
-@torch.library.custom_op("lab::combine", mutates_args=(), device_types="cpu")
-def _combine(expert_rows: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
-    return combine_reference(expert_rows, rows, weights)
-
-
-_combine.register_kernel("cuda")(combine_triton)
-
-
-@_combine.register_fake
-def _(expert_rows, rows, weights):
+def _shapes(expert_rows, rows, weights):
     return expert_rows.new_empty(rows.shape[0], expert_rows.shape[1])
 
 
@@ -149,7 +142,14 @@ def _backward(ctx, grad):
     return grad_rows, None, grad_weights
 
 
-_combine.register_autograd(_backward, setup_context=_remember)
+_combine = operator(
+    "combine(Tensor expert_rows, Tensor rows, Tensor weights) -> Tensor",
+    cpu=combine_reference,
+    cuda=combine_triton,
+    shapes=_shapes,
+    backward=_backward,
+    remember=_remember,
+)
 
 
 def sorted_slots(seed, T, E, S, empty):

@@ -23,6 +23,8 @@ from torch import Tensor
 
 from lab.kernels._wanted import like
 from lab.kernels.declaration import Compile, Cost, Declaration, Example
+from lab.kernels.operator import operator
+from lab.kernels.runtime import cdiv, next_power_of_2
 
 BOTH = True, True  # gradients
 
@@ -138,11 +140,11 @@ def combine_backward_triton(
     grad_rows, grad_weights = like((expert_rows, weights), wanted)
     rows_wanted, weights_wanted = wanted
     grad_rows.zero_()
-    block_s = triton.next_power_of_2(S)
-    block_h = min(1024, triton.next_power_of_2(H))
+    block_s = next_power_of_2(S)
+    block_h = min(1024, next_power_of_2(H))
     block_t = max(1, 1024 // max(block_h, block_s))
     if T and any(wanted):
-        combine_backward_kernel[(triton.cdiv(T, block_t),)](
+        combine_backward_kernel[(cdiv(T, block_t),)](
             expert_rows.contiguous(), rows.contiguous(),
             weights.contiguous(), grad.contiguous(), grad_rows, grad_weights,
             T, S, H, R,
@@ -152,31 +154,17 @@ def combine_backward_triton(
     return CombineGradients(grad_rows, grad_weights)
 
 
-@torch.library.custom_op(
-    "lab::combine_backward", mutates_args=(), device_types="cpu"
+def _shapes(expert_rows, rows, weights, grad, wanted):
+    return like((expert_rows, weights), wanted)
+
+
+_combine_backward = operator(
+    "combine_backward(Tensor expert_rows, Tensor rows, Tensor weights, "
+    "Tensor grad, bool[] wanted) -> (Tensor, Tensor)",
+    cpu=combine_backward_reference,
+    cuda=combine_backward_triton,
+    shapes=_shapes,
 )
-def _combine_backward(
-    expert_rows: Tensor,
-    rows: Tensor,
-    weights: Tensor,
-    grad: Tensor,
-    wanted: Sequence[bool],
-) -> tuple[Tensor, Tensor]:
-    return tuple(
-        combine_backward_reference(expert_rows, rows, weights, grad, wanted)
-    )
-
-
-@_combine_backward.register_kernel("cuda")
-def _(expert_rows, rows, weights, grad, wanted):
-    return tuple(
-        combine_backward_triton(expert_rows, rows, weights, grad, wanted)
-    )
-
-
-@_combine_backward.register_fake
-def _(expert_rows, rows, weights, grad, wanted):
-    return tuple(like((expert_rows, weights), wanted))
 
 
 def _inputs(seed, device, dtype, T, S, H, rest=0, empty=0.0, wanted=BOTH):

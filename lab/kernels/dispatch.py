@@ -16,6 +16,7 @@ GPU, and the same input gives the same rows on every run.
 On the GPU three kernels run: each program counts its block of pairs; one
 program turns the counts, listed expert by expert, into a running total, which
 is the first row of each expert in each block; each program numbers its pairs.
+Few pairs, those of some 30 tokens, go through one program that does all.
 
 Bytes: 4 read and 8 written per pair, 8 per expert. The two passes over the
 pairs and their block counts make it about twice that.
@@ -34,8 +35,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lab.kernels.declaration import Compile, Cost, Declaration, Example
+from lab.kernels.operator import operator
+from lab.kernels.runtime import cdiv, next_power_of_2
 
 BLOCK = 1024  # pairs that one program counts and places
+SMALL_BLOCK = 256  # where they are not MANY, so that more programs share them
+MANY = 16384
 
 
 class Dispatch(NamedTuple):
@@ -124,18 +129,14 @@ def dispatch_scan_kernel(
 
 
 @triton.jit
-def dispatch_place_kernel(
-    experts_ptr, first_ptr, offsets_ptr, load_ptr, pairs_ptr, rows_ptr,
-    pairs, blocks, E,
+def number_pairs(
+    experts_ptr, pairs_ptr, rows_ptr, first, pairs, free, kept, E,
     BLOCK: tl.constexpr, STEP: tl.constexpr, BINS: tl.constexpr,
 ):  # fmt: skip
-    """Number the pairs of this block: next free row of their expert."""
-    block = tl.program_id(0).to(tl.int64)
+    """Number the pairs from ``first`` on: next free row of their expert."""
     e = tl.arange(0, BINS)
-    free = tl.load(first_ptr + e * blocks + block, mask=e < E, other=0)
-    kept = tl.load(offsets_ptr + E)
-    for start in range(0, BLOCK, STEP):
-        pair = block * BLOCK + start + tl.arange(0, STEP)
+    for start in range(0, tl.minimum(BLOCK, pairs - first), STEP):
+        pair = first + start + tl.arange(0, STEP)
         expert = tl.load(experts_ptr + pair, mask=pair < pairs, other=-1)
         taken = (expert >= 0) & (expert < E)
         # [STEP, BINS]: 1 where the pair chose the expert
@@ -148,57 +149,113 @@ def dispatch_place_kernel(
         # past the end, a row holds no pair
         empty = (pair >= kept) & (pair < pairs)
         tl.store(pairs_ptr + pair, tl.full([STEP], -1, tl.int32), mask=empty)
+
+
+@triton.jit
+def dispatch_place_kernel(
+    experts_ptr, first_ptr, offsets_ptr, load_ptr, pairs_ptr, rows_ptr,
+    pairs, blocks, E,
+    BLOCK: tl.constexpr, STEP: tl.constexpr, BINS: tl.constexpr,
+):  # fmt: skip
+    """Number the pairs of this block, from its first free rows on."""
+    block = tl.program_id(0).to(tl.int64)
+    e = tl.arange(0, BINS)
+    free = tl.load(first_ptr + e * blocks + block, mask=e < E, other=0)
+    kept = tl.load(offsets_ptr + E)
+    number_pairs(
+        experts_ptr, pairs_ptr, rows_ptr, block * BLOCK, pairs, free, kept, E,
+        BLOCK, STEP, BINS,
+    )  # fmt: skip
     if block == 0:
         begin = tl.load(offsets_ptr + e, mask=e < E, other=0)
         end = tl.load(offsets_ptr + e + 1, mask=e < E, other=0)
         tl.store(load_ptr + e, end - begin, mask=e < E)
 
 
+@triton.jit
+def dispatch_few_kernel(
+    experts_ptr, offsets_ptr, load_ptr, pairs_ptr, rows_ptr, pairs, E,
+    BLOCK: tl.constexpr, STEP: tl.constexpr, BINS: tl.constexpr,
+):  # fmt: skip
+    """Count, add up and number in one program, for one block at most."""
+    pair = tl.arange(0, BLOCK)
+    expert = tl.load(experts_ptr + pair, mask=pair < pairs, other=-1)
+    taken = (expert >= 0) & (expert < E)
+    load = tl.histogram(tl.where(taken, expert, 0), BINS, mask=taken)
+    before = tl.cumsum(load, 0) - load
+    kept = tl.sum(load, 0)
+    e = tl.arange(0, BINS)
+    tl.store(load_ptr + e, load, mask=e < E)
+    tl.store(offsets_ptr + e, before, mask=e < E)
+    tl.store(offsets_ptr + E, kept)
+    number_pairs(
+        experts_ptr, pairs_ptr, rows_ptr, 0, pairs, before, kept, E,
+        BLOCK, STEP, BINS,
+    )  # fmt: skip
+
+
 def dispatch_triton(experts: Tensor, num_experts: int) -> Dispatch:
-    """Launch the three kernels; no number travels to the host."""
+    """Launch three kernels, or one; no number travels to the host."""
     experts, E = experts.contiguous(), num_experts
+    P = experts.numel()
     load, offsets = experts.new_empty(E), experts.new_empty(E + 1)
-    pairs, rows = experts.new_empty(experts.numel()), torch.empty_like(experts)
-    block, blocks = BLOCK, max(1, triton.cdiv(experts.numel(), BLOCK))
-    bins = max(16, triton.next_power_of_2(E))
+    pairs, rows = experts.new_empty(P), torch.empty_like(experts)
+    bins = lanes(E)
+    if P <= few(E):
+        dispatch_few_kernel[(1,)](
+            experts, offsets, load, pairs, rows, P, E,
+            BLOCK=BLOCK, STEP=step(bins), BINS=bins, num_warps=4,
+        )  # fmt: skip
+        return Dispatch(load, offsets, pairs, rows)
+    block = SMALL_BLOCK if P <= MANY else BLOCK
+    blocks = cdiv(P, block)
     counts = experts.new_empty(E, blocks)
     dispatch_count_kernel[(blocks,)](
-        experts, counts, experts.numel(), blocks, E,
-        BLOCK=block, BINS=bins, num_warps=4,
-    )  # fmt: skip
+        experts, counts, P, blocks, E, BLOCK=block, BINS=bins, num_warps=4
+    )
     dispatch_scan_kernel[(1,)](
         counts, offsets, counts.numel(), blocks, E, BLOCK=4096, num_warps=8
     )
     dispatch_place_kernel[(blocks,)](
-        experts, counts, offsets, load, pairs, rows,
-        experts.numel(), blocks, E,
-        # 4096 entries of one step keep the registers of 4 warps from spilling
-        BLOCK=block, STEP=max(1, min(block, 4096 // bins)), BINS=bins,
-        num_warps=4,
+        experts, counts, offsets, load, pairs, rows, P, blocks, E,
+        BLOCK=block, STEP=step(bins, block), BINS=bins, num_warps=4,
     )  # fmt: skip
     return Dispatch(load, offsets, pairs, rows)
 
 
-@torch.library.custom_op("lab::dispatch", mutates_args=(), device_types="cpu")
-def _dispatch(
-    experts: Tensor, num_experts: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return tuple(dispatch_reference(experts, num_experts))
+def lanes(num_experts: int) -> int:
+    """Numbers, one an expert, that a program holds."""
+    return max(16, next_power_of_2(num_experts))
 
 
-@_dispatch.register_kernel("cuda")
-def _(experts, num_experts):
-    return tuple(dispatch_triton(experts, num_experts))
+def step(bins: int, block: int = BLOCK) -> int:
+    """Pairs that are numbered at a time: 4096 entries of `number_pairs` keep
+    the registers of 4 warps from spilling."""
+    return max(1, min(block, 4096 // bins))
 
 
-@_dispatch.register_fake
-def _(experts, num_experts):
+def few(num_experts: int) -> int:
+    """The most pairs that one program numbers in 8 steps; launching two more
+    kernels would take longer."""
+    return min(BLOCK, 8 * step(lanes(num_experts)))
+
+
+def _shapes(experts, num_experts):
     return (
         experts.new_empty(num_experts),
         experts.new_empty(num_experts + 1),
         experts.new_empty(experts.numel()),
         torch.empty_like(experts, memory_format=torch.contiguous_format),
     )
+
+
+_dispatch = operator(
+    "dispatch(Tensor experts, SymInt num_experts)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+    cpu=dispatch_reference,
+    cuda=dispatch_triton,
+    shapes=_shapes,
+)
 
 
 def _inputs(seed, device, dtype, T, E, S, empty=0.0, only=None):
@@ -235,6 +292,7 @@ DECLARATION = Declaration(
         _example("top 2 of 8", 1000, 8, 2),
         _example("half empty", 517, 12, 5, empty=0.5),
         _example("top-p, S = E", 129, 16, 16, empty=0.8),
+        _example("decode", 37, 128, 8),
         _example("one token", 1, 7, 3, degenerate=True),
         _example("one expert", 9, 1, 1, degenerate=True),
         _example("k = E", 33, 5, 5, degenerate=True),
@@ -271,9 +329,26 @@ DECLARATION = Declaration(
                     "offsets_ptr": "*i32", "load_ptr": "*i32",
                     "pairs_ptr": "*i32", "rows_ptr": "*i32",
                 } | _SIZES,
-                constants={"BLOCK": BLOCK, "STEP": 4096 // E, "BINS": E},
+                constants={
+                    "BLOCK": block, "STEP": step(E, block), "BINS": E,
+                },
             )
-            for E in (16, 64, 256)
+            for E, block in (
+                (16, BLOCK), (64, BLOCK), (256, BLOCK), (128, SMALL_BLOCK),
+            )
+        ),
+        *(
+            Compile(
+                f"few E{E}",
+                dispatch_few_kernel,
+                signature={
+                    "experts_ptr": "*i32", "offsets_ptr": "*i32",
+                    "load_ptr": "*i32", "pairs_ptr": "*i32",
+                    "rows_ptr": "*i32", "pairs": "i32", "E": "i32",
+                },
+                constants={"BLOCK": BLOCK, "STEP": step(E), "BINS": E},
+            )
+            for E in (16, 128)
         ),
     ),
 )  # fmt: skip

@@ -32,6 +32,7 @@ from lab.kernels import runtime
 from lab.kernels._duo_ffn_triton import compiled, duo_ffn_triton
 from lab.kernels._wanted import wanted
 from lab.kernels.declaration import Cost, Declaration, Example
+from lab.kernels.operator import operator
 
 ACTIVATIONS = {"relu": F_.relu, "gelu": F_.gelu}
 WIDEST = 128  # a row of tokens that a program keeps in registers
@@ -110,28 +111,14 @@ def masked(tokens, big, w_up, w_down, small, activation) -> Tensor:
     return (h * own_columns(big, w_up, small)) @ w_down
 
 
-@torch.library.custom_op("lab::duo_ffn", mutates_args=(), device_types="cpu")
-def _duo_ffn(
-    tokens: Tensor,
-    big: Tensor,
-    w_up: Tensor,
-    w_down: Tensor,
-    small: int,
-    activation: str,
-) -> Tensor:
-    return duo_ffn_reference(tokens, big, w_up, w_down, small, activation)
-
-
-@_duo_ffn.register_kernel("cuda")
-def _(tokens, big, w_up, w_down, small, activation):
+def _on_gpu(tokens, big, w_up, w_down, small, activation):
     wide = tokens.shape[1] > WIDEST or tokens.dtype == torch.float64
     if wide or not runtime.triton_has_tensor_cores(tokens):
         return masked(tokens, big, w_up, w_down, small, activation)
     return duo_ffn_triton(tokens, big, w_up, w_down, small, activation)
 
 
-@_duo_ffn.register_fake
-def _(tokens, big, w_up, w_down, small, activation):
+def _shapes(tokens, big, w_up, w_down, small, activation):
     return tokens.new_empty(tokens.shape)
 
 
@@ -162,7 +149,15 @@ def _backward(ctx, grad):
     return grad_tokens, None, grad_up, grad_down, None, None
 
 
-_duo_ffn.register_autograd(_backward, setup_context=_remember)
+_duo_ffn = operator(
+    "duo_ffn(Tensor tokens, Tensor big, Tensor w_up, Tensor w_down, "
+    "SymInt small, str activation) -> Tensor",
+    cpu=duo_ffn_reference,
+    cuda=_on_gpu,
+    shapes=_shapes,
+    backward=_backward,
+    remember=_remember,
+)
 
 
 def _inputs(seed, device, dtype, T, D, F, small, share=0.5, activation="gelu"):

@@ -39,6 +39,7 @@ from lab.kernels._expert_mlp_triton import (
 from lab.kernels._wanted import or_none, wanted
 from lab.kernels.declaration import Cost, Declaration
 from lab.kernels.expert_mlp_backward import expert_mlp_backward
+from lab.kernels.operator import operator
 
 ACTIVATIONS = ("relu", "gelu", "swiglu")
 
@@ -144,24 +145,11 @@ def expert_mlp_triton(
     return product(active, w_down, offsets)
 
 
-@torch.library.custom_op(
-    "lab::expert_mlp", mutates_args=(), device_types="cpu"
-)
-def _expert_mlp(
-    tokens: Tensor,
-    pairs: Tensor,
-    rows: Tensor,
-    offsets: Tensor,
-    w_up: Tensor,
-    w_down: Tensor,
-    activation: str,
-    keep: bool,
-) -> tuple[Tensor, Tensor]:
+def _by_torch(tokens, pairs, rows, offsets, w_up, w_down, activation, keep):
     y, z = _two_layers(tokens, pairs, rows, offsets, w_up, w_down, activation)
     return y, z if keep else z.new_empty(0, z.shape[1])
 
 
-@_expert_mlp.register_kernel("cuda")
 def _on_gpu(tokens, pairs, rows, offsets, w_up, w_down, activation, keep):
     if not runtime.triton_has_tensor_cores(tokens):
         # a T4: PyTorch's products reach the matrix units, at the price of a
@@ -174,8 +162,7 @@ def _on_gpu(tokens, pairs, rows, offsets, w_up, w_down, activation, keep):
     return product(active, w_down, offsets), hidden
 
 
-@_expert_mlp.register_fake
-def _(tokens, pairs, rows, offsets, w_up, w_down, activation, keep):
+def _shapes(tokens, pairs, rows, offsets, w_up, w_down, activation, keep):
     R = pairs.shape[0]
     return (
         tokens.new_empty(R, tokens.shape[1]),
@@ -202,7 +189,16 @@ def _backward(ctx, grad, _):
     return x, None, None, None, w_up, w_down, None, None
 
 
-_expert_mlp.register_autograd(_backward, setup_context=_remember)
+_expert_mlp = operator(
+    "expert_mlp(Tensor tokens, Tensor pairs, Tensor rows, Tensor offsets, "
+    "Tensor w_up, Tensor w_down, str activation, bool keep)"
+    " -> (Tensor, Tensor)",
+    cpu=_by_torch,
+    cuda=_on_gpu,
+    shapes=_shapes,
+    backward=_backward,
+    remember=_remember,
+)
 
 
 def _specified(result, pairs, **_):

@@ -52,6 +52,7 @@ from lab.kernels._expert_mlp_triton import (
 from lab.kernels._wanted import like
 from lab.kernels.combine import combine_reference, sum_rows
 from lab.kernels.declaration import Cost, Declaration
+from lab.kernels.operator import operator
 
 ALL = True, True, True  # gradients
 
@@ -175,51 +176,26 @@ def expert_mlp_backward_triton(
     return found
 
 
-@torch.library.custom_op(
-    "lab::expert_mlp_backward", mutates_args=(), device_types="cpu"
-)
-def _expert_mlp_backward(
-    tokens: Tensor,
-    pairs: Tensor,
-    rows: Tensor,
-    offsets: Tensor,
-    w_up: Tensor,
-    w_down: Tensor,
-    hidden: Tensor,
-    grad: Tensor,
-    activation: str,
-    wanted: Sequence[bool],
-) -> tuple[Tensor, Tensor, Tensor]:
-    return tuple(
-        expert_mlp_backward_reference(
-            tokens, pairs, rows, offsets, w_up, w_down, hidden, grad,
-            activation, wanted,
-        )
-    )  # fmt: skip
-
-
-@_expert_mlp_backward.register_kernel("cuda")
 def _on_gpu(tokens, *others):
     run = expert_mlp_backward_reference
     if runtime.triton_has_tensor_cores(tokens):
         run = expert_mlp_backward_triton
-    return tuple(run(tokens, *others))
+    return run(tokens, *others)
 
 
-@_expert_mlp_backward.register_fake
-def _(
-    tokens,
-    pairs,
-    rows,
-    offsets,
-    w_up,
-    w_down,
-    hidden,
-    grad,
-    activation,
-    wanted,
-):
-    return tuple(like((tokens, w_up, w_down), wanted))
+def _shapes(tokens, pairs, rows, offsets, w_up, w_down, *others):
+    *_, wanted = others
+    return like((tokens, w_up, w_down), wanted)
+
+
+_expert_mlp_backward = operator(
+    "expert_mlp_backward(Tensor tokens, Tensor pairs, Tensor rows, "
+    "Tensor offsets, Tensor w_up, Tensor w_down, Tensor hidden, Tensor grad, "
+    "str activation, bool[] wanted) -> (Tensor, Tensor, Tensor)",
+    cpu=expert_mlp_backward_reference,
+    cuda=_on_gpu,
+    shapes=_shapes,
+)
 
 
 def _cost(tokens, rows, offsets, w_up, w_down, wanted=ALL, **_) -> Cost:

@@ -31,6 +31,7 @@ from torch import Tensor
 
 from lab.kernels.declaration import Compile, Cost, Declaration, Example
 from lab.kernels.gate_backward import finite
+from lab.kernels.operator import operator
 
 MOST_MODELS = 64
 PROGRAMS = 1024  # along the prompts, about as many as a large GPU holds
@@ -212,20 +213,7 @@ def frontier_triton(
     )
 
 
-@torch.library.custom_op("lab::frontier", mutates_args=(), device_types="cpu")
-def _frontier(
-    predicted: Tensor, truth: Tensor, costs: Tensor, prices: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    return tuple(frontier_reference(predicted, truth, costs, prices))
-
-
-@_frontier.register_kernel("cuda")
-def _(predicted, truth, costs, prices):
-    return tuple(frontier_triton(predicted, truth, costs, prices))
-
-
-@_frontier.register_fake
-def _(predicted, truth, costs, prices):
+def _shapes(predicted, truth, costs, prices):
     L, M = len(prices), predicted.shape[1]
     wide = predicted.dtype == torch.float64
     means = predicted.new_empty(
@@ -233,6 +221,15 @@ def _(predicted, truth, costs, prices):
     )
     load = predicted.new_empty((L, M), dtype=torch.int32)
     return means[0].clone(), means[1].clone(), load
+
+
+_frontier = operator(
+    "frontier(Tensor predicted, Tensor truth, Tensor costs, Tensor prices)"
+    " -> (Tensor, Tensor, Tensor)",
+    cpu=frontier_reference,
+    cuda=frontier_triton,
+    shapes=_shapes,
+)
 
 
 def _inputs(seed, device, dtype, N, M, L, by_prompt=False, ties=False):

@@ -19,6 +19,8 @@ import triton.language as tl
 from torch import Tensor
 
 from lab.kernels.declaration import Compile, Cost, Declaration, Example
+from lab.kernels.operator import operator
+from lab.kernels.runtime import cdiv, next_power_of_2
 
 
 def gate_backward(
@@ -131,7 +133,7 @@ def gate_backward_kernel(
 
 def blocks(E: int, S: int) -> tuple[int, int, int]:
     """Tokens, logits and slots of one program's tile: whole rows."""
-    block_e, block_s = triton.next_power_of_2(E), triton.next_power_of_2(S)
+    block_e, block_s = next_power_of_2(E), next_power_of_2(S)
     # S is at most E; 1024 entries take 64 registers, 4096 would spill
     return max(1, min(128, 1024 // block_e)), block_e, block_s
 
@@ -151,7 +153,7 @@ def gate_backward_triton(
     )
     block_t, block_e, block_s = blocks(E, S)
     if T:
-        gate_backward_kernel[(triton.cdiv(T, block_t),)](
+        gate_backward_kernel[(cdiv(T, block_t),)](
             logits.contiguous(), experts.contiguous(), weights.contiguous(),
             grad_weights.contiguous(), grad_logits,
             T, E, S,
@@ -162,27 +164,17 @@ def gate_backward_triton(
     return grad_logits
 
 
-@torch.library.custom_op(
-    "lab::gate_backward", mutates_args=(), device_types="cpu"
-)
-def _gate_backward(
-    logits: Tensor,
-    experts: Tensor,
-    weights: Tensor,
-    grad_weights: Tensor,
-    renormalize: bool,
-) -> Tensor:
-    return gate_backward_reference(
-        logits, experts, weights, grad_weights, renormalize
-    )
-
-
-_gate_backward.register_kernel("cuda")(gate_backward_triton)
-
-
-@_gate_backward.register_fake
-def _(logits, experts, weights, grad_weights, renormalize):
+def _shapes(logits, experts, weights, grad_weights, renormalize):
     return torch.empty_like(logits, memory_format=torch.contiguous_format)
+
+
+_gate_backward = operator(
+    "gate_backward(Tensor logits, Tensor experts, Tensor weights, "
+    "Tensor grad_weights, bool renormalize) -> Tensor",
+    cpu=gate_backward_reference,
+    cuda=gate_backward_triton,
+    shapes=_shapes,
+)
 
 
 def _inputs(seed, device, dtype, T, E, S, renormalize):

@@ -36,6 +36,7 @@ from lab.kernels._gru_router_step_triton import (
     gru_router_step_kernel as gru_router_step_kernel,
 )
 from lab.kernels.declaration import Cost, Declaration, Example
+from lab.kernels.operator import operator
 
 
 class RouterStep(NamedTuple):
@@ -140,34 +141,13 @@ def gru_router_step_triton(
     )
 
 
-@torch.library.custom_op(
-    "lab::gru_router_step", mutates_args=(), device_types="cpu"
-)
-def _gru_router_step(
-    x: Tensor,
-    state: Tensor,
-    w_input: Tensor,
-    w_state: Tensor,
-    input_bias: Tensor,
-    state_bias: Tensor,
-    w_gate: Tensor,
-) -> tuple[Tensor, Tensor]:
-    return tuple(
-        gru_router_step_reference(
-            x, state, w_input, w_state, input_bias, state_bias, w_gate
-        )
-    )
-
-
-@_gru_router_step.register_kernel("cuda")
-def _(x, *tensors):
+def _on_gpu(x, *tensors):
     on_gpu = runtime.triton_has_tensor_cores(x)
     step = gru_router_step_triton if on_gpu else gru_router_step_reference
-    return tuple(step(x, *tensors))
+    return step(x, *tensors)
 
 
-@_gru_router_step.register_fake
-def _(x, state, w_input, w_state, input_bias, state_bias, w_gate):
+def _shapes(x, state, w_input, w_state, input_bias, state_bias, w_gate):
     (T, P), E = x.shape, w_gate.shape[1]
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     return (
@@ -207,7 +187,16 @@ def _backward(ctx, grad_state, grad_logits):
     return tuple(grad.to(tensor.dtype) for grad, tensor in pairs)
 
 
-_gru_router_step.register_autograd(_backward, setup_context=_remember)
+_gru_router_step = operator(
+    "gru_router_step(Tensor x, Tensor state, Tensor w_input, Tensor w_state, "
+    "Tensor input_bias, Tensor state_bias, Tensor w_gate)"
+    " -> (Tensor, Tensor)",
+    cpu=gru_router_step_reference,
+    cuda=_on_gpu,
+    shapes=_shapes,
+    backward=_backward,
+    remember=_remember,
+)
 
 
 def _inputs(seed, device, dtype, T, P, E, scale=1.0):

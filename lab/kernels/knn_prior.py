@@ -23,6 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lab.kernels.declaration import Compile, Cost, Declaration, Example
+from lab.kernels.operator import operator
 
 LARGEST = 2**30  # difference of coordinates whose square is still exact
 BLOCK = 32  # cities of one program, and of one step of its inner loop
@@ -120,20 +121,17 @@ def knn_prior_triton(points: Tensor, k: int) -> Tensor:
     return neighbours
 
 
-@torch.library.custom_op("lab::knn_prior", mutates_args=(), device_types="cpu")
-def _knn_prior(points: Tensor, k: int) -> Tensor:
-    return knn_prior_reference(points, k)
-
-
-@_knn_prior.register_kernel("cuda")
-def _(points, k):
-    return knn_prior_triton(points, k)
-
-
-@_knn_prior.register_fake
-def _(points, k):
+def _shapes(points, k):
     B, n, _ = points.shape
     return points.new_empty((B, n, k))
+
+
+_knn_prior = operator(
+    "knn_prior(Tensor points, SymInt k) -> Tensor",
+    cpu=knn_prior_reference,
+    cuda=knn_prior_triton,
+    shapes=_shapes,
+)
 
 
 def _inputs(seed, device, dtype, B, n, k, side=100_000):

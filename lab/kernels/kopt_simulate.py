@@ -38,6 +38,7 @@ from lab.kernels._kopt_simulate_triton import (
     launch,
 )
 from lab.kernels.declaration import Compile, Cost, Declaration, Example
+from lab.kernels.operator import operator
 
 NO_GAIN = -(2**31) + 1  # of a simulation without a single step
 
@@ -183,33 +184,20 @@ def kopt_simulate_triton(
     return result
 
 
-@torch.library.custom_op(
-    "lab::kopt_simulate", mutates_args=(), device_types="cpu"
-)
-def _kopt_simulate(
-    tours: Tensor,
-    candidates: Tensor,
-    potentials: Tensor,
-    distances: Tensor,
-    draws: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return tuple(
-        kopt_simulate_reference(
-            tours, candidates, potentials, distances, draws
-        )
-    )
-
-
-@_kopt_simulate.register_kernel("cuda")
-def _(*tensors):
-    return tuple(kopt_simulate_triton(*tensors))
-
-
-@_kopt_simulate.register_fake
-def _(tours, candidates, potentials, distances, draws):
+def _shapes(tours, candidates, potentials, distances, draws):
     B, S, D = draws.shape
     few = (tours.new_empty((B, S)) for _ in range(3))
     return *few, *(tours.new_empty((B, S, D - 1)) for _ in range(2))
+
+
+_kopt_simulate = operator(
+    "kopt_simulate(Tensor tours, Tensor candidates, Tensor potentials, "
+    "Tensor distances, Tensor draws)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    cpu=kopt_simulate_reference,
+    cuda=kopt_simulate_triton,
+    shapes=_shapes,
+)
 
 
 def _inputs(seed, device, dtype, B, n, C, S, D, holes=0, closed=False):

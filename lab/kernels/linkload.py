@@ -31,6 +31,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lab.kernels.declaration import Compile, Cost, Declaration, Example
+from lab.kernels.operator import operator
 
 
 class LinkLoad(NamedTuple):
@@ -209,32 +210,21 @@ def linkload_triton(
     return LinkLoad(up, down, peaks.amax(1))
 
 
-@torch.library.custom_op("lab::linkload", mutates_args=(), device_types="cpu")
-def _linkload(
-    source: Tensor,
-    target: Tensor,
-    spine: Tensor,
-    size: Tensor,
-    leaves: int,
-    spines: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return tuple(
-        linkload_reference(source, target, spine, size, leaves, spines)
-    )
-
-
-@_linkload.register_kernel("cuda")
-def _(source, target, spine, size, leaves, spines):
-    return tuple(linkload_triton(source, target, spine, size, leaves, spines))
-
-
-@_linkload.register_fake
-def _(source, target, spine, size, leaves, spines):
+def _shapes(source, target, spine, size, leaves, spines):
     wide = size.dtype == torch.float64
     kind = torch.float64 if wide else torch.float32
     shape = (size.shape[0], leaves, spines)
     up, down = (size.new_empty(shape, dtype=kind) for _ in range(2))
     return up, down, size.new_empty(size.shape[0], dtype=kind)
+
+
+_linkload = operator(
+    "linkload(Tensor source, Tensor target, Tensor spine, Tensor size, "
+    "SymInt leaves, SymInt spines) -> (Tensor, Tensor, Tensor)",
+    cpu=linkload_reference,
+    cuda=linkload_triton,
+    shapes=_shapes,
+)
 
 
 def _inputs(seed, device, dtype, B, G, L, S, empty=0.0, only=None):

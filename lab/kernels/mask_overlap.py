@@ -34,6 +34,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lab.kernels.declaration import Compile, Cost, Declaration, Example
+from lab.kernels.operator import operator
 
 BITS = 32  # of a word
 MOST_FEATURES = 16384  # of one row, 32 registers a thread
@@ -200,24 +201,18 @@ def warps(W: int) -> int:
     return max(1, min(16, triton.next_power_of_2(W) // 16))
 
 
-@torch.library.custom_op(
-    "lab::mask_overlap", mutates_args=(), device_types="cpu"
-)
-def _mask_overlap(
-    features: Tensor, experts: Tensor, d: int
-) -> tuple[Tensor, Tensor]:
-    return tuple(mask_overlap_reference(features, experts, d))
-
-
-@_mask_overlap.register_kernel("cuda")
-def _(features, experts, d):
-    return tuple(mask_overlap_triton(features, experts, d))
-
-
-@_mask_overlap.register_fake
-def _(features, experts, d):
+def _shapes(features, experts, d):
     T, (N, W) = len(features), experts.shape
     return experts.new_empty((T, W)), experts.new_empty((T, N))
+
+
+_mask_overlap = operator(
+    "mask_overlap(Tensor features, Tensor experts, SymInt d)"
+    " -> (Tensor, Tensor)",
+    cpu=mask_overlap_reference,
+    cuda=mask_overlap_triton,
+    shapes=_shapes,
+)
 
 
 def _inputs(seed, device, dtype, T, D, N, d, relu=False, full=False):

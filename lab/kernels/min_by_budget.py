@@ -26,6 +26,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lab.kernels.declaration import Compile, Cost, Declaration, Example
+from lab.kernels.operator import operator
 
 BLOCK_R, BLOCK_T = 16, 128  # routes and tokens of one step
 
@@ -146,22 +147,7 @@ def min_by_budget_triton(
     return Best(best, route)
 
 
-@torch.library.custom_op(
-    "lab::min_by_budget", mutates_args=(), device_types="cpu"
-)
-def _min_by_budget(
-    losses: Tensor, budgets: Tensor, num_budgets: int
-) -> tuple[Tensor, Tensor]:
-    return tuple(min_by_budget_reference(losses, budgets, num_budgets))
-
-
-@_min_by_budget.register_kernel("cuda")
-def _(losses, budgets, num_budgets):
-    return tuple(min_by_budget_triton(losses, budgets, num_budgets))
-
-
-@_min_by_budget.register_fake
-def _(losses, budgets, num_budgets):
+def _shapes(losses, budgets, num_budgets):
     shape = (num_budgets, losses.shape[1])
     wide = losses.dtype == torch.float64
     return (
@@ -170,6 +156,15 @@ def _(losses, budgets, num_budgets):
         ),
         losses.new_empty(shape, dtype=torch.int32),
     )
+
+
+_min_by_budget = operator(
+    "min_by_budget(Tensor losses, Tensor budgets, SymInt num_budgets)"
+    " -> (Tensor, Tensor)",
+    cpu=min_by_budget_reference,
+    cuda=min_by_budget_triton,
+    shapes=_shapes,
+)
 
 
 def _inputs(seed, device, dtype, L, T, ties=False, scattered=False, ban=0.0):

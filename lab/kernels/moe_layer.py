@@ -12,10 +12,10 @@ has T E, many times what it uses; there the host waits once for the one number
 offsets[E] and allocates what is needed. ``max_rows``, a bound of your own,
 makes that case, too, free of waiting.
 
-Launches on a GPU, whatever the number of experts: dispatch 3, first product
-with gather and activation 1, second product 1, combine 1. Backward: combine
-1, gradient of the hidden layer 1, of the weights 2, of the rows 1, sum by
-token 1. Only a T4 takes more, see `expert_mlp`.
+Launches on a GPU, whatever the number of experts: dispatch 3 (few pairs: 1),
+first product with gather and activation 1, second product 1, combine 1.
+Backward: combine 1, gradient of the hidden layer 1, of the weights 2, of the
+rows 1, sum by token 1. Only a T4 takes more, see `expert_mlp`.
 """
 
 from torch import Tensor
@@ -31,6 +31,7 @@ from lab.kernels.expert_mlp import (
 from lab.kernels.topk_gate import Gate
 
 LAUNCHES = 6
+LAUNCHES_FEW = 4  # where `few` pairs are sorted
 LAUNCHES_BACKWARD = 6
 
 

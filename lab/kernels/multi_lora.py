@@ -32,6 +32,7 @@ from lab.kernels._multi_lora_triton import (
 from lab.kernels._wanted import or_none, wanted
 from lab.kernels.declaration import Cost, Declaration, Example
 from lab.kernels.multi_lora_backward import multi_lora_backward
+from lab.kernels.operator import operator
 
 WIDEST = 64  # rank; a wider waist is no longer cheap, and is not compiled
 
@@ -109,16 +110,6 @@ def multi_lora_triton(
     return expand(shrink(tokens, experts, down), experts, weights, up)
 
 
-@torch.library.custom_op(
-    "lab::multi_lora", mutates_args=(), device_types="cpu"
-)
-def _multi_lora(
-    tokens: Tensor, experts: Tensor, weights: Tensor, down: Tensor, up: Tensor
-) -> Tensor:
-    return multi_lora_reference(tokens, experts, weights, down, up)
-
-
-@_multi_lora.register_kernel("cuda")
 def _on_gpu(tokens, experts, weights, down, up):
     # on a T4 Triton's products miss the matrix units, PyTorch's do not
     if runtime.triton_has_tensor_cores(tokens):
@@ -126,8 +117,7 @@ def _on_gpu(tokens, experts, weights, down, up):
     return multi_lora_reference(tokens, experts, weights, down, up)
 
 
-@_multi_lora.register_fake
-def _(tokens, experts, weights, down, up):
+def _shapes(tokens, experts, weights, down, up):
     return tokens.new_empty(tokens.shape[0], up.shape[1])
 
 
@@ -142,7 +132,15 @@ def _backward(ctx, grad):
     return tokens, None, *others
 
 
-_multi_lora.register_autograd(_backward, setup_context=_remember)
+_multi_lora = operator(
+    "multi_lora(Tensor tokens, Tensor experts, Tensor weights, Tensor down, "
+    "Tensor up) -> Tensor",
+    cpu=multi_lora_reference,
+    cuda=_on_gpu,
+    shapes=_shapes,
+    backward=_backward,
+    remember=_remember,
+)
 
 
 def _inputs(seed, device, dtype, T, N, S, n, m, r, empty=0.0, only=None):

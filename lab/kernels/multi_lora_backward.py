@@ -31,6 +31,7 @@ from lab.kernels._multi_lora_triton import (
 )
 from lab.kernels._wanted import like
 from lab.kernels.declaration import Cost, Declaration, Example
+from lab.kernels.operator import operator
 
 ALL = True, True, True, True  # gradients
 
@@ -128,36 +129,25 @@ def multi_lora_backward_triton(
     return found
 
 
-@torch.library.custom_op(
-    "lab::multi_lora_backward", mutates_args=(), device_types="cpu"
-)
-def _multi_lora_backward(
-    tokens: Tensor,
-    experts: Tensor,
-    weights: Tensor,
-    down: Tensor,
-    up: Tensor,
-    grad: Tensor,
-    wanted: Sequence[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return tuple(
-        multi_lora_backward_reference(
-            tokens, experts, weights, down, up, grad, wanted
-        )
-    )
-
-
-@_multi_lora_backward.register_kernel("cuda")
 def _on_gpu(tokens, *others):
     run = multi_lora_backward_reference
     if runtime.triton_has_tensor_cores(tokens):
         run = multi_lora_backward_triton
-    return tuple(run(tokens, *others))
+    return run(tokens, *others)
 
 
-@_multi_lora_backward.register_fake
-def _(tokens, experts, weights, down, up, grad, wanted):
-    return tuple(like((tokens, weights, down, up), wanted))
+def _shapes(tokens, experts, weights, down, up, grad, wanted):
+    return like((tokens, weights, down, up), wanted)
+
+
+_multi_lora_backward = operator(
+    "multi_lora_backward(Tensor tokens, Tensor experts, Tensor weights, "
+    "Tensor down, Tensor up, Tensor grad, bool[] wanted)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+    cpu=multi_lora_backward_reference,
+    cuda=_on_gpu,
+    shapes=_shapes,
+)
 
 
 def _inputs(seed, device, dtype, wanted=ALL, **sizes):

@@ -21,6 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lab.kernels.declaration import Compile, Cost, Declaration, Example
+from lab.kernels.operator import operator
 
 MOST_EXPERTS = 128
 CHUNK = 1 << 22  # comparisons that the reference holds at a time
@@ -124,24 +125,19 @@ def placement_cost_triton(placements: Tensor, counts: Tensor) -> Tensor:
     return cost
 
 
-@torch.library.custom_op(
-    "lab::placement_cost", mutates_args=(), device_types="cpu"
-)
-def _placement_cost(placements: Tensor, counts: Tensor) -> Tensor:
-    return placement_cost_reference(placements, counts)
-
-
-@_placement_cost.register_kernel("cuda")
-def _(placements, counts):
-    return placement_cost_triton(placements, counts)
-
-
-@_placement_cost.register_fake
-def _(placements, counts):
+def _shapes(placements, counts):
     wide = counts.dtype == torch.float64
     return counts.new_empty(
         placements.shape[0], dtype=torch.float64 if wide else torch.float32
     )
+
+
+_placement_cost = operator(
+    "placement_cost(Tensor placements, Tensor counts) -> Tensor",
+    cpu=placement_cost_reference,
+    cuda=placement_cost_triton,
+    shapes=_shapes,
+)
 
 
 def _inputs(seed, device, dtype, K, L, E, gpus, empty=False):

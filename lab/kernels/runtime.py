@@ -55,6 +55,20 @@ def _target(device: torch.device) -> str:
     return f"sm_{major}{minor}"
 
 
+def cdiv(a: int, b: int) -> int:
+    """The least number of b that cover a, as `triton.cdiv`.
+
+    That one serves kernels, too, and takes 2 us to find out who asks; the
+    launchers of a layer ask a dozen times.
+    """
+    return -(-a // b)
+
+
+def next_power_of_2(n: int) -> int:
+    """The least power of 2 from n on, as `triton.next_power_of_2`."""
+    return 1 << (n - 1).bit_length()
+
+
 def triton_has_tensor_cores(tensor: torch.Tensor) -> bool:
     """Whether ``tl.dot`` reaches the matrix units of the tensor's device.
 

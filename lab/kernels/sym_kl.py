@@ -26,6 +26,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lab.kernels.declaration import Compile, Cost, Declaration, Example
+from lab.kernels.operator import operator
 from lab.kernels.sym_kl_backward import sym_kl_backward
 
 
@@ -159,8 +160,7 @@ def _launch(a: Tensor, b: Tensor, mask: Tensor) -> _Parts:
     return _Parts(loss, statistics)
 
 
-@torch.library.custom_op("lab::sym_kl", mutates_args=(), device_types="cpu")
-def _sym_kl(a: Tensor, b: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+def _by_torch(a, b, mask):
     wide = a.dtype == torch.float64
     a, b = (x if wide else x.float() for x in (a, b))
     gap = a - b - (a - b)[:, :1]
@@ -176,13 +176,7 @@ def _sym_kl(a: Tensor, b: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     return sym_kl_reference(a, b, mask), statistics
 
 
-@_sym_kl.register_kernel("cuda")
-def _(a, b, mask):
-    return tuple(_launch(a, b, mask))
-
-
-@_sym_kl.register_fake
-def _(a, b, mask):
+def _shapes(a, b, mask):
     wide = a.dtype == torch.float64
     dtype = torch.float64 if wide else torch.float32
     return a.new_empty(len(a), dtype=dtype), a.new_empty(
@@ -202,7 +196,14 @@ def _backward(ctx, grad_loss, _):
     return *sym_kl_backward(a, b, mask, statistics, grad_loss), None
 
 
-_sym_kl.register_autograd(_backward, setup_context=_remember)
+_sym_kl = operator(
+    "sym_kl(Tensor a, Tensor b, Tensor mask) -> (Tensor, Tensor)",
+    cpu=_by_torch,
+    cuda=_launch,
+    shapes=_shapes,
+    backward=_backward,
+    remember=_remember,
+)
 
 
 def _inputs(seed, device, dtype, T, V, spread=1.0, masked=True, equal=False):

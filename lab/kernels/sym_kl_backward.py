@@ -20,6 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lab.kernels.declaration import Compile, Cost, Declaration, Example
+from lab.kernels.operator import operator
 
 
 class SymKLGradient(NamedTuple):
@@ -130,23 +131,17 @@ def sym_kl_backward_triton(
     return SymKLGradient(grad_a, grad_b)
 
 
-@torch.library.custom_op(
-    "lab::sym_kl_backward", mutates_args=(), device_types="cpu"
-)
-def _sym_kl_backward(
-    a: Tensor, b: Tensor, mask: Tensor, statistics: Tensor, grad_loss: Tensor
-) -> tuple[Tensor, Tensor]:
-    return tuple(sym_kl_backward_reference(a, b, mask, statistics, grad_loss))
-
-
-@_sym_kl_backward.register_kernel("cuda")
-def _(a, b, mask, statistics, grad_loss):
-    return tuple(sym_kl_backward_triton(a, b, mask, statistics, grad_loss))
-
-
-@_sym_kl_backward.register_fake
-def _(a, b, mask, statistics, grad_loss):
+def _shapes(a, b, mask, statistics, grad_loss):
     return a.new_empty(a.shape), b.new_empty(b.shape)
+
+
+_sym_kl_backward = operator(
+    "sym_kl_backward(Tensor a, Tensor b, Tensor mask, Tensor statistics, "
+    "Tensor grad_loss) -> (Tensor, Tensor)",
+    cpu=sym_kl_backward_reference,
+    cuda=sym_kl_backward_triton,
+    shapes=_shapes,
+)
 
 
 def _inputs(seed, device, dtype, T, V, spread=1.0):

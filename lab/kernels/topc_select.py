@@ -29,6 +29,7 @@ from torch import Tensor
 
 from lab.kernels.declaration import Compile, Cost, Declaration, Example
 from lab.kernels.gate_backward import finite
+from lab.kernels.operator import operator
 
 MOST_TOKENS = 8192  # of one column; twice as many would spill
 
@@ -131,22 +132,17 @@ def warps(S: int) -> int:
     return max(1, min(8, triton.next_power_of_2(S) // 512))
 
 
-@torch.library.custom_op(
-    "lab::topc_select", mutates_args=(), device_types="cpu"
-)
-def _topc_select(scores: Tensor, c: int) -> Tensor:
-    return topc_select_reference(scores, c)
-
-
-@_topc_select.register_kernel("cuda")
-def _(scores, c):
-    return topc_select_triton(scores, c)
-
-
-@_topc_select.register_fake
-def _(scores, c):
+def _shapes(scores, c):
     B, n, _ = scores.shape
     return scores.new_empty((B, n, c), dtype=torch.int32)
+
+
+_topc_select = operator(
+    "topc_select(Tensor scores, SymInt c) -> Tensor",
+    cpu=topc_select_reference,
+    cuda=topc_select_triton,
+    shapes=_shapes,
+)
 
 
 def _inputs(seed, device, dtype, B, n, S, c, ties=False):

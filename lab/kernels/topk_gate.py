@@ -30,6 +30,8 @@ from torch import Tensor
 
 from lab.kernels.declaration import Compile, Cost, Declaration, Example
 from lab.kernels.gate_backward import finite, gate_backward
+from lab.kernels.operator import operator
+from lab.kernels.runtime import cdiv, next_power_of_2
 
 
 class Gate(NamedTuple):
@@ -173,7 +175,7 @@ def blocks(E: int) -> tuple[int, int, int]:
     One warp holds whole rows, so that no maximum crosses warps; 512 logits
     take few enough of its registers.
     """
-    block_e = triton.next_power_of_2(E)
+    block_e = next_power_of_2(E)
     return max(1, min(32, 512 // block_e)), block_e, 1 if E <= 512 else 4
 
 
@@ -187,31 +189,18 @@ def topk_gate_triton(
     weights = logits.new_empty((T, k), dtype=torch.float32)
     block_t, block_e, warps = blocks(E)
     if T:
-        topk_gate_kernel[(triton.cdiv(T, block_t),)](
+        topk_gate_kernel[(cdiv(T, block_t),)](
             logits, experts, weights,
             T, E, E - null_experts, logits.stride(0),
             K=k, RENORMALIZE=renormalize,
             BLOCK_T=block_t, BLOCK_E=block_e,
-            BLOCK_K=triton.next_power_of_2(k),
+            BLOCK_K=next_power_of_2(k),
             num_warps=warps,
         )  # fmt: skip
     return Gate(experts, weights)
 
 
-@torch.library.custom_op("lab::topk_gate", mutates_args=(), device_types="cpu")
-def _topk_gate(
-    logits: Tensor, k: int, null_experts: int, renormalize: bool
-) -> tuple[Tensor, Tensor]:
-    return tuple(topk_gate_reference(logits, k, null_experts, renormalize))
-
-
-@_topk_gate.register_kernel("cuda")
-def _(logits, k, null_experts, renormalize):
-    return tuple(topk_gate_triton(logits, k, null_experts, renormalize))
-
-
-@_topk_gate.register_fake
-def _(logits, k, null_experts, renormalize):
+def _shapes(logits, k, null_experts, renormalize):
     shape = (logits.shape[0], k)
     wide = logits.dtype == torch.float64
     return (
@@ -234,7 +223,15 @@ def _backward(ctx, _, grad_weights):
     return grad, None, None, None
 
 
-_topk_gate.register_autograd(_backward, setup_context=_remember)
+_topk_gate = operator(
+    "topk_gate(Tensor logits, SymInt k, SymInt null_experts, "
+    "bool renormalize) -> (Tensor, Tensor)",
+    cpu=topk_gate_reference,
+    cuda=topk_gate_triton,
+    shapes=_shapes,
+    backward=_backward,
+    remember=_remember,
+)
 
 
 def _inputs(
@@ -272,7 +269,7 @@ def _compile(E: int, k: int, renormalize: bool = True) -> Compile:
         constants={
             "K": k, "RENORMALIZE": renormalize,
             "BLOCK_T": block_t, "BLOCK_E": block_e,
-            "BLOCK_K": triton.next_power_of_2(k),
+            "BLOCK_K": next_power_of_2(k),
         },
         num_warps=warps,
     )  # fmt: skip

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from lab.kernels.declaration import Compile, Cost, Declaration, Example
 from lab.kernels.gate_backward import finite, gate_backward
+from lab.kernels.operator import operator
 from lab.kernels.topk_gate import Gate, check_logits
 
 
@@ -143,20 +144,7 @@ def topp_gate_triton(
     return Gate(experts, weights)
 
 
-@torch.library.custom_op("lab::topp_gate", mutates_args=(), device_types="cpu")
-def _topp_gate(
-    logits: Tensor, p: float, renormalize: bool
-) -> tuple[Tensor, Tensor]:
-    return tuple(topp_gate_reference(logits, p, renormalize))
-
-
-@_topp_gate.register_kernel("cuda")
-def _(logits, p, renormalize):
-    return tuple(topp_gate_triton(logits, p, renormalize))
-
-
-@_topp_gate.register_fake
-def _(logits, p, renormalize):
+def _shapes(logits, p, renormalize):
     wide = logits.dtype == torch.float64
     return (
         logits.new_empty(logits.shape, dtype=torch.int32),
@@ -178,7 +166,14 @@ def _backward(ctx, _, grad_weights):
     return grad, None, None
 
 
-_topp_gate.register_autograd(_backward, setup_context=_remember)
+_topp_gate = operator(
+    "topp_gate(Tensor logits, float p, bool renormalize) -> (Tensor, Tensor)",
+    cpu=topp_gate_reference,
+    cuda=topp_gate_triton,
+    shapes=_shapes,
+    backward=_backward,
+    remember=_remember,
+)
 
 
 def near_threshold(logits: Tensor, p: float, margin: float) -> Tensor:

@@ -21,6 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lab.kernels.declaration import Compile, Cost, Declaration, Example
+from lab.kernels.operator import operator
 
 MOST_EXPERTS = 128  # what int8 holds
 PROGRAMS = 256  # along the tokens
@@ -117,22 +118,17 @@ def transition_counts_triton(routes: Tensor, experts: int) -> Tensor:
     return parts.sum(dim=1, dtype=torch.int32)
 
 
-@torch.library.custom_op(
-    "lab::transition_counts", mutates_args=(), device_types="cpu"
-)
-def _transition_counts(routes: Tensor, experts: int) -> Tensor:
-    return transition_counts_reference(routes, experts)
-
-
-@_transition_counts.register_kernel("cuda")
-def _(routes, experts):
-    return transition_counts_triton(routes, experts)
-
-
-@_transition_counts.register_fake
-def _(routes, experts):
+def _shapes(routes, experts):
     shape = (routes.shape[1] - 1, experts, experts)
     return routes.new_empty(shape, dtype=torch.int32)
+
+
+_transition_counts = operator(
+    "transition_counts(Tensor routes, SymInt experts) -> Tensor",
+    cpu=transition_counts_reference,
+    cuda=transition_counts_triton,
+    shapes=_shapes,
+)
 
 
 def _inputs(seed, device, dtype, N, L, E, lost=0.0, lone=False):

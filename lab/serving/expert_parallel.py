@@ -151,8 +151,7 @@ def _start(folder: str, gpus: int) -> None:
     """Run `_work` in ``gpus`` processes and wait for all of them."""
     # children of a fresh server: a fork of this process would inherit threads
     start = multiprocessing.get_context("forkserver")
-    # the first operator of the lab would import dynamo, seconds in each child
-    start.set_forkserver_preload([__name__, "torch._dynamo"])
+    start.set_forkserver_preload([__name__])
     workers = [
         start.Process(target=_work, args=(rank, gpus, folder), daemon=True)
         for rank in range(gpus)

@@ -22,6 +22,7 @@ from lab.kernels.expert_mlp_backward import (
 from lab.kernels.moe_layer import (
     LAUNCHES,
     LAUNCHES_BACKWARD,
+    LAUNCHES_FEW,
     moe_layer,
     moe_layer_reference,
     moe_layer_triton,
@@ -137,14 +138,19 @@ class Launches:
 
 
 @interpreted
+@pytest.mark.parametrize(
+    "tokens, forward", [(70, LAUNCHES_FEW), (600, LAUNCHES)]
+)
 @pytest.mark.parametrize("experts", [2, 6])
-def test_launches_do_not_depend_on_the_number_of_experts(monkeypatch, experts):
-    inputs = case(E=experts)
+def test_launches_do_not_depend_on_the_number_of_experts(
+    monkeypatch, experts, tokens, forward
+):
+    inputs = case(T=tokens, E=experts)
     launches = Launches(monkeypatch)
     moe_layer_triton(*inputs)
-    assert launches.count == LAUNCHES
+    assert launches.count == forward
     backward_by_kernels(*inputs, torch.ones_like(inputs[0]))
-    assert launches.count == 2 * LAUNCHES - 1 + LAUNCHES_BACKWARD
+    assert launches.count == 2 * forward - 1 + LAUNCHES_BACKWARD
 
 
 class NoWaiting(TorchDispatchMode):

@@ -26,7 +26,10 @@ def by_numpy(experts, num_experts):
 def choices(draw):
     """Any slots at all, a token choosing one expert twice included."""
     num_experts = draw(st.sampled_from((1, 2, 3, 16, 17, 256)))
-    T, S = draw(st.integers(0, 1300)), draw(st.integers(1, 5))
+    # one program numbers few pairs, several small blocks of more of them,
+    # and large blocks those of many
+    T = draw(st.integers(0, 60) | st.integers(0, 1300) | st.just(3400))
+    S = draw(st.integers(1, 5))
     generator = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     # a range that may leave most experts without a token
     high = draw(st.integers(0, num_experts))
