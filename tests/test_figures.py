@@ -1,5 +1,8 @@
 """Each archetype says in its title what its data say, and looks alike."""
 
+import subprocess
+import sys
+
 import plotly.graph_objects as go
 import plotly.io as pio
 import pytest
@@ -298,3 +301,23 @@ def test_a_tour_is_split_by_what_the_best_one_shares():
     assert not any(t.x for t in heat)
     alone = figures.tour_map(square, [0, 2, 1, 3], "t")
     assert sum(len(t.x) for t in alone.data if t.name == "tour") == 4 * 3
+
+
+def test_no_figure_waits_for_a_parser_of_web_addresses():
+    """It takes 1.3 s to import, and jsonschema can do without it."""
+    calls = """
+import sys
+import lab.explore
+import subprocess
+import sys
+
+import plotly.graph_objects as go
+go.FigureWidget().add_scatter(x=[1], y=[2])._repr_mimebundle_()
+print("lark" in sys.modules)
+import rfc3987_syntax  # whoever wants it later gets it
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", calls], capture_output=True, text=True
+    )
+    assert done.stdout == "False\n", done.stderr
+    assert done.returncode == 0, done.stderr

@@ -3,6 +3,7 @@
 Importing this package sets the plotly theme of the whole session.
 """
 
+from lab.figures import renderers as renderers  # before plotly does
 from lab.figures.assignments import assignments
 from lab.figures.choices import (
     heatmap,
