@@ -148,12 +148,19 @@ def expert_weight_backward_kernel(
     begin = tl.load(offsets_ptr + expert)
     end = tl.load(offsets_ptr + expert + 1)
     total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    k = tl.arange(0, BLOCK_K)
+    if GATHER:
+        pair = tl.load(pairs_ptr + begin + k, mask=begin + k < end, other=0)
     for start in range(begin, end, BLOCK_K):
-        row = start + tl.arange(0, BLOCK_K)
+        row = start + k
         inside = row < end
         a_row = row
         if GATHER:
-            a_row = tl.load(pairs_ptr + row, mask=inside, other=0) // S
+            a_row = pair // S
+            # a step ahead: an address that waits for a load would cost the
+            # pipeline of the tiles half its stages
+            ahead = row + BLOCK_K
+            pair = tl.load(pairs_ptr + ahead, mask=ahead < end, other=0)
         # transposed: [BLOCK_M, BLOCK_K]
         a_at = a_ptr + a_row.to(tl.int64)[None, :] * M + m[:, None]
         b_at = b_ptr + row.to(tl.int64)[:, None] * N + n[None, :]
