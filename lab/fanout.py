@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import itertools
 import logging
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
+from queue import SimpleQueue
 
 KILLED = (
     "its worker process died again and again, perhaps for want of memory; "
     "try fewer workers"
 )
 
-START_SECONDS = 10  # that a worker may take to start, on a busy machine
+START_SECONDS = 30  # that a worker may take to start, on a busy machine
+
+CTRL_C = object()  # among the jobs that have ended
 
 # Ctrl-C reaches every process of a terminal; only ours is to answer it
 IGNORE = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
@@ -35,28 +40,30 @@ def fan_out(
     An exception becomes the answer {"error": one sentence}. `scheduler` is
     the address of a running Dask scheduler; a `title` shows a progress bar.
     """
-    from distributed import as_completed
-
     if not jobs:
         return
+    ended = SimpleQueue()
     with (
         _client(scheduler, min(workers, len(jobs))) as client,
         _bar(len(jobs), title) as advance,
+        _ctrl_c_into(ended),
     ):
-        waiting, jobs_of = iter(jobs), {}
-        running = as_completed()
+        waiting, running = iter(jobs), {}
 
         def submit(count: int) -> None:
             for job in itertools.islice(waiting, count):
                 future = client.submit(function, job, pure=False)
-                jobs_of[future.key] = job
-                running.add(future)
+                running[future] = job
+                future.add_done_callback(ended.put)
 
         # one for each thread, so that a stop has little to cancel
         submit(sum(client.nthreads().values()) or workers)
         suspects = []
-        for future in running:
-            job, answer = jobs_of.pop(future.key), _answer(future)
+        while running:
+            future = ended.get()
+            if future is CTRL_C:
+                raise KeyboardInterrupt
+            job, answer = running.pop(future), _answer(future)
             submit(1)
             if answer == {"error": KILLED}:
                 suspects.append(job)
@@ -84,6 +91,23 @@ def _answer(future) -> dict[str, object]:
         if type(error).__name__ == "KilledWorker":
             return {"error": KILLED}
         return {"error": f"{type(error).__name__}: {error}".split("\n")[0]}
+
+
+@contextmanager
+def _ctrl_c_into(ended: SimpleQueue):
+    """Ctrl-C comes out of this queue, after what has ended before it.
+
+    An exception, as Python has it, would be lost in a destructor, and
+    Dask's futures have some. Only the main thread may ask for signals.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, lambda *_: ended.put(CTRL_C))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

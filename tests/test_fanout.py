@@ -59,3 +59,40 @@ def test_a_lost_scheduler_is_one_sentence():
     threading.Timer(2, cluster.close).start()
     with pytest.raises(ConnectionError, match="the Dask scheduler went away"):
         list(fan_out(slow, [{"x": 1}], scheduler=cluster.scheduler_address))
+
+
+class Last:
+    """A Ctrl-C arrives just as this is thrown away."""
+
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("where", ["between jobs", "in a destructor"])
+def test_ctrl_c_is_never_lost(where):
+    def same(job):
+        return job
+
+    before = signal.getsignal(signal.SIGINT)
+    seen = []
+    with pytest.raises(KeyboardInterrupt):
+        for job, _ in fan_out(same, [{"x": x} for x in range(9)], workers=1):
+            seen.append(job["x"])
+            if len(seen) == 2 and where == "in a destructor":
+                Last()
+            elif len(seen) == 2:
+                signal.raise_signal(signal.SIGINT)
+    assert 2 <= len(seen) < 9
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_jobs_can_be_fanned_out_from_any_thread():
+    answers = []
+
+    def run():
+        answers.extend(fan_out(lambda job: job, [{"x": 1}], workers=1))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join(60)
+    assert answers == [({"x": 1}, {"x": 1})]
