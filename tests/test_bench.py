@@ -1,11 +1,27 @@
 """The benchmark measures what it says, and nothing that is wrong."""
 
+import contextlib
+import dataclasses
+import types
+
 import pytest
 import torch
 
-from lab.bench import limits, peers, suite, table, tiles, timing
-from lab.bench.sizes import Case, layer_costs
-from lab.bench.timing import Roofs, Timing
+from lab.bench import (
+    kernels,
+    layers,
+    limits,
+    passes,
+    peers,
+    record,
+    suite,
+    table,
+    tiles,
+    timing,
+    work,
+)
+from lab.bench.sizes import Case, drawn_gate, layer_costs
+from lab.bench.timing import Roofs, Sample, Timing
 from lab.kernels import runtime
 from lab.kernels._expert_mlp_triton import Tiles
 from lab.kernels.declaration import Cost
@@ -18,28 +34,31 @@ ROOFS = Roofs(1e9, {"float32": 1e10})
 SMALL = Case("small", 4, 2, 16, 12, (33,))
 
 
+GATES = (
+    SMALL,
+    SMALL._replace(gate="skewed"),
+    SMALL._replace(gate="null"),
+    SMALL._replace(gate="top-p"),
+)
+
+
+@pytest.mark.parametrize("case", GATES, ids=lambda c: c.gate)
 @pytest.mark.parametrize("peer", peers.installed("cpu"), ids=lambda p: p.name)
-def test_every_peer_computes_the_same_layer(peer):
-    inputs, pull = suite.layer_inputs(SMALL, 33, torch.float32, "cpu")
-    layer = peer.make(*inputs)
-    y = layer.run(*layer.leaves)
-    expected = moe_layer_reference(*inputs)
-    torch.testing.assert_close(y, expected, rtol=0, atol=1e-5)
-    reference = [
-        x.detach().requires_grad_()
-        for x in (inputs[0], inputs[1].weights, *inputs[2:])
-    ]
-    tokens, weights, *experts = reference
-    gate = inputs[1]._replace(weights=weights)
-    wanted = torch.autograd.grad(
-        moe_layer_reference(tokens, gate, *experts), reference, pull
+def test_every_peer_computes_the_same_layer(peer, case):
+    inputs, pull = layers.layer_inputs(case, 33, torch.float32, "cpu")
+    expected = layers.reference(inputs, pull)
+    found = {}
+    for mode, prepare, columns in layers.checked(peer, inputs, pull, expected):
+        assert not columns["note"]
+        found[mode] = prepare()()
+    found["backward"] = layers.of_filled_slots(found["backward"], inputs[1])
+    torch.testing.assert_close(
+        found["forward"], moe_layer_reference(*inputs), rtol=0, atol=1e-5
     )
-    for found, right in zip(
-        torch.autograd.grad(y, layer.leaves, pull), wanted, strict=True
+    for left, right in zip(
+        found["backward"], expected["backward"], strict=True
     ):
-        if found.shape != right.shape:  # a peer may store matrices transposed
-            found = found.mT
-        torch.testing.assert_close(found, right, rtol=0, atol=1e-4)
+        torch.testing.assert_close(left, right, rtol=0, atol=1e-4)
 
 
 def test_providers_take_turns():
@@ -64,8 +83,45 @@ def test_preparation_is_not_timed():
 
 
 def test_summary_is_the_median_and_the_middle_three_fifths():
-    found = timing.summary([5.0, 1.0, 2.0, 3.0, 4.0, 100.0])
-    assert found == Timing(3.5, 2.0, 5.0, 6)
+    times = [5.0, 1.0, 2.0, 3.0, 4.0, 100.0]
+    assert timing.summary([*map(Sample, times)]) == Timing(3.5, 2.0, 5.0, 6)
+    hosts = [Sample(ms, 10 * ms) for ms in times]
+    assert timing.summary(hosts) == Timing(3.5, 2.0, 5.0, 6, 35.0)
+
+
+def test_who_is_slow_leaves_the_rounds(monkeypatch):
+    turns, now = [], [0.0]
+
+    def measure(call):
+        now[0] += call()
+        return Sample(1e3 * call())
+
+    fake = types.SimpleNamespace(monotonic=lambda: now[0])
+    monkeypatch.setattr(timing, "time", fake)
+    monkeypatch.setattr(timing, "clock", lambda device: measure)
+
+    def provider(name, seconds):
+        def prepare():
+            turns.append(name)
+            return lambda: seconds
+
+        return prepare
+
+    providers = {
+        "quick": provider("quick", 0.01),
+        "slow": provider("slow", 0.15),
+        "very": provider("very", 5.0),
+    }
+    found = timing.in_turn(providers, "cpu", samples=10, seconds=0.5)
+    assert {k: t.samples for k, t in found.items()} == {
+        "quick": 10,
+        "slow": 4,  # the one that passes half a second is the last
+        "very": 3,  # the least
+    }
+    # two to warm up, one where a call takes long
+    assert turns.count("slow") == 6 and turns.count("very") == 4
+    # nobody is measured in a block of its own
+    assert turns[5:14] == ["quick", "slow", "very"] * 3
 
 
 def test_floor_is_the_longer_of_moving_and_working():
@@ -92,12 +148,13 @@ def test_a_wrong_peer_gets_a_note_and_no_time(monkeypatch):
 
     monkeypatch.setattr(peers, "installed", found)
     rows = list(
-        suite.layer_rows(
+        layers.layer_rows(
             SMALL, 33, torch.float32, "cpu", ROOFS, {"samples": 5}
         )
     )
     notes = {(r["provider"], r["mode"]): r["note"] for r in rows}
     assert notes["lab", "forward"] == ""
+    assert notes["wrong", "forward"] == "wrong"
     assert notes["wrong", "backward"] == "wrong"
     assert notes["broken", "forward"] == "RuntimeError: no such kernel"
     assert [("ms" in r) for r in rows] == [True, False, False] * 2
@@ -105,24 +162,30 @@ def test_a_wrong_peer_gets_a_note_and_no_time(monkeypatch):
 
 def test_a_wrong_kernel_gets_a_note_and_no_time():
     declaration = next(
-        d for d in suite.all_declarations() if d.name == "combine"
+        d for d in kernels.all_declarations() if d.name == "combine"
     )
     inputs = declaration.inputs(
         0, "cpu", torch.float32, **declaration.examples[0].options
     )
+
+    def broken(**inputs):
+        raise RuntimeError("no such\nkernel")
+
     calls = {
         "nothing": lambda **inputs: torch.full((129, 48), float("nan")),
+        "broken": broken,
         "reference": declaration.reference,
     }
     key = {"operation": "combine", "dtype": "float32"}
     rows = list(
-        suite.kernel_rows(
+        kernels.kernel_rows(
             key, declaration, calls, inputs, torch.float32, ROOFS,
             {"samples": 5},
         )
     )  # fmt: skip
     assert rows[0]["note"] == "wrong" and "ms" not in rows[0]
-    assert rows[1]["error"] == 0 and rows[1]["ms"] > 0
+    assert rows[1]["note"] == "RuntimeError: no such kernel"
+    assert rows[2]["error"] == 0 and rows[2]["ms"] > 0
 
 
 @on_cpu
@@ -153,7 +216,7 @@ def test_recorded_rows_are_whole():
 
 
 def test_cost_of_a_layer_counts_only_experts_in_use():
-    inputs, _ = suite.layer_inputs(SMALL, 1, torch.float32, "cpu")
+    inputs, _ = layers.layer_inputs(SMALL, 1, torch.float32, "cpu")
     costs = layer_costs(SMALL, 1, torch.float32, inputs[1])
     weights = 2 * 3 * 16 * 12  # two of four experts
     assert costs["forward"] == Cost(
@@ -162,10 +225,14 @@ def test_cost_of_a_layer_counts_only_experts_in_use():
 
 
 def test_a_table_read_and_written_again_is_the_same(tmp_path):
-    kept = table.path_of("2-core x86-64 CPU").read_text()
     rows = table.recorded("2-core x86-64 CPU")
-    again = table.write(rows, tmp_path / "again.csv").read_text()
-    assert again == kept
+    kept = table.write(rows, tmp_path / "kept.csv")
+    again = table.write(table.read(kept), tmp_path / "again.csv")
+    assert table.read(again) == rows
+    assert again.read_text() == kept.read_text()
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "kept.csv", "again.csv",
+    }  # fmt: skip
 
 
 def test_limits_need_no_gpu_and_follow_from_the_sizes(capsys):
@@ -186,7 +253,7 @@ def test_limits_need_no_gpu_and_follow_from_the_sizes(capsys):
 def test_other_tiles_agree_with_the_chosen_one_and_are_timed(monkeypatch):
     others = Tiles(16, 32, 16, 4, 2), Tiles(128, 32, 16, 4, 2)
     monkeypatch.setattr(tiles, "OTHERS", others)
-    inputs, pull = suite.layer_inputs(SMALL, 9, torch.float32, "cpu")
+    inputs, pull = layers.layer_inputs(SMALL, 9, torch.float32, "cpu")
     found = list(tiles.sweep(*inputs, pull, samples=5, seconds=0.0))
     kernels = {tried.kernel for tried in found}
     assert len(kernels) == 6
@@ -195,7 +262,7 @@ def test_other_tiles_agree_with_the_chosen_one_and_are_timed(monkeypatch):
         assert [tried.chosen for tried in mine].count(True) == 1
         # half to twice the chosen tile's rows
         assert len(mine) == 2
-        assert all(tried.timing.samples == 5 for tried in mine)
+        assert all(tried.timing.samples == timing.LEAST for tried in mine)
         assert "*" in tiles.line(mine[0])
 
 
@@ -214,7 +281,7 @@ def test_a_tile_that_is_wrong_or_too_large_is_not_timed(monkeypatch):
     monkeypatch.setattr(tiles, "product", product)
     others = Tiles(16, 32, 16, 4, 2), Tiles(16, 64, 16, 4, 2)
     monkeypatch.setattr(tiles, "OTHERS", others)
-    inputs, pull = suite.layer_inputs(SMALL, 9, torch.float32, "cpu")
+    inputs, pull = layers.layer_inputs(SMALL, 9, torch.float32, "cpu")
     found = tiles.sweep(*inputs, pull, samples=5, seconds=0.0)
     notes = [t.note for t in found if t.kernel == "second product"]
     assert notes == ["", "wrong", "no room"]
@@ -225,3 +292,360 @@ def test_other_tiles_need_a_gpu(capsys, monkeypatch):
     with pytest.raises(SystemExit):
         suite.main(["--tiles"])
     assert "--tiles needs a GPU" in capsys.readouterr().err
+
+
+def test_work_is_by_row_what_it_is_routed():
+    plain, _, null, top_p = (
+        layer_costs(case, 512, torch.float32, drawn_gate(case, 512))
+        for case in (c._replace(E=64, k=8) for c in GATES)
+    )
+    work_of = [
+        c["forward"].flops / plain["forward"].flops for c in (null, top_p)
+    ]
+    # half the columns are null; 0.4 of the mass is held by about 8 of 64
+    assert work_of == pytest.approx([0.5, 1.0], abs=0.1)
+    assert top_p["backward"].flops == 2 * top_p["forward"].flops
+
+
+def test_a_skewed_gate_prefers_the_first_experts_and_takes_none_twice():
+    case = Case("skewed", 64, 8, 16, 12, (2000,), "skewed")
+    gate = drawn_gate(case, 2000)
+    assert all(len(row.unique()) == 8 for row in gate.experts)
+    load = torch.bincount(gate.experts.flatten(), minlength=64)
+    assert load[0] > 0.9 * 2000 > 10 * load[63]
+
+
+def test_empty_slots_are_filled_evenly_for_who_knows_none():
+    case = Case("null", 8, 4, 16, 12, (512,), "null")
+    gate = drawn_gate(case, 512)
+    filled = peers.all_filled(gate, 8)
+    taken = gate.experts >= 0
+    assert torch.equal(filled[taken], gate.experts[taken])
+    assert torch.bincount(filled[~taken]).max() < 2 * (~taken).sum() / 8
+    assert (gate.weights[~taken] == 0).all()
+
+
+def test_weights_too_large_to_gather_are_a_note(monkeypatch):
+    monkeypatch.setattr(peers, "MOST_GATHERED", 1000)
+    peer = peers.Peer("b", "transformers", peers.transformers("batched_mm"))
+    inputs, pull = layers.layer_inputs(SMALL, 33, torch.float32, "cpu")
+    found = layers.checked(peer, inputs, pull, None)
+    notes = [columns["note"] for _, _, columns in found]
+    assert notes == ["MemoryError: would gather 0 GiB of weights"] * 2
+
+
+def test_a_capture_that_fails_is_a_note_and_the_others_go_on(monkeypatch):
+    def no_capture(*given):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(torch.cuda, "Stream", no_capture)
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", no_capture)
+    lab = peers.installed("cpu")[0]
+    graph = next(p for p in peers.installed("cuda") if p.name == "lab, graph")
+    assert graph.passes is passes.REPLAYED
+    monkeypatch.setattr(peers, "installed", lambda device: [lab, graph])
+    effort = {"samples": 5, "seconds": 0.0}
+    rows = [*layers.layer_rows(SMALL, 33, torch.float32, "cpu", ROOFS, effort)]
+    notes = {(r["provider"], r["mode"]): r["note"] for r in rows}
+    assert notes["lab", "forward"] == notes["lab", "backward"] == ""
+    for mode in layers.MODES:
+        assert "not permitted when stream" in notes["lab, graph", mode]
+
+
+def test_a_graph_is_captured_once_and_replayed(monkeypatch):
+    """With torch.cuda acted: what a GPU would do is to run the call again."""
+    events = []
+
+    class Graph:
+        def replay(self):
+            events.append("replay")
+
+    @contextlib.contextmanager
+    def capture(graph):
+        events.append("capture")
+        yield
+
+    def graphed(run, leaves):
+        events.append("graphed")
+        return run
+
+    stream = types.SimpleNamespace(wait_stream=lambda other: None)
+    for name, acted in {
+        "Stream": lambda: stream,
+        "current_stream": lambda: stream,
+        "stream": contextlib.nullcontext,
+        "CUDAGraph": Graph,
+        "graph": capture,
+        "make_graphed_callables": graphed,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, acted)
+    graph = next(p for p in peers.installed("cuda") if p.name == "lab, graph")
+    for case in GATES:
+        inputs, pull = layers.layer_inputs(case, 33, torch.float32, "cpu")
+        expected = layers.reference(inputs, pull)
+        events.clear()
+        for _, prepare, columns in layers.checked(
+            graph, inputs, pull, expected
+        ):
+            assert columns["note"] == ""
+            prepare()()
+        assert events == ["capture", "replay", "replay", "graphed"]
+
+
+def key(name, mode="forward"):
+    return {
+        "operation": name, "case": "c", "dtype": "float32", "mode": mode,
+        "provider": "p",
+    }  # fmt: skip
+
+
+def row_of(key, ms):
+    return table.row(key, Cost(8, 8), ROOFS, Timing(ms, ms, ms, 5), note="")
+
+
+def piece(name, measured, problem=None):
+    """Two rows, forward and backward; `problem` comes after the first."""
+    keys = [key(name), key(name, "backward")]
+
+    def measure():
+        measured.append(name)
+        yield row_of(keys[0], 1.0)
+        if problem:
+            raise problem
+        yield row_of(keys[1], 2.0)
+
+    return work.Piece(keys, measure)
+
+
+def test_pieces_run_in_order_until_the_time_is_out():
+    now, begun = [0], []
+
+    def is_time_left():
+        now[0] += 1
+        return now[0] <= 2
+
+    pieces = [piece(name, begun) for name in "abc"]
+    rows = list(work.done(pieces, is_time_left))
+    assert begun == ["a", "b"]
+    assert [r["note"] for r in rows] == ["", "", "", ""] + 2 * [work.NO_TIME]
+    assert [r["operation"] for r in rows] == list("aabbcc")
+    assert "ms" not in rows[-1]
+
+
+def test_what_an_earlier_run_kept_is_not_measured_again():
+    begun = []
+    kept = [key("a") | {"ms": 7.0}, key("a", "backward") | {"ms": 8.0}]
+    half = [key("b") | {"ms": 9.0}]
+    rows = list(
+        work.done(
+            [piece("a", begun), piece("b", begun)], lambda: True, kept + half
+        )
+    )
+    assert begun == ["b"]  # half a piece is none: its rows belong together
+    assert [r["ms"] for r in rows] == [7.0, 8.0, 1.0, 2.0]
+
+
+def test_a_piece_that_dies_says_so_and_the_next_one_runs():
+    broken = piece("a", [], ValueError("no\nroom"))
+    rows = list(work.done([broken, piece("b", [])], lambda: True))
+    assert [r["note"] for r in rows] == ["", "ValueError: no room", "", ""]
+
+
+def test_a_gpu_that_does_not_answer_ends_the_run(monkeypatch):
+    def dead():
+        raise RuntimeError("CUDA error: an illegal memory access")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", dead)
+    broken = piece("a", [], ValueError("wrong pointer"))
+    found, begun = [], []
+    with pytest.raises(work.Lost, match="not answer after ValueError: wrong"):
+        for row in work.done(
+            [broken, piece("b", begun)], lambda: True, device="cuda"
+        ):
+            found.append(row)
+    # its own rows all have their note, so that the next run leaves it out
+    assert [r["note"] for r in found] == ["", "ValueError: wrong pointer"]
+    assert begun == []
+
+
+def test_the_layer_in_16_bits_comes_first_and_no_row_twice():
+    dtypes = [torch.bfloat16, torch.float16, torch.float32]
+    pieces = list(suite.in_order("cuda", dtypes, ROOFS, False, ""))
+    first = [p.keys[0] for p in pieces]
+    groups = [
+        (k["operation"] == "moe_layer", k["dtype"])
+        for k in first
+        if k["operation"] == "moe_layer" or k["dtype"] == "bfloat16"
+    ]
+    kinds = list(dict.fromkeys(groups))
+    assert kinds == [
+        (True, "bfloat16"), (False, "bfloat16"), (True, "float16"),
+        (True, "float32"),
+    ]  # fmt: skip
+    identities = [work.identity(k) for p in pieces for k in p.keys]
+    assert len(identities) == len(set(identities))
+    layer = {k["case"] for k in first if k["operation"] == "moe_layer"}
+    assert {
+        "E64 top-p T4096",
+        "E64 k8 null T4096",
+        "E64 k8 Zipf T4096",
+    } < layer
+    assert {k["provider"] for k in pieces[0].keys} > {"lab", "lab, graph"}
+
+
+@on_cpu
+@pytest.mark.parametrize("only", ["", "combine", "moe_layer"])
+def test_every_piece_gives_the_rows_that_it_announces(only, monkeypatch):
+    if not only:
+        monkeypatch.setattr(suite, "ON_CPU", (SMALL,))
+    pieces = suite.in_order("cpu", [torch.float32], ROOFS, True, only)
+    for one in [p for p in pieces][:3]:
+        rows = list(one.measure())
+        assert [work.identity(r) for r in rows] == [
+            work.identity(k) for k in one.keys
+        ]
+
+
+def test_inputs_that_take_long_to_draw_are_drawn_once(monkeypatch):
+    combine = next(
+        d for d in kernels.all_declarations() if d.name == "combine"
+    )
+    asked = []
+
+    def inputs(seed, device, dtype, **options):
+        asked.append(dtype)
+        return combine.inputs(seed, device, dtype, **options)
+
+    slow = dataclasses.replace(combine, inputs=inputs)
+    dtypes = [torch.bfloat16, torch.float16, torch.float32]
+    for limit, times in ((1e9, 3), (-1.0, 1)):
+        asked.clear()
+        monkeypatch.setattr(kernels, "SLOW_TO_DRAW", limit)
+        found = dict(kernels.drawn(slow, combine.examples[0], "cpu", dtypes))
+        assert len(asked) == times
+        for dtype in dtypes:
+            assert found[dtype]["expert_rows"].dtype == dtype
+            # in fp32 whatever the rows are
+            assert found[dtype]["weights"].dtype == torch.float32
+            assert found[dtype]["rows"].dtype == torch.int32
+
+
+SHARED = {
+    "machine": "A Machine 9", "clock": "CPU time", "date": "2026-11-26",
+    "commit": "abc1234", "torch": "2", "triton": "3", "python": "3",
+}  # fmt: skip
+
+
+def line(name, note=""):
+    return SHARED | key(name) | {"ms": 1.5, "note": note}
+
+
+def test_rows_are_on_the_disk_before_the_run_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr(table, "FOLDER", tmp_path)
+    old = table.write([line("old")])
+    before = old.read_text()
+    run = record.Record(SHARED)
+    run.add(line("a"))
+    run.add(line("b"))
+    # here the process is killed: the table of before is whole
+    assert old.read_text() == before
+    assert [r["operation"] for r in table.recorded()] == ["old"]
+    # cut short in the middle of a third row
+    with open(run.part, "a") as file:
+        file.write("c,c,float")
+    assert [r["operation"] for r in table.read(run.part)] == ["a", "b"]
+    # a day later the same command goes on
+    again = record.Record(SHARED | {"date": "2026-11-27"})
+    assert [r["operation"] for r in again.kept] == ["a", "b"]
+    assert [r["ms"] for r in again.kept] == [1.5, 1.5]
+    again.add(line("c"))
+    assert len(table.read(again.part)) == 3
+    again.finish([*again.kept, line("c")])
+    assert not again.part.exists()
+    assert [r["operation"] for r in table.recorded()] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    "change", [{"commit": "def5678"}, {"torch": "3"}, {"python": "4"}]
+)
+def test_rows_of_another_commit_or_package_are_not_kept(
+    change, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(table, "FOLDER", tmp_path)
+    record.Record(SHARED).add(line("a"))
+    assert record.Record(SHARED | change).kept == []
+
+
+def test_rows_of_changed_files_and_of_a_run_begun_anew_are_not_kept(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(table, "FOLDER", tmp_path)
+    for commit in ("abc1234-dirty", ""):
+        unknown = SHARED | {"commit": commit}
+        record.Record(unknown).add(line("a") | unknown)
+        assert record.Record(unknown).kept == []
+    record.Record(SHARED).add(line("a"))
+    assert record.Record(SHARED, anew=True).kept == []
+
+
+def test_a_table_that_owes_rows_says_which_and_keeps_its_part(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(table, "FOLDER", tmp_path)
+    run = record.Record(SHARED)
+    run.add(line("a"))
+    late = SHARED | key("b") | {"note": work.NO_TIME}
+    run.finish([line("a"), late])
+    found = table.recorded()
+    assert [r["note"] for r in found] == ["", work.NO_TIME]
+    assert found[1]["ms"] is None
+    assert [r["operation"] for r in record.Record(SHARED).kept] == ["a"]
+
+
+@on_cpu
+def test_a_run_that_is_stopped_goes_on_where_it_was(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(table, "FOLDER", tmp_path)
+    monkeypatch.setattr(table, "commit", lambda: "abc1234")
+    monkeypatch.setattr(suite, "measure_roofs", lambda *given: ROOFS)
+    begun, stop_at = [], ["b"]
+
+    def a_piece(name):
+        inner = piece(name, begun)
+
+        def measure():
+            if name in stop_at:
+                raise KeyboardInterrupt
+            yield from inner.measure()
+
+        return inner._replace(measure=measure)
+
+    monkeypatch.setattr(suite, "in_order", lambda *given: map(a_piece, "abc"))
+    with pytest.raises(SystemExit) as status:
+        suite.main(["--record"])
+    assert status.value.code == 130
+    said = capsys.readouterr().out
+    assert "stopped" in said and "the same command goes on" in said
+    assert table.recorded() == []
+    stop_at.clear()
+    suite.main(["--record"])
+    assert begun == ["a", "b", "c"]  # a only in the first run
+    assert [r["operation"] for r in table.recorded()] == list("aabbcc")
+    assert "kept" in capsys.readouterr().out
+
+
+@on_cpu
+def test_without_time_every_row_is_named(monkeypatch):
+    monkeypatch.setattr(suite, "measure_roofs", lambda *given: ROOFS)
+    rows = suite.run(only="moe_layer", minutes=0.0)
+    assert rows and all(r["note"] == work.NO_TIME for r in rows)
+    assert work.NO_TIME in suite.shown(rows)
+
+
+def test_the_commit_is_empty_where_there_is_no_git(monkeypatch):
+    def missing(*given, **options):
+        raise FileNotFoundError("git")
+
+    monkeypatch.setattr(table.subprocess, "run", missing)
+    assert table.commit() == ""

@@ -13,12 +13,11 @@ from typing import NamedTuple
 
 import torch
 
-from lab.bench.sizes import ON_GPU, layer_costs
+from lab.bench.sizes import ON_GPU, drawn_gate, layer_costs
 from lab.bench.table import floor_ms
 from lab.bench.timing import Roofs
 from lab.kernels.dispatch import few
 from lab.kernels.moe_layer import LAUNCHES, LAUNCHES_BACKWARD, LAUNCHES_FEW
-from lab.kernels.topk_gate import topk_gate_reference
 
 # TB/s, and TFLOP/s in bf16 (a T4, which has none: in fp16), without sparsity
 SHEETS = {
@@ -45,13 +44,11 @@ def limits() -> Iterator[Limit]:
     """The limits of all sizes that are benchmarked on a GPU, in 16 bits."""
     for case in ON_GPU:
         for T in case.tokens:
-            generator = torch.Generator().manual_seed(0)
-            logits = torch.randn(T, case.E, generator=generator)
-            gate = topk_gate_reference(logits, case.k)
+            gate = drawn_gate(case, T)
             costs = layer_costs(case, T, torch.bfloat16, gate)
             launches = {
                 "forward": LAUNCHES_FEW
-                if T * case.k <= few(case.E)
+                if gate.experts.numel() <= few(case.E)
                 else LAUNCHES,
                 "backward": LAUNCHES_BACKWARD,
             }

@@ -3,6 +3,9 @@
 Each peer takes the lab's inputs, lays the weights out as its package wants
 them (untimed), and returns the leaves and a function from them to the output.
 A package that is not installed has no peer here. All compute SwiGLU experts.
+
+Where a gate leaves slots empty, most packages have no way to say so: they
+get some expert there with weight 0, and compute it (`all_filled`).
 """
 
 import importlib.machinery
@@ -17,13 +20,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lab.bench.passes import EAGER, REPLAYED, Layer
 from lab.kernels.moe_layer import moe_layer
 from lab.kernels.topk_gate import Gate
 
-
-class Layer(NamedTuple):
-    leaves: tuple[Tensor, ...]  # tokens first; all carry a gradient
-    run: Callable[..., Tensor]  # from the leaves to [T, H]
+# of weights, gathered by `batched_mm`, in bytes; the backward pass takes
+# twice as much again
+MOST_GATHERED = 20 * 2**30
 
 
 class Peer(NamedTuple):
@@ -31,15 +34,37 @@ class Peer(NamedTuple):
     package: str  # whose version goes into the table
     make: Callable[..., Layer]  # (tokens, gate, w_up, w_down)
     on_cpu: bool = True
+    passes: dict[str, Callable] = EAGER
 
 
 def ready(*leaves):
     return tuple(x.detach().contiguous().requires_grad_() for x in leaves)
 
 
+def all_filled(gate: Gate, E: int) -> Tensor:
+    """The experts [T, S], and in empty slots one after the other of them."""
+    T, S = gate.experts.shape
+    device = gate.experts.device
+    spare = torch.arange(T * S, device=device).view(T, S) % E
+    return gate.experts.where(gate.experts >= 0, spare.int())
+
+
 def lab(tokens, gate, w_up, w_down):
     def run(x, weights, up, down):
         return moe_layer(x, Gate(gate.experts, weights), up, down)
+
+    return Layer(ready(tokens, gate.weights, w_up, w_down), run)
+
+
+def lab_bounded(tokens, gate, w_up, w_down):
+    """The lab's layer where it must not wait for the number of rows."""
+    max_rows = None
+    if gate.experts.shape[1] == len(w_up):  # top-p
+        max_rows = int((gate.experts >= 0).sum())
+
+    def run(x, weights, up, down):
+        gate_ = Gate(gate.experts, weights)
+        return moe_layer(x, gate_, up, down, max_rows=max_rows)
 
     return Layer(ready(tokens, gate.weights, w_up, w_down), run)
 
@@ -62,9 +87,10 @@ def torch_loop(tokens, gate, w_up, w_down):
 
 def torch_grouped_mm(tokens, gate, w_up, w_down):
     E, (T, S) = len(w_up), gate.experts.shape
+    chosen = all_filled(gate, E)
 
     def run(x, weights, up, down):
-        expert, order = gate.experts.flatten().sort(stable=True)
+        expert, order = chosen.flatten().sort(stable=True)
         ends = torch.searchsorted(
             expert,
             torch.arange(E, device=x.device, dtype=torch.int32),
@@ -83,19 +109,26 @@ def torch_grouped_mm(tokens, gate, w_up, w_down):
 
 def transformers(implementation):
     def make(tokens, gate, w_up, w_down):
+        E, F_, H = w_down.shape
+        gathered = gate.experts.numel() * 3 * F_ * H * tokens.itemsize
+        if implementation == "batched_mm" and gathered > MOST_GATHERED:
+            raise MemoryError(
+                f"would gather {gathered / 2**30:.0f} GiB of weights"
+            )
         from transformers.models.qwen3_moe import modeling_qwen3_moe
         from transformers.models.qwen3_moe.configuration_qwen3_moe import (
             Qwen3MoeConfig,
         )
 
-        E, F_, H = w_down.shape
         config = Qwen3MoeConfig(
             num_experts=E, hidden_size=H, moe_intermediate_size=F_
         )
         config._experts_implementation = implementation
         with torch.device("meta"):
             experts = modeling_qwen3_moe.Qwen3MoeExperts(config)
-        chosen = gate.experts.long()
+        chosen = all_filled(gate, E).long()
+        if implementation == "grouped_mm":  # E: no expert, costs nothing
+            chosen = gate.experts.long().masked_fill(gate.experts < 0, E)
 
         def run(x, weights, up, down):
             values = {"gate_up_proj": up, "down_proj": down}
@@ -103,7 +136,8 @@ def transformers(implementation):
                 experts, values, (x, chosen, weights.to(x.dtype))
             )
 
-        return Layer(ready(tokens, gate.weights, w_up.mT, w_down.mT), run)
+        leaves = ready(tokens, gate.weights, w_up.mT, w_down.mT)
+        return Layer(leaves, run, transposed=True)
 
     return make
 
@@ -113,18 +147,22 @@ def liger(tokens, gate, w_up, w_down):
     os.environ.setdefault("LIGER_FUSED_MOE_AUTOTUNE", "0")
     from liger_kernel.ops.fused_moe import LigerFusedMoEFunction
 
-    def run(x, weights, up, down):
-        return LigerFusedMoEFunction.apply(x, up, down, gate.experts, weights)
+    chosen = all_filled(gate, len(w_up))
 
-    return Layer(ready(tokens, gate.weights, w_up.mT, w_down.mT), run)
+    def run(x, weights, up, down):
+        return LigerFusedMoEFunction.apply(x, up, down, chosen, weights)
+
+    leaves = ready(tokens, gate.weights, w_up.mT, w_down.mT)
+    return Layer(leaves, run, transposed=True)
 
 
 def scattermoe(tokens, gate, w_up, w_down):
     ops = scattermoe_operations()
     E, S = len(w_up), gate.experts.shape[1]
+    chosen = all_filled(gate, E).long()
 
     def run(x, weights, up, down):
-        expert, order = gate.experts.flatten().long().sort()
+        expert, order = chosen.flatten().sort()
         blocks, ends = ops.padded_block_indices(expert, E)
         h = ops.scattered_experts(
             x, up, S, expert, order, blocks, ends, grouped_out=True
@@ -150,11 +188,14 @@ def scattermoe_operations():
 
 def installed(device: str) -> list[Peer]:
     """The lab first, then every peer that this machine has."""
-    found = [Peer("lab", "routing-lab", lab)]
-    found.append(Peer("torch loop", "torch", torch_loop))
+    found = [
+        Peer("lab", "routing-lab", lab),
+        Peer("lab, graph", "routing-lab", lab_bounded, False, REPLAYED),
+        Peer("torch loop", "torch", torch_loop),
+    ]
     if hasattr(F, "grouped_mm"):
         found.append(Peer("torch grouped_mm", "torch", torch_grouped_mm))
-    for how in ("eager", "grouped_mm"):
+    for how in ("eager", "grouped_mm", "batched_mm"):
         found.append(
             Peer(f"transformers {how}", "transformers", transformers(how))
         )

@@ -2,11 +2,23 @@
 
 from typing import NamedTuple
 
+import torch
+
 from lab.kernels.declaration import Cost
+from lab.kernels.topk_gate import Gate, topk_gate_reference
+from lab.kernels.topp_gate import topp_gate_reference
+
+MASS = 0.4  # of a top-p gate, the paper's
+ZIPF = 1.2  # exponent: the first expert is asked most, the next ones less
 
 
 class Case(NamedTuple):
-    """Sizes of one mixture-of-experts layer with a top-k gate."""
+    """Sizes of one mixture-of-experts layer, and how its gate chooses.
+
+    ``gate`` is "top-k"; "skewed", a top-k whose experts are as popular as
+    words are; "null", a top-k over as many null experts as true ones; or
+    "top-p". The last two route a number of experts that differs by token.
+    """
 
     name: str
     E: int
@@ -14,27 +26,56 @@ class Case(NamedTuple):
     H: int
     F: int
     tokens: tuple[int, ...]
+    gate: str = "top-k"
 
 
 ON_GPU = (
     Case("lab E8 k2", 8, 2, 48, 32, (512,)),
     Case("Mixtral-like E8 k2", 8, 2, 4096, 14336, (16, 4096)),
     Case("E64 k8", 64, 8, 2048, 1024, (16, 4096, 32768)),
-    Case("E128 k8", 128, 8, 2048, 768, (16, 4096, 32768)),
+    Case("E64 k8 Zipf", 64, 8, 2048, 1024, (4096,), "skewed"),
+    Case("E64 k8 null", 64, 8, 2048, 1024, (4096,), "null"),
+    Case("E64 top-p", 64, 64, 2048, 1024, (4096,), "top-p"),
+    Case("E128 k8", 128, 8, 2048, 768, (16, 256, 4096, 32768)),
     Case("E256 k8", 256, 8, 2048, 512, (16, 4096, 32768)),
 )
 ON_CPU = (
     Case("lab E8 k2", 8, 2, 48, 32, (512,)),
     Case("E64 k8", 64, 8, 128, 64, (1024,)),
+    Case("E64 k8 Zipf", 64, 8, 128, 64, (1024,), "skewed"),
+    Case("E64 k8 null", 64, 8, 128, 64, (1024,), "null"),
+    Case("E64 top-p", 64, 64, 128, 64, (1024,), "top-p"),
 )
 
 
+def drawn_gate(case: Case, T: int, device: str = "cpu") -> Gate:
+    """The gate of T tokens at random, the same on every call."""
+    generator = torch.Generator(device).manual_seed(0)
+    columns = 2 * case.E if case.gate == "null" else case.E
+    logits = torch.randn(T, columns, generator=generator, device=device)
+    if case.gate == "top-p":
+        return topp_gate_reference(logits, MASS)
+    if case.gate == "null":
+        return topk_gate_reference(logits, case.k, null_experts=case.E)
+    if case.gate == "skewed":
+        # the k largest of log(share / Exp(1)) are k draws by share, none
+        # of them twice
+        wait = torch.empty_like(logits).exponential_(generator=generator)
+        expert = torch.arange(1, case.E + 1, device=device)
+        logits = -ZIPF * expert.log() - wait.log()
+    return topk_gate_reference(logits, case.k)
+
+
 def layer_costs(case, T, dtype, gate) -> dict[str, Cost]:
-    """The least bytes and FLOPs; only experts that are used are read."""
+    """The least bytes and FLOPs; only what is routed counts.
+
+    Weights are read of experts in use, work is done for filled slots.
+    """
+    routed = gate.experts[gate.experts >= 0]
     # three matrices [H, F] an expert
-    weights = 3 * len(gate.experts.unique()) * case.H * case.F
-    width, flops = dtype.itemsize, 6 * T * case.k * case.H * case.F
-    slots = 8 * T * case.k
+    weights = 3 * len(routed.unique()) * case.H * case.F
+    width, flops = dtype.itemsize, 6 * len(routed) * case.H * case.F
+    slots = 8 * gate.experts.numel()
     return {
         "forward": Cost(width * (2 * T * case.H + weights) + slots, flops),
         "backward": Cost(

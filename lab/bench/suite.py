@@ -1,225 +1,133 @@
-"""What is measured: every declared kernel, then the layer beside its peers.
+"""What is measured: the layer beside its peers, and every declared kernel.
 
     lab bench                   all cases for this machine, as a table
     lab bench --quick           the small ones, under a minute
     lab bench --record          write data/bench/<machine>.csv as well
+    lab bench --minutes 3       begin nothing after three minutes
     lab bench --only moe_layer  one operation
     lab bench --limits          what no GPU can beat, without measuring
     lab bench --tiles           other tiles than the experts' kernels choose
 
-On a GPU each kernel runs against its reference at its large examples, in
-every dtype. On a CPU there is no kernel to run, the interpreter's time means
-nothing: only the references are timed, at their small examples, in fp32.
-Nothing is timed before its result agrees with the reference.
+Nothing is timed before its result agrees with the reference. What matters
+most comes first: the layer in bf16, then the kernels, then the layer in fp16
+and fp32. A row that had no turn says "no time left". A run that is stopped
+keeps its rows, and `lab bench --record` goes on after them.
 """
 
 import argparse
+import time
 from collections.abc import Callable, Iterator
 
 import torch
-from torch import Tensor
 
-from lab.bench import limits, peers, tiles
-from lab.bench.agreement import TOLERANCE, relative_error
-from lab.bench.sizes import ON_CPU, ON_GPU, layer_costs
-from lab.bench.table import circumstances, row, version, write
-from lab.bench.timing import in_turn, measure_roofs, name
+from lab.bench import kernels, layers, limits, tiles, work
+from lab.bench.agreement import TOLERANCE
+from lab.bench.record import Record
+from lab.bench.sizes import ON_CPU, ON_GPU
+from lab.bench.table import circumstances
+from lab.bench.timing import SECONDS, measure_roofs
 from lab.kernels.declaration import all_declarations
-from lab.kernels.moe_layer import moe_layer_reference
-from lab.kernels.topk_gate import topk_gate
+
+MINUTES = 7.0
+# samples, and seconds for each provider: little where it matters less
+QUICK = {"samples": 5, "seconds": 0.2}
+FIRST = {"samples": 30, "seconds": 0.4}
+LATER = {"samples": 10, "seconds": 0.15}
 
 
 def run(
     quick: bool = False,
     only: str = "",
     progress: Callable[[str], None] = lambda text: None,
+    minutes: float = MINUTES,
+    record: Record | None = None,
 ) -> list[dict]:
     """Measure on this machine; one dictionary per row of the table.
 
     ``quick`` keeps the first case of the layer and takes fewer samples,
-    ``only`` names one operation. ``progress`` hears what comes next.
+    ``only`` names one operation. ``progress`` hears what is done. After
+    ``minutes`` no further piece is begun. ``record`` keeps each row.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtypes = list(TOLERANCE) if device == "cuda" else [torch.float32]
     known = [d.name for d in all_declarations()] + ["moe_layer"]
     if only and only not in known:
         raise ValueError(f"there is no {only}; use one of {', '.join(known)}")
+    end = time.monotonic() + 60 * minutes
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtypes = dtypes_of(device)
     shared = circumstances()
     progress("roofs: copy and matrix product")
     roofs = measure_roofs(device, dtypes)
-    effort = {"samples": 5, "seconds": 0.2} if quick else {}
+    kept = record.kept if record else []
     rows = []
-    for work in (kernels, layers):
-        for found in work(device, dtypes, roofs, effort, quick, only):
-            rows.append(found | shared)
-            progress("{operation} {case} {dtype} {provider}".format(**found))
+    for row in work.done(
+        in_order(device, dtypes, roofs, quick, only),
+        lambda: time.monotonic() < end,
+        kept,
+        device,
+    ):
+        new = "machine" not in row  # a kept one has all columns
+        row = shared | row
+        rows.append(row)
+        if record and new and row["note"] != work.NO_TIME:
+            record.add(row)
+        label = "{operation} {case} {dtype} {mode} {provider}".format(**row)
+        progress(label if new else f"{label}: kept")
     return rows
 
 
-def kernels(device, dtypes, roofs, effort, quick, only) -> Iterator[dict]:
-    """Each kernel and its reference, from the declarations."""
-    for declaration in all_declarations():
-        if only and only != declaration.name:
-            continue
-        examples = [
-            e
-            for e in declaration.examples
-            if e.large == (device == "cuda") and not e.degenerate
-        ]
-        for example in examples[: 1 if quick else None]:
-            for dtype in dtypes:
-                # a kernel tested in one precision only knows no other
-                if dtype.itemsize == 2 and len(declaration.tolerance) == 1:
-                    continue
-                inputs = declaration.inputs(
-                    0, device, dtype, **example.options
-                )
-                calls = {"reference": declaration.reference}
-                if device == "cuda":
-                    calls = {"triton": declaration.triton} | calls
-                key = {
-                    "operation": declaration.name,
-                    "case": example.name,
-                    "dtype": name(dtype),
-                    "mode": "forward",
-                }
-                yield from kernel_rows(
-                    key, declaration, calls, inputs, dtype, roofs, effort
-                )
+def dtypes_of(device: str) -> list[torch.dtype]:
+    """What the device is measured in, what matters most first."""
+    if device == "cpu":
+        return [torch.float32]
+    # below 8.0 (a T4) bf16 is only emulated
+    new = torch.version.hip or torch.cuda.get_device_capability() >= (8, 0)
+    return [d for d in TOLERANCE if new or d != torch.bfloat16]
 
 
-def kernel_rows(key, declaration, calls, inputs, dtype, roofs, effort):
-    """Check every provider against the reference, then time them in turn."""
-    device = next(x.device.type for x in tensors(inputs.values()))
-    cost = declaration.cost(**inputs)
-    expected = declaration.specified(declaration.reference(**inputs), **inputs)
-    errors, notes = {}, {}
-    for provider, call in calls.items():
-        found = declaration.specified(call(**inputs), **inputs)
-        errors[provider] = relative_error(found, expected)
-        limit = max(declaration.tolerance.get(dtype, 0.0), TOLERANCE[dtype])
-        if not errors[provider] <= limit:
-            notes[provider] = "wrong"
-    timings = in_turn(
-        {
-            provider: lambda call=call: lambda: call(**inputs)
-            for provider, call in calls.items()
-            if provider not in notes
-        },
-        device,
-        **effort,
-    )
-    for provider in calls:
-        yield row(
-            key | {"provider": provider, "version": version("routing-lab")},
-            cost,
-            roofs,
-            timings.get(provider),
-            error=errors[provider],
-            note=notes.get(provider, ""),
-        )
+def in_order(device, dtypes, roofs, quick, only) -> Iterator[work.Piece]:
+    """Every piece of work, what matters most first."""
+    first, *others = dtypes
+    sizes = [
+        (case, T)
+        for case in (ON_CPU if device == "cpu" else ON_GPU)
+        for T in case.tokens
+    ][: 1 if quick else None]
+    # the few tokens first: in fp32 the many take longest and say least
+    by_tokens = sorted(sizes, key=lambda size: size[1])
 
+    def of_layer(dtype, effort, sizes):
+        for case, T in sizes:
+            yield layers.piece(case, T, dtype, device, roofs, effort)
 
-def layers(device, dtypes, roofs, effort, quick, only) -> Iterator[dict]:
-    """The layer as each installed peer computes it, forward and backward."""
-    if only and only != "moe_layer":
-        return
-    cases = ON_GPU if device == "cuda" else ON_CPU
-    for case in cases[: 1 if quick else None]:
-        for T in case.tokens:
-            for dtype in dtypes:
-                yield from layer_rows(case, T, dtype, device, roofs, effort)
-
-
-def layer_rows(case, T, dtype, device, roofs, effort):
-    """One size in one dtype: check, then time forward and backward."""
-    inputs, pull = layer_inputs(case, T, dtype, device)
-    wide = [x.float() if isinstance(x, Tensor) else x for x in inputs]
-    with torch.no_grad():
-        expected = moe_layer_reference(*wide)
-    del wide
-    found, modes = {}, {"forward": {}, "backward": {}}
-    for peer in peers.installed(device):
-        try:
-            layer = peer.make(*inputs)
-            y = layer.run(*layer.leaves)
-            torch.autograd.grad(y, layer.leaves, pull)
-            error = relative_error(y.detach(), expected)
-            note = "" if error <= TOLERANCE[dtype] else "wrong"
-        # whatever a peer dies of, the others go on and the row says so
-        except Exception as problem:
-            found[peer] = (None, f"{type(problem).__name__}: {problem}"[:120])
-            continue
-        found[peer] = error, note
-        if not note:
-            modes["forward"][peer.name] = forward(layer)
-            modes["backward"][peer.name] = backward(layer, pull)
-    for mode, cost in layer_costs(case, T, dtype, inputs[1]).items():
-        timings = in_turn(modes[mode], device, **effort)
-        for peer, (error, note) in found.items():
-            key = {
-                "operation": "moe_layer",
-                "case": f"{case.name} T{T}",
-                "dtype": name(dtype),
-                "mode": mode,
-                "provider": peer.name,
-                "version": version(peer.package),
-            }
-            timing = timings.get(peer.name)
-            yield row(key, cost, roofs, timing, error=error, note=note)
-
-
-def forward(layer):
-    """Prepare a forward pass without a gradient, as in use."""
-
-    def call():
-        with torch.no_grad():
-            layer.run(*layer.leaves)
-
-    return lambda: call
-
-
-def backward(layer, pull):
-    """Prepare a backward pass: the forward pass before it is not timed."""
-
-    def prepare():
-        y = layer.run(*layer.leaves)
-        return lambda: torch.autograd.grad(y, layer.leaves, pull)
-
-    return prepare
-
-
-def layer_inputs(case, T, dtype, device):
-    """Tokens, gate and weights of one layer, and a gradient for its result."""
-    generator = torch.Generator(device).manual_seed(0)
-
-    def normal(*shape, fan_in=1):
-        drawn = torch.randn(shape, generator=generator, device=device)
-        return (drawn / fan_in**0.5).to(dtype)
-
-    E, H, F = case.E, case.H, case.F
-    logits = torch.randn(T, E, generator=generator, device=device)
-    inputs = (
-        normal(T, H),
-        topk_gate(logits, case.k),
-        normal(E, H, 2 * F, fan_in=H),
-        normal(E, F, H, fan_in=F),
-    )
-    return inputs, normal(T, H)
+    effort = QUICK if quick else FIRST
+    if device == "cpu" and not quick:
+        effort = FIRST | {"seconds": SECONDS}
+    if only in ("", "moe_layer"):
+        yield from of_layer(first, effort, sizes)
+    if only != "moe_layer":
+        yield from kernels.pieces(device, dtypes, roofs, effort, quick, only)
+    if only in ("", "moe_layer"):
+        for dtype in others:
+            effort = QUICK if quick else LATER
+            yield from of_layer(dtype, effort, by_tokens)
 
 
 def other_tiles() -> Iterator[str]:
-    """Lines of `lab bench --tiles`: the layer's sizes in bf16."""
-    for case in ON_GPU:
-        for T in case.tokens:
-            yield f"{case.name} T{T}"
-            inputs, pull = layer_inputs(case, T, torch.bfloat16, "cuda")
-            for tried in tiles.sweep(*inputs, pull):
-                yield tiles.line(tried)
+    """Lines of `lab bench --tiles`: the layer's sizes in bf16.
 
-
-def tensors(values) -> Iterator[Tensor]:
-    return (value for value in values if isinstance(value, Tensor))
+    The largest come first, and of those the one that others publish.
+    """
+    sizes = [
+        (case, T)
+        for case in ON_GPU
+        for T in case.tokens
+        if case.gate == "top-k"
+    ]
+    for case, T in sorted(sizes, key=lambda s: (-s[1], s[0].E != 128)):
+        yield f"{case.name} T{T}"
+        inputs, pull = layers.layer_inputs(case, T, torch.bfloat16, "cuda")
+        for tried in tiles.sweep(*inputs, pull, **LATER):
+            yield tiles.line(tried)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -230,7 +138,20 @@ def main(arguments: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--quick", action="store_true", help="small cases")
-    parser.add_argument("--record", action="store_true", help="keep the table")
+    parser.add_argument(
+        "--record",
+        action="store_true",
+        help="keep the table; goes on after a run that stopped",
+    )
+    parser.add_argument(
+        "--anew", action="store_true", help="keep nothing of a stopped run"
+    )
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=MINUTES,
+        help=f"{MINUTES:g} if left out",
+    )
     parser.add_argument("--only", default="", help="one operation, by name")
     parser.add_argument(
         "--limits", action="store_true", help="by data sheet, needs no GPU"
@@ -253,11 +174,38 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if options.record and (options.quick or options.only):
         parser.error("record a whole run: no --quick, no --only")
-    torch.set_num_threads(1)
-    rows = run(options.quick, options.only, lambda text: print(f"... {text}"))
-    print(shown(rows))
+    return measure(options)
+
+
+def measure(options: argparse.Namespace) -> int:
+    """Run, show and record; a run that stops says what it keeps."""
+    if not torch.cuda.is_available():
+        torch.set_num_threads(1)
+    record = None
     if options.record:
-        print(f"recorded in {write(rows)}")
+        record = Record(circumstances(), options.anew)
+
+    def progress(text):
+        print(f"... {text}", flush=True)
+
+    try:
+        rows = run(
+            options.quick, options.only, progress, options.minutes, record
+        )
+    except (KeyboardInterrupt, work.Lost) as stop:
+        asked = isinstance(stop, KeyboardInterrupt)
+        print("stopped" if asked else stop)
+        if record:
+            print(
+                f"{record.part} keeps what is measured; the same command"
+                " goes on after it, and --anew starts over"
+            )
+        raise SystemExit(130 if asked else 1) from None
+    print(shown(rows))
+    if record:
+        print(f"recorded in {record.finish(rows)}")
+        if record.part.exists():
+            print("some rows had no time left; the same command goes on")
     return 0
 
 
@@ -265,18 +213,19 @@ def shown(rows: list[dict]) -> str:
     """The rows as lines for a terminal."""
     if not rows:
         return "nothing was measured"
-    first = rows[0]
-    lines = [
-        "{machine}, {date}, torch {torch}, {clock}".format(**first),
-        f"copy {first['roof_bytes_per_s'] / 1e9:.3g} GB/s",
-    ]
+    lines = ["{machine}, {date}, torch {torch}, {clock}".format(**rows[0])]
+    roofs = [r["roof_bytes_per_s"] for r in rows if r.get("roof_bytes_per_s")]
+    if roofs:
+        lines.append(f"copy {roofs[0] / 1e9:.3g} GB/s")
     for r in rows:
         label = "{operation} {case} {dtype} {mode}".format(**r)
         time = r["note"] or "-"
-        if "ms" in r:
+        if r.get("ms"):
             time = (
                 f"{r['ms']:9.3f} ms ({r['ms20']:.3f} to {r['ms80']:.3f}),"
                 f" {r['floor_ms'] / r['ms']:5.1%} of the roof"
             )
+            if r.get("host_us"):
+                time += f", host {r['host_us']:.0f} us"
         lines.append(f"{label:48} {r['provider']:24} {time}")
     return "\n".join(lines)

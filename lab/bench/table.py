@@ -3,7 +3,10 @@
 Long form: operation, case, dtype, mode and provider say what was measured;
 ``ms`` is the median, ``ms20`` and ``ms80`` its spread; ``floor_ms`` the least
 the machine could take, from ``bytes`` and ``flops`` and the limits measured in
-the same run. A provider that failed or was wrong has a ``note`` and no time.
+the same run. On a GPU ``host_us`` is the median until the call came back, with
+nothing waiting for its result, and ``peak_mib`` the memory of a layer's pass:
+forward without a gradient, or forward and backward. A provider that failed,
+was wrong or had no time left has a ``note`` and no time.
 """
 
 import csv
@@ -22,8 +25,8 @@ from lab.data import DATA, ROOT
 
 FOLDER = DATA / "bench"
 NUMBERS = (
-    "ms", "ms20", "ms80", "samples", "error", "bytes", "flops", "floor_ms",
-    "roof_bytes_per_s", "roof_flops_per_s",
+    "ms", "ms20", "ms80", "samples", "host_us", "peak_mib", "error", "bytes",
+    "flops", "floor_ms", "roof_bytes_per_s", "roof_flops_per_s",
 )  # fmt: skip
 COUNTS = ("samples", "bytes", "flops")
 COLUMNS = (
@@ -48,17 +51,27 @@ def version(package: str) -> str:
         return ""
 
 
+def commit() -> str:
+    """The commit of this clone, "-dirty" if lab/ differs, or empty."""
+
+    def git(*arguments):
+        command = ["git", "-C", str(ROOT), *arguments]
+        return subprocess.run(command, capture_output=True, text=True).stdout
+
+    try:
+        found = git("rev-parse", "--short", "HEAD").strip()
+        return found + "-dirty" * bool(git("status", "--porcelain", "lab"))
+    except FileNotFoundError:  # no git here
+        return ""
+
+
 def circumstances() -> dict[str, str]:
     """The columns that all rows of a run share."""
-    found = subprocess.run(
-        ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"],
-        capture_output=True, text=True,
-    )  # fmt: skip
     return {
         "machine": machine(),
         "clock": "GPU events" if torch.cuda.is_available() else "CPU time",
         "date": datetime.date.today().isoformat(),
-        "commit": found.stdout.strip(),
+        "commit": commit(),
         "torch": torch.__version__,
         "triton": version("triton"),
         "python": platform.python_version(),
@@ -89,15 +102,22 @@ def path_of(machine_name: str) -> Path:
 
 
 def write(rows: list[dict], path: Path | None = None) -> Path:
-    """Write the table of one machine, replacing the one before."""
+    """Write the table of one machine, replacing the one before at once."""
     path = path or path_of(rows[0]["machine"])
     path.parent.mkdir(exist_ok=True)
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        for line in rows:
-            writer.writerow({c: _written(c, line.get(c, "")) for c in COLUMNS})
+    beside = path.with_name(path.name + ".new")
+    with open(beside, "w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerow(COLUMNS)
+        write_lines(rows, file)
+    os.replace(beside, path)
     return path
+
+
+def write_lines(rows: list[dict], file) -> None:
+    """Rows as lines of an open table."""
+    writer = csv.writer(file, lineterminator="\n")
+    for line in rows:
+        writer.writerow(_written(c, line.get(c, "")) for c in COLUMNS)
 
 
 def _written(column: str, value: object) -> object:
@@ -107,22 +127,30 @@ def _written(column: str, value: object) -> object:
     return int(value) if column in COUNTS else f"{value:.4g}"
 
 
+def read(path: Path) -> list[dict]:
+    """The rows of a table, numbers as numbers and None where there is none.
+
+    A column that an older table does not have is empty; a last line cut
+    short, as a killed process leaves it, is left out.
+    """
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    rows = [line for line in rows if None not in line.values()]
+    for line in rows:
+        for column in COLUMNS:
+            line.setdefault(column, "")
+        for column in NUMBERS:
+            line[column] = float(line[column]) if line[column] else None
+    return rows
+
+
 def recorded(machine_name: str | None = None) -> list[dict]:
     """The recorded rows of one machine, or of all, numbers as numbers.
 
     Without a record the list is empty: no figure is made up.
     """
-    paths = (
-        [path_of(machine_name)]
-        if machine_name
-        else sorted(FOLDER.glob("*.csv"))
-    )
-    rows = []
-    for path in paths:
-        if path.exists():
-            with open(path, newline="") as file:
-                rows += csv.DictReader(file)
-    for line in rows:
-        for column in NUMBERS:
-            line[column] = float(line[column]) if line[column] else None
-    return rows
+    if machine_name:
+        paths = [path_of(machine_name)]
+    else:
+        paths = sorted(FOLDER.glob("*.csv"))
+    return [line for path in paths if path.exists() for line in read(path)]

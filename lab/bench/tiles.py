@@ -17,6 +17,7 @@ from triton.runtime.errors import OutOfResources
 
 from lab.bench.agreement import TOLERANCE, relative_error
 from lab.bench.timing import Timing, in_turn
+from lab.bench.work import reason, settle
 from lab.kernels import runtime
 from lab.kernels._expert_mlp_backward_triton import (
     MANY,
@@ -79,6 +80,11 @@ def sweep(
                 found = launch(tiles)
             except OutOfResources:
                 notes[tiles] = "no room"
+                continue
+            # of a tile that does not compile, or dies: the next one may live
+            except Exception as problem:
+                notes[tiles] = reason(problem)
+                settle(device, f"{kernel}, {tiles}")
                 continue
             if relative_error(found, expected) <= TOLERANCE[tokens.dtype]:
                 calls[tiles] = _prepare(launch, tiles)
@@ -143,7 +149,7 @@ def line(tried: Tried) -> str:
     m, n, k, warps, stages = tried.tiles
     time = tried.note
     if tried.timing:
-        ms, low, high, _ = tried.timing
+        ms, low, high = tried.timing[:3]
         time = f"{ms:9.3f} ms ({low:.3f} to {high:.3f})"
     star = "*" if tried.chosen else " "
     tile = f"{m} x {n} x {k}, {warps} warps, {stages} stages"

@@ -14,7 +14,13 @@ from typing import NamedTuple
 import torch
 
 SAMPLES = 30
-SECONDS = 1.0  # per provider, whichever comes first; at least 5 samples
+LEAST = 3  # samples, however long one takes
+SECONDS = 1.0  # per provider, whichever comes first
+
+
+class Sample(NamedTuple):
+    ms: float
+    host_us: float | None = None  # until the call came back; GPU only
 
 
 class Timing(NamedTuple):
@@ -22,6 +28,7 @@ class Timing(NamedTuple):
     ms20: float  # a fifth of the samples are faster
     ms80: float  # a fifth are slower
     samples: int
+    host_us: float | None = None  # median until the call came back; GPU only
 
 
 class Roofs(NamedTuple):
@@ -31,14 +38,18 @@ class Roofs(NamedTuple):
     flops_per_s: dict[str, float]  # a square matrix product, by dtype
 
 
-def clock(device: str) -> Callable[[Callable], float]:
-    """A function that runs its argument and returns milliseconds."""
+def clock(device: str) -> Callable[[Callable], Sample]:
+    """A function that runs its argument and says how long that took.
+
+    On a GPU nothing waits for the result, so the time until the call comes
+    back is what the host works, unless the call waits of its own accord.
+    """
     if device == "cpu":
 
         def on_cpu(call):
             start = time.process_time_ns()
             call()
-            return (time.process_time_ns() - start) / 1e6
+            return Sample((time.process_time_ns() - start) / 1e6)
 
         return on_cpu
     # larger than the cache of any GPU: what was read before is gone
@@ -48,10 +59,12 @@ def clock(device: str) -> Callable[[Callable], float]:
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         spill.zero_()
         begin.record()
+        start = time.perf_counter_ns()
         call()
+        host_us = (time.perf_counter_ns() - start) / 1e3
         end.record()
         end.synchronize()
-        return begin.elapsed_time(end)
+        return Sample(begin.elapsed_time(end), host_us)
 
     return on_gpu
 
@@ -65,28 +78,43 @@ def in_turn(
     """Time each provider, one sample after the other, round by round.
 
     A provider prepares, untimed, and returns the call that is timed. Two
-    rounds to warm up; then ``samples`` rounds, or as many as ``seconds``
-    per provider allow, at least 5.
+    rounds to warm up, one for who is slow; then ``samples`` rounds. Who has
+    used up ``seconds`` and has 3 samples leaves the rounds.
     """
     measure = clock(device)
+    spent = dict.fromkeys(providers, 0.0)
+
+    def sample(name):
+        start = time.monotonic()
+        found = measure(providers[name]())
+        spent[name] += time.monotonic() - start
+        return found
+
     for _ in range(2):
-        for prepare in providers.values():
-            measure(prepare())
+        for name in providers:
+            if spent[name] <= seconds / LEAST:
+                sample(name)
+    spent = dict.fromkeys(providers, 0.0)
     taken = {name: [] for name in providers}
-    start = time.monotonic()
     for done in range(samples):
-        spent = time.monotonic() - start
-        if done >= 5 and spent > seconds * len(providers):
-            break
-        for name, prepare in providers.items():
-            taken[name].append(measure(prepare()))
-    return {name: summary(values) for name, values in taken.items()}
+        for name in providers:
+            if done < LEAST or spent[name] <= seconds:
+                taken[name].append(sample(name))
+    return {name: summary(found) for name, found in taken.items()}
 
 
-def summary(values: list[float]) -> Timing:
-    """Median and the 20 % and 80 % quantiles of the samples."""
+def summary(samples: list[Sample]) -> Timing:
+    """Medians, and the 20 % and 80 % quantiles of the time."""
+    values = [sample.ms for sample in samples]
+    hosts = [s.host_us for s in samples if s.host_us is not None]
     fifths = quantiles(values, n=5, method="inclusive")
-    return Timing(median(values), fifths[0], fifths[-1], len(values))
+    return Timing(
+        median(values),
+        fifths[0],
+        fifths[-1],
+        len(values),
+        median(hosts) if hosts else None,
+    )
 
 
 def measure_roofs(device: str, dtypes: list[torch.dtype]) -> Roofs:

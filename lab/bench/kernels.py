@@ -1,0 +1,138 @@
+"""Each kernel beside its reference, from the declarations.
+
+On a GPU each runs at its large examples, in every dtype. On a CPU there is no
+kernel to run, the interpreter's time means nothing: only the references are
+timed, at their small examples, in fp32.
+"""
+
+import time
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from lab.bench import work
+from lab.bench.agreement import TOLERANCE, relative_error
+from lab.bench.table import row, version
+from lab.bench.timing import in_turn, name
+from lab.kernels.declaration import all_declarations
+
+# the longest to draw, and the layer's rows say most of it already
+LAST = "expert_mlp", "expert_mlp_backward"
+SLOW_TO_DRAW = 1.0  # seconds
+
+
+def pieces(
+    device, dtypes, roofs, effort, quick, only=""
+) -> Iterator[work.Piece]:
+    """One example of one kernel in all of its dtypes, after the other."""
+    declarations = all_declarations()
+    for declaration in sorted(declarations, key=lambda d: d.name in LAST):
+        if only not in ("", declaration.name):
+            continue
+        examples = [
+            e
+            for e in declaration.examples
+            if e.large == (device == "cuda") and not e.degenerate
+        ]
+        for example in examples[: 1 if quick else None]:
+            yield piece(declaration, example, device, dtypes, roofs, effort)
+
+
+def piece(declaration, example, device, dtypes, roofs, effort) -> work.Piece:
+    providers = ["triton"] * (device == "cuda") + ["reference"]
+    # a kernel tested in one precision only knows no other
+    if len(declaration.tolerance) == 1:
+        dtypes = [torch.float32]
+    keys = {
+        dtype: {
+            "operation": declaration.name,
+            "case": example.name,
+            "dtype": name(dtype),
+            "mode": "forward",
+            "version": version("routing-lab"),
+        }
+        for dtype in dtypes
+    }
+
+    def measure():
+        calls = {who: getattr(declaration, who) for who in providers}
+        for dtype, inputs in drawn(declaration, example, device, dtypes):
+            yield from kernel_rows(
+                keys[dtype], declaration, calls, inputs, dtype, roofs, effort
+            )
+
+    return work.Piece(
+        [
+            key | {"provider": who}
+            for key in keys.values()
+            for who in providers
+        ],
+        measure,
+    )
+
+
+def drawn(declaration, example, device, dtypes) -> Iterator[tuple]:
+    """Each dtype with the inputs in it.
+
+    Hundreds of millions of random numbers take a CPU long. Then the first
+    dtype's are used again, cast where they have that dtype.
+    """
+    first, slow = None, False
+    for dtype in dtypes:
+        if not slow:
+            start, drawn_in = time.monotonic(), dtype
+            first = declaration.inputs(0, device, dtype, **example.options)
+            slow = time.monotonic() - start > SLOW_TO_DRAW
+        inputs = {
+            key: x.to(dtype) if getattr(x, "dtype", 0) == drawn_in else x
+            for key, x in first.items()
+        }
+        yield dtype, inputs
+
+
+def kernel_rows(key, declaration, calls, inputs, dtype, roofs, effort):
+    """Check every provider against the reference, then time them in turn."""
+    device = next(x.device.type for x in tensors(inputs.values()))
+    cost = declaration.cost(**inputs)
+    expected = declaration.specified(declaration.reference(**inputs), **inputs)
+    columns = {
+        provider: checked(declaration, call, inputs, dtype, expected)
+        for provider, call in calls.items()
+    }
+    for provider in calls:
+        if "error" not in columns[provider]:
+            work.settle(device, f"{key['operation']}, {provider}")
+    timings = in_turn(
+        {
+            provider: lambda call=call: lambda: call(**inputs)
+            for provider, call in calls.items()
+            if not columns[provider]["note"]
+        },
+        device,
+        **effort,
+    )
+    for provider in calls:
+        yield row(
+            key | {"provider": provider},
+            cost,
+            roofs,
+            timings.get(provider),
+            **columns[provider],
+        )
+
+
+def checked(declaration, call, inputs, dtype, expected) -> dict:
+    """The error of one provider, or a note of what it dies of."""
+    try:
+        found = declaration.specified(call(**inputs), **inputs)
+        error = relative_error(found, expected)
+    # the others go on, and the row says so
+    except Exception as problem:
+        return {"note": work.reason(problem)}
+    limit = max(declaration.tolerance.get(dtype, 0.0), TOLERANCE[dtype])
+    return {"error": error, "note": "" if error <= limit else "wrong"}
+
+
+def tensors(values) -> Iterator[Tensor]:
+    return (value for value in values if isinstance(value, Tensor))

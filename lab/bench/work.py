@@ -1,0 +1,88 @@
+"""Pieces of work one after the other, as long as there is time.
+
+A piece knows beforehand which rows it will give. So one that has no turn, or
+dies, still stands in the table, with the reason; and one whose rows an
+earlier run kept need not be done again.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import torch
+
+NO_TIME = "no time left"
+
+
+class Piece(NamedTuple):
+    keys: list[dict]  # what says which row it is, for each row
+    measure: Callable[[], Iterator[dict]]  # the rows, in any order
+
+
+def identity(row: dict) -> tuple:
+    """What was measured, by whom: no two rows of a table share it."""
+    columns = "operation", "case", "dtype", "mode", "provider"
+    return tuple(row[column] for column in columns)
+
+
+def done(
+    pieces: Iterable[Piece],
+    is_time_left: Callable[[], bool],
+    kept: Iterable[dict] = (),
+    device: str = "cpu",
+) -> Iterator[dict]:
+    """The rows of all pieces: those ``kept`` as they are, the others new.
+
+    A piece is begun while there is time, and then finished. `Lost` if the
+    GPU does not answer any more; then no further piece can be measured.
+    """
+    kept = {identity(row): row for row in kept}
+    for piece in pieces:
+        known = [kept.get(identity(key)) for key in piece.keys]
+        if all(known):
+            yield from known
+        elif is_time_left():
+            yield from _measured(piece, device)
+        else:
+            yield from _noted(piece.keys, NO_TIME)
+
+
+def _measured(piece, device):
+    missing = {identity(key): key for key in piece.keys}
+    try:
+        for row in piece.measure():
+            missing.pop(identity(row))
+            yield row
+        return
+    except Lost as problem:
+        yield from _noted(missing.values(), reason(problem))
+        raise
+    # whatever it dies of, the next piece may live
+    except Exception as problem:
+        failure = reason(problem)
+    yield from _noted(missing.values(), failure)
+    settle(device, failure)
+
+
+def _noted(keys, note):
+    return (key | {"note": note} for key in keys)
+
+
+def reason(problem: BaseException) -> str:
+    """What went wrong, in one short line."""
+    text = " ".join(f"{type(problem).__name__}: {problem}".split())
+    return text[:120]
+
+
+class Lost(RuntimeError):
+    """The GPU does not answer any more, in this process."""
+
+
+def settle(device: str, after: str) -> None:
+    """After a failure: free the memory, and see whether the GPU lives."""
+    if device == "cpu":
+        return
+    try:
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+    except RuntimeError:
+        raise Lost(f"the GPU does not answer after {after}") from None
