@@ -131,11 +131,16 @@ def gate_backward_kernel(
     tl.store(grad_logits_ptr + at_logits, result, mask=inside)
 
 
-def blocks(E: int, S: int) -> tuple[int, int, int]:
-    """Tokens, logits and slots of one program's tile: whole rows."""
+def blocks(E: int, S: int) -> tuple[int, int, int, int]:
+    """Tokens, logits and slots of one program's tile, and its warps.
+
+    One warp holds whole rows: of four, each would load every slot of rows
+    that they share.
+    """
     block_e, block_s = next_power_of_2(E), next_power_of_2(S)
-    # S is at most E; 1024 entries take 64 registers, 4096 would spill
-    return max(1, min(128, 1024 // block_e)), block_e, block_s
+    # S is at most E
+    block_t = max(1, min(64, 1024 // block_e))
+    return block_t, block_e, block_s, 1 if E <= 1024 else 4
 
 
 def gate_backward_triton(
@@ -151,7 +156,7 @@ def gate_backward_triton(
     grad_logits = torch.empty_like(
         logits, memory_format=torch.contiguous_format
     )
-    block_t, block_e, block_s = blocks(E, S)
+    block_t, block_e, block_s, warps = blocks(E, S)
     if T:
         gate_backward_kernel[(cdiv(T, block_t),)](
             logits.contiguous(), experts.contiguous(), weights.contiguous(),
@@ -159,7 +164,7 @@ def gate_backward_triton(
             T, E, S,
             RENORMALIZE=renormalize,
             BLOCK_T=block_t, BLOCK_E=block_e, BLOCK_S=block_s,
-            num_warps=4,
+            num_warps=warps,
         )  # fmt: skip
     return grad_logits
 
@@ -210,7 +215,7 @@ def _example(name, T, E, S, renormalize, **kind):
 
 
 def _compile(E: int, S: int, renormalize: bool) -> Compile:
-    block_t, block_e, block_s = blocks(E, S)
+    block_t, block_e, block_s, warps = blocks(E, S)
     # Triton compiles anew for sizes that 16 divides, and better
     size = "i32:16" if E % 16 == 0 else "i32"
     return Compile(
@@ -225,6 +230,7 @@ def _compile(E: int, S: int, renormalize: bool) -> Compile:
             "RENORMALIZE": renormalize,
             "BLOCK_T": block_t, "BLOCK_E": block_e, "BLOCK_S": block_s,
         },
+        num_warps=warps,
     )  # fmt: skip
 
 
