@@ -22,6 +22,7 @@ from lab.kernels import runtime
 from lab.kernels._expert_mlp_backward_triton import (
     MANY,
     hidden_backward,
+    transposed,
     weight_backward,
 )
 from lab.kernels._expert_mlp_triton import Tiles, choose_tiles, product, up
@@ -134,7 +135,7 @@ def _kernels(
         return weight_backward(active, grad, pairs, offsets, None, tiles)
 
     def row_gradient(tiles):
-        return product(grad_hidden, w_up.mT, offsets, tiles)
+        return product(grad_hidden, transposed(w_up), offsets, tiles)
 
     yield "first product", R / E, first
     yield "second product", R / E, second

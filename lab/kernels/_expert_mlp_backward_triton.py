@@ -5,6 +5,7 @@ gradient of the rows, and the sum of each token's rows. Each output element
 has one program that adds its terms in a fixed order: no atomics.
 """
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -25,13 +26,13 @@ MANY = 1024  # rows, enough for the largest tile
 def expert_hidden_backward_kernel(
     grad_ptr, w_down_ptr, hidden_ptr, offsets_ptr,
     active_ptr, grad_hidden_ptr,
-    E, H, F,
+    E, H, F, stride_wk, stride_wn,
     ACTIVATION: tl.constexpr, EVEN: tl.constexpr, BINS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """dh = dy W_down^T, and from the kept z both h [R, F] and dz [R, G].
 
-    EVEN: tiles cover H and F.
+    W_down^T [H, F] lies by any strides. EVEN: tiles cover H and F.
     """
     columns = tl.cdiv(F, BLOCK_N)
     expert, first_row, end = find_tile(
@@ -45,17 +46,19 @@ def expert_hidden_backward_kernel(
     k = tl.arange(0, BLOCK_K)
     # past the end the last row again: what comes of it is not stored
     dy_at = grad_ptr + tl.minimum(row, end - 1)[:, None] * H + k[None, :]
-    w_at = w_down_ptr + (expert.to(tl.int64) * F + n[None, :]) * H + k[:, None]
+    w_at = w_down_ptr + expert.to(tl.int64) * F * H
+    w_at += k[:, None].to(tl.int64) * stride_wk + n[None, :] * stride_wn
     dh = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for start in range(0, H, BLOCK_K):
         if EVEN:
             dy = tl.load(dy_at + start)
-            w = tl.load(w_at + start)
+            w = tl.load(w_at + tl.cast(start, tl.int64) * stride_wk)
         else:
             inside = start + k < H
             dy = tl.load(dy_at + start, mask=inside[None, :], other=0.0)
             inside = inside[:, None] & (n < F)[None, :]
-            w = tl.load(w_at + start, mask=inside, other=0.0)
+            step = tl.cast(start, tl.int64) * stride_wk
+            w = tl.load(w_at + step, mask=inside, other=0.0)
         dh = tl.dot(dy, w, dh, input_precision="ieee")
 
     G = 2 * F if ACTIVATION == "swiglu" else F
@@ -181,6 +184,17 @@ def expert_weight_backward_kernel(
     )
 
 
+def transposed(weight: Tensor) -> Tensor:
+    """Each expert's matrix the other way round, [E, K, N] to [E, N, K].
+
+    A view, but in fp32 a copy: there no matrix unit turns a tile around, and
+    lanes reading neighbours of a row would wait for one another, 16 at a
+    time, in shared memory.
+    """
+    weight = weight.mT
+    return weight.contiguous() if weight.dtype == torch.float32 else weight
+
+
 def hidden_backward(grad, w_down, hidden, offsets, activation, tiles=None):
     """Launch the first kernel; returns h [R, F] and dz [R, G]."""
     R, (E, F, H) = len(grad), w_down.shape
@@ -188,11 +202,12 @@ def hidden_backward(grad, w_down, hidden, offsets, activation, tiles=None):
         tiles = choose_tiles(grad.dtype, R / E, runtime.target(grad))
     active, grad_hidden = grad.new_empty(R, F), grad.new_empty(hidden.shape)
     if R:
+        weight = transposed(w_down.contiguous())
         grid = ((runtime.cdiv(R, tiles.m) + E) * runtime.cdiv(F, tiles.n),)
         expert_hidden_backward_kernel[grid](
-            grad.contiguous(), w_down.contiguous(), hidden.contiguous(),
+            grad.contiguous(), weight, hidden.contiguous(),
             offsets.contiguous(), active, grad_hidden,
-            E, H, F,
+            E, H, F, *weight.stride()[1:],
             ACTIVATION=activation,
             EVEN=H % tiles.k == 0 and F % tiles.n == 0, BINS=bins(E),
             BLOCK_M=tiles.m, BLOCK_N=tiles.n, BLOCK_K=tiles.k,

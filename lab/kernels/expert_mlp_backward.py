@@ -34,6 +34,7 @@ from lab.kernels._expert_mlp_backward_triton import (
     expert_hidden_backward_kernel,
     expert_weight_backward_kernel,
     hidden_backward,
+    transposed,
     weight_backward,
 )
 from lab.kernels._expert_mlp_examples import (
@@ -171,7 +172,7 @@ def expert_mlp_backward_triton(
         dw = weight_backward(tokens, dz, pairs, offsets, rows.shape[1])
         found = found._replace(w_up=dw)
     if of_tokens:
-        grad_rows = product(dz, w_up.mT, offsets)
+        grad_rows = product(dz, transposed(w_up), offsets)
         found = found._replace(tokens=sum_rows(grad_rows, rows))
     return found
 
@@ -213,11 +214,14 @@ def _cost(tokens, rows, offsets, w_up, w_down, wanted=ALL, **_) -> Cost:
     return Cost(moved * width + 4 * kept, 2 * kept * H * columns)
 
 
-def _act(activation, even=True):
-    return {"ACTIVATION": activation, "EVEN": even, "BINS": 128}
+def _act(activation, even=True, contiguous="stride_wk"):
+    constants = {"ACTIVATION": activation, "EVEN": even, "BINS": 128}
+    return constants | {contiguous: 1}
 
 
 BOTH = (BF16, 1024), (FP32, 1024)
+IN_16 = tuple(load for load in EACH_TILE if load[0] == BF16)
+IN_32 = tuple(load for load in EACH_TILE if load[0] == FP32)
 
 DECLARATION = Declaration(
     name="expert_mlp_backward",
@@ -233,7 +237,11 @@ DECLARATION = Declaration(
         *compiles("relu", expert_hidden_backward_kernel, _act("relu")),
         *compiles("gelu", expert_hidden_backward_kernel, _act("gelu")),
         *compiles(
-            "swiglu", expert_hidden_backward_kernel, _act("swiglu"), EACH_TILE
+            "swiglu", expert_hidden_backward_kernel, _act("swiglu"), IN_16
+        ),
+        *compiles(
+            "swiglu", expert_hidden_backward_kernel,
+            _act("swiglu", contiguous="stride_wn"), IN_32,
         ),
         *compiles(
             "swiglu uneven", expert_hidden_backward_kernel,
@@ -241,7 +249,7 @@ DECLARATION = Declaration(
         ),
         *compiles(
             "W^T", expert_product_kernel,
-            {"stride_wk": 1, "EVEN": True, "BINS": 128}, BOTH,
+            {"stride_wk": 1, "EVEN": True, "BINS": 128},
         ),
         *(
             entry

@@ -178,9 +178,10 @@ def linkload_kernel(
 
 
 def blocks(links: int) -> tuple[int, int]:
-    """Subflows and links of one step: 2048 comparisons."""
+    """Subflows and links of one step: 512 comparisons of one warp, as each
+    warp of a program would load every subflow."""
     bins = min(256, max(16, triton.next_power_of_2(links)))
-    return 2048 // bins, bins
+    return 512 // bins, bins
 
 
 def linkload_triton(
@@ -205,7 +206,7 @@ def linkload_triton(
         linkload_kernel[(B, tiles)](
             source, target, spine, size, up, down, peaks,
             G, leaves, spines, tiles,
-            BLOCK_G=block_g, BINS=bins, num_warps=4,
+            BLOCK_G=block_g, BINS=bins, num_warps=1,
         )  # fmt: skip
     return LinkLoad(up, down, peaks.amax(1))
 
@@ -277,6 +278,7 @@ def _compile(L: int, S: int) -> Compile:
             "tiles": "i32",
         },
         constants={"BLOCK_G": block_g, "BINS": bins},
+        num_warps=1,
     )  # fmt: skip
 
 

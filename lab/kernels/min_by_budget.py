@@ -142,7 +142,8 @@ def min_by_budget_triton(
         min_by_budget_kernel[(triton.cdiv(T, BLOCK_T), num_budgets)](
             losses, order.int(), offsets, best, route,
             T, *losses.stride(),
-            BLOCK_R=BLOCK_R, BLOCK_T=BLOCK_T, num_warps=4,
+            # four warps would meet in shared memory, 16 at one bank
+            BLOCK_R=BLOCK_R, BLOCK_T=BLOCK_T, num_warps=1,
         )  # fmt: skip
     return Best(best, route)
 
@@ -211,6 +212,7 @@ def _compile(kind: str) -> Compile:
         constants={
             "stride_t": 1, "BLOCK_R": BLOCK_R, "BLOCK_T": BLOCK_T,
         },
+        num_warps=1,
     )  # fmt: skip
 
 
