@@ -54,10 +54,6 @@ ONE_MORE_BLOCK = "at most 5 loads and 6 stores, for one more block at a time"
 # (kernel, configuration, target, triton): why it may spill to the stack
 MAY_SPILL: dict[tuple[str, str, str, str], str] = dict.fromkeys(
     (
-        ("gru_router_step", "P128 E256 bf16", "sm_90", "3.9.0"),
-        ("kopt_simulate", "64 candidates", "sm_80", "3.9.0"),
-        ("kopt_simulate", "64 candidates", "sm_90", "3.9.0"),
-        ("kopt_simulate", "64 candidates", "sm_100", "3.9.0"),
         ("multi_lora_expand", "r64 fp32", "sm_90", "3.6.0"),
         ("multi_lora_expand", "r64 fp32", "sm_100", "3.6.0"),
         ("multi_lora_expand", "r8 fp16", "sm_100", "3.6.0"),

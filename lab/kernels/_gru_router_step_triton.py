@@ -61,14 +61,14 @@ def gru_router_step_kernel(
         n = 2.0 * tl.sigmoid(2.0 * (n + tl.sigmoid(r) * c)) - 1.0
         u = tl.sigmoid(u)
         inside = rows & (p[None, :] < P)
-        at = t[:, None] * P + p[None, :]
-        h = tl.load(state_ptr + at, mask=inside, other=0.0).to(tl.float32)
-        new = n + u * (h - n)
-        tl.store(new_ptr + at, new, mask=inside)
         gate = tl.load(
             w_gate_ptr + p[:, None] * E + e[None, :],
             mask=(p[:, None] < P) & (e[None, :] < E), other=0.0,
         )  # fmt: skip
+        at = t[:, None] * P + p[None, :]
+        h = tl.load(state_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        new = n + u * (h - n)
+        tl.store(new_ptr + at, new, mask=inside)
         logits = tl.dot(
             new, gate.to(tl.float32), logits, input_precision="ieee"
         )

@@ -83,6 +83,9 @@ def kopt_simulate_kernel(
             is_chosen = c[None, :] == chosen[:, None]
             a = tl.sum(tl.where(is_chosen, choices, 0), 1)
             a = tl.where(alive > 0, a, end)
+            # before the prefixes: later, its address would spill registers
+            to_a = distances_ptr + a.to(tl.int64) * stride_j
+            gain -= tl.load(to_a + end.to(tl.int64) * stride_i)
 
             prefix = tl.load(places_ptr + a) - start
             prefix = tl.where(prefix < 0, prefix + n, prefix)
@@ -105,10 +108,8 @@ def kopt_simulate_kernel(
             next_ahead = tl.where(next_ahead >= n, next_ahead - n, next_ahead)
             beside = tl.load(tours_ptr + next_ahead)
 
-            to_a = distances_ptr + a.to(tl.int64) * stride_j
             cut_row = cut.to(tl.int64) * stride_i
             gain += tl.load(to_a + cut_row)
-            gain -= tl.load(to_a + end.to(tl.int64) * stride_i)
             closing = gain - tl.load(
                 distances_ptr + cut_row + first.to(tl.int64) * stride_j
             )

@@ -177,10 +177,15 @@ def frontier_kernel(
     tl.store(load_ptr + at, load, mask=kept[:, None] & is_model)
 
 
-def blocks(M: int) -> tuple[int, int]:
-    """Prompts and models of one tile: 1024 scores, three such are alive."""
+def blocks(M: int) -> tuple[int, int, int]:
+    """Prompts and models of one tile, and its warps.
+
+    One warp holds 256 scores, so that no sum crosses warps; three such tiles
+    are alive, and twice as many scores would spill.
+    """
     block_m = triton.next_power_of_2(max(2, M))
-    return max(16, min(128, 1024 // block_m)), block_m
+    block_n = max(16, min(128, 256 // block_m))
+    return block_n, block_m, 1 if block_n * block_m < 1024 else 2
 
 
 def frontier_triton(
@@ -193,7 +198,7 @@ def frontier_triton(
     costs = costs.expand(N, M)
     if costs.stride(1) != 1:
         costs = costs.contiguous()
-    block_n, block_m = blocks(M)
+    block_n, block_m, warps = blocks(M)
     tiles = triton.cdiv(triton.cdiv(N, block_n), PROGRAMS)
     programs = triton.cdiv(N, block_n * tiles)
     sums = predicted.new_empty((programs, L, 2), dtype=torch.float32)
@@ -203,7 +208,7 @@ def frontier_triton(
             predicted, truth, costs, prices.contiguous(), sums, load,
             N, M, L, tiles, costs.stride(0),
             BLOCK_N=block_n, BLOCK_M=block_m, BLOCK_L=BLOCK_L,
-            num_warps=4,
+            num_warps=warps,
         )  # fmt: skip
     means = (sums.sum(dim=0, dtype=torch.float64) / N).float()
     return Frontier(
@@ -256,7 +261,7 @@ def _cost(predicted, truth, costs, prices) -> Cost:
 
 
 def _compile(M: int) -> Compile:
-    block_n, block_m = blocks(M)
+    block_n, block_m, warps = blocks(M)
     size = "i32:16" if M % 16 == 0 else "i32"
     pointers = ("predicted", "truth", "costs", "prices", "sums")
     return Compile(
@@ -269,6 +274,7 @@ def _compile(M: int) -> Compile:
             "tiles": "i32", "costs_stride_n": "i32:16",
         },
         constants=dict(BLOCK_N=block_n, BLOCK_M=block_m, BLOCK_L=BLOCK_L),
+        num_warps=warps,
     )  # fmt: skip
 
 

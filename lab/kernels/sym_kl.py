@@ -133,11 +133,14 @@ def sym_kl_kernel(
     tl.store(at + 3, mean_b, mask=is_row)
 
 
-def blocks(V: int) -> tuple[int, int]:
-    """Rows and symbols of one program's tile, 512 logits or one row."""
+def blocks(V: int) -> tuple[int, int, int]:
+    """Rows and symbols of one program's tile, and its warps.
+
+    Few warps and wide tiles: each of the six sums of a tile crosses warps.
+    """
+    block_v = min(2048, triton.next_power_of_2(V))
     # eight rows of 128 would spill on an H100
-    block_v = min(1024, triton.next_power_of_2(V))
-    return max(1, min(64, 512 // block_v)), block_v
+    return max(1, min(64, 512 // block_v)), block_v, 2 if V > 1024 else 1
 
 
 def sym_kl_triton(a: Tensor, b: Tensor, mask: Tensor) -> Tensor:
@@ -149,13 +152,13 @@ def _launch(a: Tensor, b: Tensor, mask: Tensor) -> _Parts:
     T, V = a.shape
     loss = a.new_empty(T, dtype=torch.float32)
     statistics = a.new_empty((T, 4), dtype=torch.float32)
-    block_t, block_v = blocks(V)
+    block_t, block_v, warps = blocks(V)
     if T:
         sym_kl_kernel[(triton.cdiv(T, block_t),)](
             a.contiguous(), b.contiguous(), mask.contiguous(),
             loss, statistics, T, V,
             BLOCK_T=block_t, BLOCK_V=block_v,
-            num_warps=4,
+            num_warps=warps,
         )  # fmt: skip
     return _Parts(loss, statistics)
 
@@ -227,7 +230,7 @@ def _cost(a, b, mask) -> Cost:
 
 
 def _compile(V: int, dtype: str) -> Compile:
-    block_t, block_v = blocks(V)
+    block_t, block_v, warps = blocks(V)
     return Compile(
         f"V{V} {dtype}",
         sym_kl_kernel,
@@ -237,6 +240,7 @@ def _compile(V: int, dtype: str) -> Compile:
             "T": "i32", "V": "i32:16" if V % 16 == 0 else "i32",
         },
         constants={"BLOCK_T": block_t, "BLOCK_V": block_v},
+        num_warps=warps,
     )  # fmt: skip
 
 

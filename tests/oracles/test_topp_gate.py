@@ -94,6 +94,15 @@ def test_a_sum_equal_to_p_is_enough_as_the_paper_says(gate):
 
 
 @pytest.mark.parametrize("gate", GATES)
+def test_a_token_with_enough_waits_for_its_neighbour(gate):
+    # half the mass: one of two equal experts, eight of sixteen
+    logits = torch.zeros(2, 16)
+    logits[0, 2:] = -1e4
+    experts, _ = run(gate, logits, 0.5)
+    assert experts.tolist() == [[0, *[-1] * 15], [*range(8), *[-1] * 8]]
+
+
+@pytest.mark.parametrize("gate", GATES)
 @pytest.mark.parametrize("E, p", [(16, 0.4), (8, 0.5), (4, 0.01), (32, 0.97)])
 def test_equal_logits_keep_the_first_ceil_p_n(gate, E, p):
     experts, _ = run(gate, torch.zeros(2, E), p)
