@@ -70,15 +70,18 @@ def combine_backward_reference(
     slot = (rows.flatten() >= 0).nonzero()[:, 0]
     row = rows.flatten().index_select(0, slot)
     wide = torch.promote_types(expert_rows.dtype, weights.dtype)
+    # copies of rows, so the products can take their place
     g = grad.index_select(0, slot // rows.shape[1]).to(wide)
-    if rows_wanted:
-        w = weights.flatten().index_select(0, slot).to(wide)
-        dv = (w[:, None] * g).to(grad_rows.dtype)
-        grad_rows.zero_().index_copy_(0, row.long(), dv)
     if weights_wanted:
         v = expert_rows.index_select(0, row).to(wide)
-        dw = (v * g).sum(1).to(weights.dtype)
+        dw = v.mul_(g).sum(1).to(weights.dtype)
         grad_weights.zero_().view(-1).index_copy_(0, slot, dw)
+    if rows_wanted:
+        w = weights.flatten().index_select(0, slot).to(wide)
+        dv = g.mul_(w[:, None]).to(grad_rows.dtype)
+        if len(row) < len(grad_rows):
+            grad_rows.zero_()
+        grad_rows.index_copy_(0, row.long(), dv)
     return CombineGradients(grad_rows, grad_weights)
 
 
