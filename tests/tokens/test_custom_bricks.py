@@ -26,7 +26,10 @@ def learned(domain, steps=20, start=None):
 
 def test_a_fresh_brick_changes_nothing():
     read = with_bricks(MODEL, [fresh(), fresh(seed=1)])
-    assert torch.equal(token_bits(read, SEEN), token_bits(MODEL, SEEN))
+    # what is added is 0, but a CPU may sum more columns in another order
+    torch.testing.assert_close(
+        token_bits(read, SEEN), token_bits(MODEL, SEEN), atol=1e-5, rtol=0
+    )
 
 
 def test_a_brick_adds_its_own_network_to_every_layer():

@@ -69,8 +69,16 @@ def test_equal_gates_share_alike_and_the_lowest_come_first():
     tokens, gates = tokens_and_gates()
     same = gates[:1].expand(6, -1)
     found = route(tokens, same, 3)
-    assert (found.experts == torch.arange(3)).all()
     torch.testing.assert_close(found.weights, torch.full((200, 3), 1 / 3))
+    # some CPUs multiply the last columns in another order, so that equal
+    # gates may differ in the last bit: then whoever is ahead comes first
+    value = phatgoose.scores(tokens, same)
+    torch.testing.assert_close(value, value[:, :1].expand(-1, 6))
+    first = [sorted(range(6), key=lambda e: (-v[e], e))[:3] for v in value]
+    assert found.experts.tolist() == first
+    # whole numbers are exact in any order
+    whole = route(tokens.round(), same.round(), 3, "raw product")
+    assert (whole.experts == torch.arange(3)).all()
 
 
 def test_loudness_changes_nothing_but_for_the_raw_product():
