@@ -13,11 +13,11 @@ from torch import Tensor
 from lab.kernels import runtime
 from lab.kernels._expert_mlp_triton import (
     Tiles,
-    bins,
     choose_tiles,
     find_tile,
     halves,
 )
+from lab.kernels.dispatch import lanes
 
 MANY = 1024  # rows, enough for the largest tile
 
@@ -209,7 +209,7 @@ def hidden_backward(grad, w_down, hidden, offsets, activation, tiles=None):
             offsets.contiguous(), active, grad_hidden,
             E, H, F, *weight.stride()[1:],
             ACTIVATION=activation,
-            EVEN=H % tiles.k == 0 and F % tiles.n == 0, BINS=bins(E),
+            EVEN=H % tiles.k == 0 and F % tiles.n == 0, BINS=lanes(E),
             BLOCK_M=tiles.m, BLOCK_N=tiles.n, BLOCK_K=tiles.k,
             num_warps=tiles.warps, num_stages=tiles.stages,
         )  # fmt: skip

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lab.kernels import runtime
 from lab.kernels.declaration import Compile
+from lab.kernels.dispatch import lanes
 
 BF16, FP32 = torch.bfloat16, torch.float32
 # every tile that `choose_tiles` knows, as what asks for it
@@ -243,7 +244,7 @@ def up(tokens, pairs, rows, offsets, w_up, activation, keep, tiles=None):
             w_up.contiguous(), hidden if keep else active, active,
             E, H, F,
             S=rows.shape[1], ACTIVATION=activation, KEEP=keep,
-            EVEN=H % tiles.k == 0 and F % width == 0, BINS=bins(E),
+            EVEN=H % tiles.k == 0 and F % width == 0, BINS=lanes(E),
             BLOCK_M=tiles.m, BLOCK_N=tiles.n, BLOCK_K=tiles.k,
             num_warps=tiles.warps, num_stages=tiles.stages,
         )  # fmt: skip
@@ -263,16 +264,11 @@ def product(
         expert_product_kernel[grid](
             a.contiguous(), weight, out, offsets.contiguous(),
             E, K, N, *weight.stride(),
-            EVEN=K % tiles.k == 0 and N % tiles.n == 0, BINS=bins(E),
+            EVEN=K % tiles.k == 0 and N % tiles.n == 0, BINS=lanes(E),
             BLOCK_M=tiles.m, BLOCK_N=tiles.n, BLOCK_K=tiles.k,
             num_warps=tiles.warps, num_stages=tiles.stages,
         )  # fmt: skip
     return out
-
-
-def bins(experts: int) -> int:
-    """Lanes that hold one number per expert, at least a warp's half."""
-    return max(16, runtime.next_power_of_2(experts))
 
 
 def compiles(

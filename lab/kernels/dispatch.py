@@ -96,6 +96,14 @@ def dispatch_reference(experts: Tensor, num_experts: int) -> Dispatch:
 
 
 @triton.jit
+def count_experts(experts_ptr, pair, pairs, E, BINS: tl.constexpr):
+    """How often each expert occurs among these pairs: [BINS]."""
+    expert = tl.load(experts_ptr + pair, mask=pair < pairs, other=-1)
+    taken = (expert >= 0) & (expert < E)
+    return tl.histogram(tl.where(taken, expert, 0), BINS, mask=taken)
+
+
+@triton.jit
 def dispatch_count_kernel(
     experts_ptr, counts_ptr, pairs, blocks, E,
     BLOCK: tl.constexpr, BINS: tl.constexpr,
@@ -103,9 +111,7 @@ def dispatch_count_kernel(
     """How often each expert occurs in this block: counts [E, blocks]."""
     block = tl.program_id(0).to(tl.int64)
     pair = block * BLOCK + tl.arange(0, BLOCK)
-    expert = tl.load(experts_ptr + pair, mask=pair < pairs, other=-1)
-    taken = (expert >= 0) & (expert < E)
-    count = tl.histogram(tl.where(taken, expert, 0), BINS, mask=taken)
+    count = count_experts(experts_ptr, pair, pairs, E, BINS)
     e = tl.arange(0, BINS)
     tl.store(counts_ptr + e * blocks + block, count, mask=e < E)
 
@@ -179,9 +185,7 @@ def dispatch_few_kernel(
 ):  # fmt: skip
     """Count, add up and number in one program, for one block at most."""
     pair = tl.arange(0, BLOCK)
-    expert = tl.load(experts_ptr + pair, mask=pair < pairs, other=-1)
-    taken = (expert >= 0) & (expert < E)
-    load = tl.histogram(tl.where(taken, expert, 0), BINS, mask=taken)
+    load = count_experts(experts_ptr, pair, pairs, E, BINS)
     before = tl.cumsum(load, 0) - load
     kept = tl.sum(load, 0)
     e = tl.arange(0, BINS)
@@ -224,7 +228,7 @@ def dispatch_triton(experts: Tensor, num_experts: int) -> Dispatch:
 
 
 def lanes(num_experts: int) -> int:
-    """Numbers, one an expert, that a program holds."""
+    """Lanes that hold one number per expert, at least a warp's half."""
     return max(16, next_power_of_2(num_experts))
 
 
