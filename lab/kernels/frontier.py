@@ -211,11 +211,12 @@ def frontier_triton(
             num_warps=warps,
         )  # fmt: skip
     means = (sums.sum(dim=0, dtype=torch.float64) / N).float()
-    return Frontier(
-        means[:, 0].contiguous(),
-        means[:, 1].contiguous(),
-        load.sum(dim=0, dtype=torch.int32),
+    quality, cost = (
+        # contiguous() would leave up to one number at a stride of 2
+        column.clone(memory_format=torch.contiguous_format)
+        for column in means.unbind(dim=1)
     )
+    return Frontier(quality, cost, load.sum(dim=0, dtype=torch.int32))
 
 
 def _shapes(predicted, truth, costs, prices):

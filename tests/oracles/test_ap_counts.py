@@ -5,18 +5,17 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from on_device import on_device
 
 from lab.kernels.ap_counts import ap_counts, ap_counts_triton
 
-BOTH = [ap_counts, ap_counts_triton]
+BOTH = [ap_counts, on_device(ap_counts_triton)]
 
 
 def run(function, scores, labels, functions):
     scores = torch.tensor(scores, dtype=torch.float32)
     labels = torch.tensor(labels, dtype=torch.int32)
-    if function is ap_counts_triton and torch.cuda.is_available():
-        scores, labels = scores.cuda(), labels.cuda()
-    return function(scores, labels, functions).cpu().numpy()
+    return function(scores, labels, functions).numpy()
 
 
 def by_sorting(scores, needs):

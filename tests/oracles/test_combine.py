@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from on_device import on_device
 
+from lab.kernels import combine_backward as backward
 from lab.kernels.combine import combine, combine_triton
 from lab.kernels.combine_backward import (
     combine_backward,
@@ -49,7 +51,7 @@ def narrow(*tensors):
 def test_combine_equals_three_loops(case):
     expected = by_loops(*case)
     torch.testing.assert_close(combine(*case), expected)
-    found = combine_triton(*narrow(*case))
+    found = on_device(combine_triton)(*narrow(*case))
     torch.testing.assert_close(found, expected.float(), rtol=0, atol=1e-6)
     assert not found[4].any()
 
@@ -58,7 +60,7 @@ def test_combine_backward_equals_loops(case):
     grad = torch.randn(11, 5, generator=torch.Generator().manual_seed(1))
     expected = by_loops_backward(*case, grad.double())
     found = combine_backward(*case, grad.double())
-    kernel = combine_backward_triton(*narrow(*case, grad))
+    kernel = on_device(combine_backward_triton)(*narrow(*case, grad))
     for left, other, right in zip(found, kernel, expected, strict=True):
         torch.testing.assert_close(left, right)
         torch.testing.assert_close(other, right.float(), rtol=0, atol=1e-6)
@@ -75,3 +77,13 @@ def test_wrong_shapes_are_refused(shapes, sentence):
     a, b, c = shapes
     with pytest.raises(ValueError, match=sentence):
         combine(torch.zeros(a), torch.zeros(b).int(), torch.zeros(c))
+
+
+def test_rows_of_nobody_get_zeros_where_there_are_many(case, monkeypatch):
+    monkeypatch.setattr(backward, "FEW", 0)
+    grad = torch.randn(11, 5, generator=torch.Generator().manual_seed(1))
+    expected, _ = by_loops_backward(*case, grad.double())
+    launcher = on_device(combine_backward_triton)
+    found, _ = launcher(*narrow(*case, grad))
+    torch.testing.assert_close(found, expected.float(), rtol=0, atol=1e-6)
+    assert (found == 0).all(dim=1).any()

@@ -6,7 +6,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lab.kernels.dispatch import dispatch, dispatch_triton
+from lab.kernels.dispatch import (
+    dispatch,
+    dispatch_scan_kernel,
+    dispatch_triton,
+)
 
 
 def by_numpy(experts, num_experts):
@@ -26,9 +30,8 @@ def by_numpy(experts, num_experts):
 def choices(draw):
     """Any slots at all, a token choosing one expert twice included."""
     num_experts = draw(st.sampled_from((1, 2, 3, 16, 17, 256)))
-    # one program numbers few pairs, several small blocks of more of them,
-    # and large blocks those of many
-    T = draw(st.integers(0, 60) | st.integers(0, 1300) | st.just(3400))
+    # few pairs meet each other in one step or two, many in blocks
+    T = draw(st.integers(0, 60) | st.integers(0, 200) | st.just(4100))
     S = draw(st.integers(1, 5))
     generator = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     # a range that may leave most experts without a token
@@ -52,6 +55,33 @@ def test_dispatch_is_a_stable_sort_of_the_kept_slots(function):
             np.testing.assert_array_equal(left.numpy(), right, name)
 
     agrees()
+
+
+# (number of experts, pairs): the most for one launch and one more; the last
+# block full, and one past it; a number of blocks that fills whole rows
+@pytest.mark.parametrize(
+    "num_experts, P", [
+        (1024, 1024), (1024, 1025), (300, 2049), (300, 31 * 128),
+        (300, 31 * 128 + 1), (300, 32 * 128), (5, 4097), (1, 4097),
+    ],
+)  # fmt: skip
+def test_nothing_is_lost_between_blocks(num_experts, P):
+    generator = np.random.default_rng(P)
+    experts = generator.integers(-1, num_experts, (P, 1), dtype=np.int32)
+    found = dispatch_triton(torch.from_numpy(experts), num_experts)
+    for name, left, right in zip(
+        found._fields, found, by_numpy(experts, num_experts), strict=True
+    ):
+        np.testing.assert_array_equal(left.numpy(), right, name)
+
+
+def test_the_scan_carries_its_total_from_step_to_step():
+    generator = torch.Generator().manual_seed(0)
+    counts = torch.randint(9, (3, 48), generator=generator).int()
+    before, load = torch.empty_like(counts), counts.new_empty(3)
+    dispatch_scan_kernel[(3,)](counts, before, load, 48, BLOCK=32)
+    assert before.equal((counts.cumsum(1) - counts).int())
+    assert load.equal(counts.sum(1).int())
 
 
 def test_slots_of_no_known_expert_count_as_empty_on_a_gpu():

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from on_device import on_device
 from torch import nn
 
 from lab.kernels.gru_router_step import (
@@ -34,7 +35,7 @@ def torchs(x, state, w_input, w_state, input_bias, state_bias, w_gate):
     [
         (gru_router_step, torch.float64, 1e-12),
         (gru_router_step, torch.float32, 1e-5),
-        (gru_router_step_triton, torch.float32, 1e-5),
+        (on_device(gru_router_step_triton), torch.float32, 1e-5),
     ],
     ids=["float64", "float32", "kernel"],
 )

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from on_device import on_device
 from scipy.spatial import KDTree
 
 from lab.kernels.knn_prior import knn_prior, knn_prior_triton
 
-KERNELS = {"reference": knn_prior, "kernel": knn_prior_triton}
+KERNELS = {"reference": knn_prior, "kernel": on_device(knn_prior_triton)}
 
 
 def points(n, side=1_000_000):

@@ -6,6 +6,7 @@ a move that is carried out shortens the tour by its gain, to the last unit.
 
 import pytest
 import torch
+from on_device import on_device
 
 from lab.kernels.kopt_simulate import (
     DECLARATION,
@@ -60,7 +61,9 @@ def by_lists(tour, candidates, potentials, d, draws):
     return best, depth, prefixes, tried
 
 
-@pytest.mark.parametrize("simulate", [kopt_simulate, kopt_simulate_triton])
+@pytest.mark.parametrize(
+    "simulate", [kopt_simulate, on_device(kopt_simulate_triton)]
+)
 @pytest.mark.parametrize("options", OPTIONS)
 def test_simulations_are_those_of_reversed_lists(simulate, options):
     given = inputs(options)

@@ -5,11 +5,12 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from on_device import on_device
 
 from lab.kernels.linkload import linkload, linkload_triton
 
-# the kernel runs where the tensors are, or in the interpreter
-OPERATIONS = [linkload, linkload_triton]
+KERNEL = on_device(linkload_triton)
+OPERATIONS = [linkload, KERNEL]
 SIZES = [(3, 63, 8, 8), (2, 200, 5, 3), (1, 1, 2, 1), (2, 97, 20, 16)]
 
 
@@ -24,10 +25,7 @@ def sample(B, G, L, S, seed=0):
 
 def run(operation, source, target, spine, size, L, S):
     ids = [torch.from_numpy(x).int() for x in (source, target, spine)]
-    inputs = [*ids, torch.from_numpy(size).float()]
-    if operation is linkload_triton and torch.cuda.is_available():
-        inputs = [x.cuda() for x in inputs]
-    return [x.cpu() for x in operation(*inputs, L, S)]
+    return operation(*ids, torch.from_numpy(size).float(), L, S)
 
 
 def by_loops(source, target, spine, size, L, S):
@@ -78,7 +76,7 @@ def test_ids_outside_the_fabric_count_as_padding_in_the_kernel():
     source, target = np.array([[5, 0, -1, 0]]), np.array([[1, 5, 1, 1]])
     spine, size = np.array([[0, 0, 0, 7]]), np.ones((1, 4))
     drawn = (source, target, spine, size)
-    up, down, peak = run(linkload_triton, *drawn, 3, 2)
+    up, down, peak = run(KERNEL, *drawn, 3, 2)
     assert not up.any() and not down.any() and not peak.any()
 
 

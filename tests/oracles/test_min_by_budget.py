@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from on_device import on_device
 
 from lab.kernels.min_by_budget import min_by_budget, min_by_budget_triton
 
@@ -20,7 +21,9 @@ def by_loop(losses, budgets, menus):
     return best
 
 
-@pytest.mark.parametrize("function", [min_by_budget, min_by_budget_triton])
+@pytest.mark.parametrize(
+    "function", [min_by_budget, on_device(min_by_budget_triton)]
+)
 @pytest.mark.parametrize("seed", range(3))
 def test_it_is_the_loop_with_ties_and_infinities(function, seed):
     dice = torch.Generator().manual_seed(seed)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from on_device import on_device
 
 from lab.kernels.placement_cost import placement_cost, placement_cost_triton
 from lab.kernels.transition_counts import (
@@ -26,7 +27,7 @@ def by_token(routes, placed):
 
 
 @pytest.mark.parametrize(
-    "count", [transition_counts, transition_counts_triton]
+    "count", [transition_counts, on_device(transition_counts_triton)]
 )
 @pytest.mark.parametrize(("tokens", "experts"), [(1, 1), (63, 5), (1000, 16)])
 def test_counts_are_those_of_numpy(count, tokens, experts):
@@ -39,7 +40,9 @@ def test_counts_are_those_of_numpy(count, tokens, experts):
     np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.parametrize("cost", [placement_cost, placement_cost_triton])
+@pytest.mark.parametrize(
+    "cost", [placement_cost, on_device(placement_cost_triton)]
+)
 @pytest.mark.parametrize(
     ("layers", "experts", "gpus"), [(2, 4, 2), (6, 8, 4), (3, 9, 3)]
 )

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import scipy.special
 import torch
+from on_device import on_device
 
 from lab.kernels.topk_gate import topk_gate, topk_gate_triton
 
-# the kernel runs where the tensors are, or in the interpreter
-GATES = [topk_gate, topk_gate_triton]
+GATES = [topk_gate, on_device(topk_gate_triton)]
 SIZES = [(63, 8, 2, 0), (40, 12, 5, 0), (33, 16, 3, 8), (9, 5, 5, 3)]
 SIZES += [(7, 1, 1, 0), (50, 24, 4, 16)]
 
@@ -30,19 +30,12 @@ def by_loops(z, k, null_experts, renormalize):
     return experts, [math.exp(z[i]) / total if i >= 0 else 0 for i in experts]
 
 
-def run(gate, *arguments, **options):
-    logits, *rest = arguments
-    if gate is topk_gate_triton and torch.cuda.is_available():
-        logits = logits.cuda()
-    return [tensor.cpu() for tensor in gate(logits, *rest, **options)]
-
-
 @pytest.mark.parametrize("gate", GATES)
 @pytest.mark.parametrize("T, E, k, null_experts", SIZES)
 @pytest.mark.parametrize("renormalize", [True, False])
 def test_agrees_with_loops(gate, T, E, k, null_experts, renormalize):
     logits = sample(T, E)
-    experts, weights = run(gate, logits, k, null_experts, renormalize)
+    experts, weights = gate(logits, k, null_experts, renormalize)
     for t, z in enumerate(logits.double().tolist()):
         chosen, share = by_loops(z, k, null_experts, renormalize)
         assert experts[t].tolist() == chosen
@@ -53,7 +46,7 @@ def test_agrees_with_loops(gate, T, E, k, null_experts, renormalize):
 @pytest.mark.parametrize("gate", GATES)
 def test_raw_weights_are_scipys_softmax(gate):
     logits = sample(100, 16, seed=1)
-    experts, weights = run(gate, logits, 4, renormalize=False)
+    experts, weights = gate(logits, 4, renormalize=False)
     scores = scipy.special.softmax(logits.double().numpy(), axis=1)
     best = np.argsort(-scores, axis=1, kind="stable")[:, :4]
     np.testing.assert_array_equal(experts, best)
@@ -73,7 +66,7 @@ def adamoe_authors(scores, k, true_experts):
 @pytest.mark.parametrize("gate", GATES)
 def test_null_experts_follow_the_authors(gate):
     logits = sample(200, 16, seed=2)
-    experts, weights = run(gate, logits, 3, null_experts=8)
+    experts, weights = gate(logits, 3, null_experts=8)
     scores = scipy.special.softmax(logits.double().numpy(), axis=1)
     chosen, share = adamoe_authors(scores, k=3, true_experts=8)
     np.testing.assert_array_equal(experts, np.where(chosen < 8, chosen, -1))
@@ -86,7 +79,7 @@ def test_null_experts_follow_the_authors(gate):
 def test_true_experts_far_below_the_nulls_keep_weights_that_sum_to_one(gate):
     # the authors' quotient of two underflowed numbers would be 0 / 0
     logits = torch.tensor([[0.0, -1.0, 500.0, 499.0]])
-    experts, weights = run(gate, logits, 4, null_experts=2)
+    experts, weights = gate(logits, 4, null_experts=2)
     assert experts.tolist() == [[-1, -1, 0, 1]]
     e = math.exp(-1)
     assert weights.tolist()[0] == pytest.approx(
@@ -100,14 +93,14 @@ def test_copied_rows_tie_and_the_lowest_index_wins(gate, copies, k):
     # AdaMoE starts its null columns as copies of the true ones; then a token
     # takes its best expert, that one's twins, and its second best: load 2.00
     logits = sample(500, 8, seed=3).repeat(1, 1 + copies)
-    experts, _ = run(gate, logits, k, null_experts=8 * copies)
+    experts, _ = gate(logits, k, null_experts=8 * copies)
     load = (experts >= 0).sum(dim=1)
     assert load.double().mean() == 2.0
 
 
 @pytest.mark.parametrize("gate", GATES)
 def test_all_equal_logits_choose_the_first_experts(gate):
-    experts, weights = run(gate, torch.zeros(3, 9), 4)
+    experts, weights = gate(torch.zeros(3, 9), 4)
     assert experts.tolist() == [[0, 1, 2, 3]] * 3
     assert weights.tolist() == [[0.25] * 4] * 3
 

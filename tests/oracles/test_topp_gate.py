@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import scipy.special
 import torch
+from on_device import on_device
 
 from lab.kernels.topp_gate import topp_gate, topp_gate_triton
 
-GATES = [topp_gate, topp_gate_triton]
+GATES = [topp_gate, on_device(topp_gate_triton)]
 P = [0.1, 0.4, 0.77, 0.95]
 MARGIN = 1e-5  # of a mass to p, within which fp32 sums may fall either way
 
@@ -26,13 +27,6 @@ def sample(T, E, p, seed=0):
 
 def softmax(logits):
     return scipy.special.softmax(logits.double().numpy(), axis=1)
-
-
-def run(gate, *arguments, **options):
-    logits, *rest = arguments
-    if gate is topp_gate_triton and torch.cuda.is_available():
-        logits = logits.cuda()
-    return [tensor.cpu() for tensor in gate(logits, *rest, **options)]
 
 
 def by_loops(z, p):
@@ -54,7 +48,7 @@ def by_loops(z, p):
 @pytest.mark.parametrize("renormalize", [False, True])
 def test_agrees_with_loops(gate, E, p, renormalize):
     logits = sample(40, E, p)
-    experts, weights = run(gate, logits, p, renormalize)
+    experts, weights = gate(logits, p, renormalize)
     for t, z in enumerate(logits.double().tolist()):
         chosen, share = by_loops(z, p)
         if renormalize:
@@ -79,7 +73,7 @@ def authors(scores, p):
 @pytest.mark.parametrize("p", P)
 def test_agrees_with_the_authors_where_no_sum_equals_p(gate, p):
     logits = sample(200, 16, p, seed=1)
-    experts, _ = run(gate, logits, p)
+    experts, _ = gate(logits, p)
     for t, scores in enumerate(softmax(logits)):
         assert set(experts[t].tolist()) - {-1} == authors(scores, p)
 
@@ -87,7 +81,7 @@ def test_agrees_with_the_authors_where_no_sum_equals_p(gate, p):
 @pytest.mark.parametrize("gate", GATES)
 def test_a_sum_equal_to_p_is_enough_as_the_paper_says(gate):
     # 16 equal experts and p = 0.25: four in the paper, five in its code
-    experts, weights = run(gate, torch.zeros(1, 16), 0.25)
+    experts, weights = gate(torch.zeros(1, 16), 0.25)
     assert experts[0, :5].tolist() == [0, 1, 2, 3, -1]
     assert weights.sum() == 0.25
     assert len(authors(np.full(16, 1 / 16), 0.25)) == 5
@@ -98,14 +92,14 @@ def test_a_token_with_enough_waits_for_its_neighbour(gate):
     # half the mass: one of two equal experts, eight of sixteen
     logits = torch.zeros(2, 16)
     logits[0, 2:] = -1e4
-    experts, _ = run(gate, logits, 0.5)
+    experts, _ = gate(logits, 0.5)
     assert experts.tolist() == [[0, *[-1] * 15], [*range(8), *[-1] * 8]]
 
 
 @pytest.mark.parametrize("gate", GATES)
 @pytest.mark.parametrize("E, p", [(16, 0.4), (8, 0.5), (4, 0.01), (32, 0.97)])
 def test_equal_logits_keep_the_first_ceil_p_n(gate, E, p):
-    experts, _ = run(gate, torch.zeros(2, E), p)
+    experts, _ = gate(torch.zeros(2, E), p)
     count = math.ceil(p * E)
     assert experts.tolist() == [[*range(count), *[-1] * (E - count)]] * 2
 
@@ -122,7 +116,7 @@ def test_equal_logits_keep_the_first_ceil_p_n(gate, E, p):
 )
 def test_a_token_worked_out_by_hand(gate, p, chosen, mass):
     logits = torch.tensor([[0.35, 0.05, 0.3, 0.2, 0.1]]).log()
-    experts, weights = run(gate, logits, p)
+    experts, weights = gate(logits, p)
     assert experts[0, : len(chosen)].tolist() == chosen
     assert (experts[0, len(chosen) :] == -1).all()
     assert weights.sum().item() == pytest.approx(mass, abs=1e-6)
@@ -130,14 +124,14 @@ def test_a_token_worked_out_by_hand(gate, p, chosen, mass):
 
 @pytest.mark.parametrize("gate", GATES)
 def test_a_token_torn_between_two_experts_takes_one(gate):
-    experts, weights = run(gate, torch.tensor([[3.0, 3.0, -60.0]]), 0.4)
+    experts, weights = gate(torch.tensor([[3.0, 3.0, -60.0]]), 0.4)
     assert experts.tolist() == [[0, -1, -1]]
     assert weights.tolist() == [[0.5, 0.0, 0.0]]
 
 
 @pytest.mark.parametrize("gate", GATES)
 def test_p_of_one_keeps_experts_without_any_mass(gate):
-    experts, weights = run(gate, torch.tensor([[0.0, 900.0, -900.0]]), 1.0)
+    experts, weights = gate(torch.tensor([[0.0, 900.0, -900.0]]), 1.0)
     assert experts.tolist() == [[1, 0, 2]]
     assert weights.tolist() == [[1.0, 0.0, 0.0]]
 
