@@ -35,8 +35,8 @@ def duo_ffn_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_F: tl.constexpr,
 ):
-    kind, first_row, end = find_tile(
-        offsets_ptr, tl.program_id(0), 2, BLOCK_M, BINS
+    kind, first_row, end, _ = find_tile(
+        offsets_ptr, tl.program_id(0), 1, 2, BLOCK_M, BINS
     )
     if kind == 2:
         return
@@ -56,13 +56,16 @@ def duo_ffn_kernel(
             mask=(d[:, None] < D) & (f[None, :] < last),
             other=0.0,
         )
-        z = tl.dot(x, w, input_precision="ieee")
-        h = tl.maximum(z, 0.0) if ACTIVATION == "relu" else gelu(z)
+        # before the first product: otherwise v may take the place of w in
+        # shared memory, and ptxas 12.8 (Triton 3.6 and 3.7) then reads v at
+        # an address that it never computed
         v = tl.load(
             w_down_ptr + f[:, None] * D + d[None, :],
             mask=(f[:, None] < last) & (d[None, :] < D),
             other=0.0,
         )
+        z = tl.dot(x, w, input_precision="ieee")
+        h = tl.maximum(z, 0.0) if ACTIVATION == "relu" else gelu(z)
         h = h.to(out_ptr.dtype.element_ty)
         y = tl.dot(h, v, y, input_precision="ieee")
     tl.store(out_ptr + at, y.to(out_ptr.dtype.element_ty), mask=inside)

@@ -14,12 +14,15 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from lab.kernels import runtime
 from lab.kernels.declaration import Compile
 from lab.kernels.dispatch import lanes
 
 BF16, FP32 = torch.bfloat16, torch.float32
+# these copy tiles by descriptor, and have room for the largest ones
+HOPPER = ("sm_90", "sm_100", "sm_103")
 # every tile that `choose_tiles` knows, as what asks for it
 EACH_TILE = (
     (BF16, 1024), (BF16, 40), (BF16, 16), (BF16, 4), (FP32, 1024), (FP32, 8),
@@ -56,7 +59,7 @@ def choose_tiles(dtype: torch.dtype, mean: float, target: str) -> Tiles:
         rows = 64 if mean > 24 else 32 if mean > 8 else 16
         return Tiles(rows, 128, 64, 4, 2)
     # 227 KiB hold tiles that ask a quarter less of the cache (data/bench)
-    if target in ("sm_90", "sm_100", "sm_103") and mean > 48:
+    if target in HOPPER and mean > 48:
         return Tiles(128, 256, 64, 8, 4)
     if mean > 96:
         return Tiles(128, 128, 64, 8, 4)
@@ -66,21 +69,54 @@ def choose_tiles(dtype: torch.dtype, mean: float, target: str) -> Tiles:
 
 
 @triton.jit
-def find_tile(offsets_ptr, tile, E, BLOCK_M: tl.constexpr, BINS: tl.constexpr):
-    """The expert of a tile, its first row, and where that expert ends.
+def find_tile(
+    offsets_ptr, program, columns, E,
+    BLOCK_M: tl.constexpr, BINS: tl.constexpr,
+):  # fmt: skip
+    """Where a program's tile lies: its expert, its first row, where that
+    expert ends, and which of ``columns`` tiles in a row it is.
 
-    An expert that no tile has left over is E; then first row = end = 0.
+    A program that no tile is left for gets the expert E. Those of an expert
+    lie in the order of `in_groups`.
     """
+    e = tl.arange(0, BINS)
+    begin, end, tiles = tiles_of_each(offsets_ptr, E, BLOCK_M, BINS)
+    last = tl.cumsum(tiles, 0)
+    before = (last * columns <= program) & (e < E)
+    expert = tl.sum(before.to(tl.int32), 0)
+    mine = e == expert
+    # what comes of these where there is no tile is not used
+    rank = program - tl.sum(tl.where(mine, last - tiles, 0), 0) * columns
+    high = tl.sum(tl.where(mine, tiles, 0), 0)
+    tile, column = in_groups(rank, high, columns)
+    first_row = tl.sum(tl.where(mine, begin, 0), 0) + tile * BLOCK_M
+    return expert, first_row, tl.sum(tl.where(mine, end, 0), 0), column
+
+
+@triton.jit
+def tiles_of_each(
+    offsets_ptr, E, BLOCK_M: tl.constexpr, BINS: tl.constexpr
+):  # fmt: skip
+    """Where each expert's rows begin and end, and how many tiles they are."""
     e = tl.arange(0, BINS)
     begin = tl.load(offsets_ptr + e, mask=e < E, other=0)
     end = tl.load(offsets_ptr + e + 1, mask=e < E, other=0)
-    tiles = (end - begin + BLOCK_M - 1) // BLOCK_M
-    last = tl.cumsum(tiles, 0)
-    expert = tl.sum(((last <= tile) & (e < E)).to(tl.int32), 0)
-    mine = e == expert
-    first = begin + (tile - last + tiles) * BLOCK_M
-    first_row = tl.sum(tl.where(mine & (e < E), first, 0), 0)
-    return expert, first_row, tl.sum(tl.where(mine, end, 0), 0)
+    return begin, end, (end - begin + BLOCK_M - 1) // BLOCK_M
+
+
+@triton.jit
+def in_groups(rank, high, wide):
+    """Row and column of a tile among ``high`` times ``wide`` of them.
+
+    What runs at the same time should be about as high as wide: it shares the
+    rows and the columns that it reads, and the cache holds both. So 16 rows
+    of tiles at a time, one column of them after the other.
+    """
+    GROUP: tl.constexpr = 16
+    first = rank // (GROUP * wide) * GROUP
+    rows = tl.maximum(tl.minimum(high - first, GROUP), 1)
+    rank -= first * wide
+    return first + rank % rows, rank // rows
 
 
 @triton.jit
@@ -113,10 +149,8 @@ def expert_up_kernel(
     """
     HALVES: tl.constexpr = 2 if ACTIVATION == "swiglu" else 1
     WIDTH: tl.constexpr = BLOCK_N // HALVES
-    columns = tl.cdiv(F, WIDTH)
-    # neighbours share their rows of x and sweep one expert's weights
-    expert, first_row, end = find_tile(
-        offsets_ptr, tl.program_id(0) // columns, E, BLOCK_M, BINS
+    expert, first_row, end, column = find_tile(
+        offsets_ptr, tl.program_id(0), tl.cdiv(F, WIDTH), E, BLOCK_M, BINS
     )
     if expert == E:
         return
@@ -124,14 +158,14 @@ def expert_up_kernel(
     # past the end the last row again: what comes of it is not stored
     pair = tl.load(pairs_ptr + tl.minimum(row, end - 1))
     token = (pair // S).to(tl.int64)
-    first_n = tl.program_id(0) % columns * WIDTH
+    first_n = column * WIDTH
     G = HALVES * F
-    column = tl.arange(0, BLOCK_N)
-    n = first_n + column % WIDTH
+    half = tl.arange(0, BLOCK_N) // WIDTH
+    n = first_n + tl.arange(0, BLOCK_N) % WIDTH
     k = tl.arange(0, BLOCK_K)
     x_at = tokens_ptr + token[:, None] * H + k[None, :]
     w_at = w_up_ptr + expert.to(tl.int64) * H * G + k[:, None].to(tl.int64) * G
-    w_at += (n + column // WIDTH * F)[None, :]
+    w_at += (n + half * F)[None, :]
     z = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for start in range(0, H, BLOCK_K):
         if EVEN:
@@ -196,14 +230,13 @@ def expert_product_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Rows a [R, K] times their expert's matrix [K, N], by any strides."""
-    columns = tl.cdiv(N, BLOCK_N)
-    expert, first_row, end = find_tile(
-        offsets_ptr, tl.program_id(0) // columns, E, BLOCK_M, BINS
+    expert, first_row, end, column = find_tile(
+        offsets_ptr, tl.program_id(0), tl.cdiv(N, BLOCK_N), E, BLOCK_M, BINS
     )
     if expert == E:
         return
     row = first_row.to(tl.int64) + tl.arange(0, BLOCK_M)
-    n = tl.program_id(0) % columns * BLOCK_N + tl.arange(0, BLOCK_N)
+    n = column * BLOCK_N + tl.arange(0, BLOCK_N)
     k = tl.arange(0, BLOCK_K)
     # past the end the last row again: what comes of it is not stored
     a_at = a_ptr + tl.minimum(row, end - 1)[:, None] * K + k[None, :]
@@ -230,7 +263,7 @@ def expert_product_kernel(
 
 def up(tokens, pairs, rows, offsets, w_up, activation, keep, tiles=None):
     """Launch the first product; returns act(z) and z (or an empty z)."""
-    R, (E, H, G) = len(pairs), w_up.shape
+    R, (E, H, G) = pairs.shape[0], w_up.shape
     F = G // 2 if activation == "swiglu" else G
     if tiles is None:
         tiles = choose_tiles(tokens.dtype, R / E, runtime.target(tokens))
@@ -251,24 +284,103 @@ def up(tokens, pairs, rows, offsets, w_up, activation, keep, tiles=None):
     return active, hidden
 
 
+@triton.jit
+def expert_product_tma_kernel(
+    a_desc, w_desc, out_ptr, offsets_ptr,
+    E, K, N,
+    TRANSPOSED: tl.constexpr, PROGRAMS: tl.constexpr, BINS: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """`expert_product_kernel` for a GPU that copies whole tiles by itself.
+
+    No thread computes an address, and each program takes one tile after the
+    other, so that the next one's copies begin while this one is stored.
+    Tiles cover K. The weights lie as [E K, N], or TRANSPOSED as [E N, K].
+    """
+    columns = tl.cdiv(N, BLOCK_N)
+    _, _, high = tiles_of_each(offsets_ptr, E, BLOCK_M, BINS)
+    tiles = tl.sum(high, 0) * columns
+    for tile in tl.range(tl.program_id(0), tiles, PROGRAMS, flatten=True):
+        expert, first_row, end, column = find_tile(
+            offsets_ptr, tile, columns, E, BLOCK_M, BINS
+        )
+        first_n = column * BLOCK_N
+        total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+        for start in range(0, K, BLOCK_K):
+            a = a_desc.load([first_row, start])
+            if TRANSPOSED:
+                w = w_desc.load([expert * N + first_n, start]).T
+            else:
+                w = w_desc.load([expert * K + start, first_n])
+            total = tl.dot(a, w, total, input_precision="ieee")
+        row = first_row.to(tl.int64) + tl.arange(0, BLOCK_M)
+        n = first_n + tl.arange(0, BLOCK_N)
+        tl.store(
+            out_ptr + row[:, None] * N + n[None, :],
+            total.to(out_ptr.dtype.element_ty),
+            mask=(row[:, None] < end) & (n[None, :] < N),
+        )
+
+
 def product(
     a: Tensor, weight: Tensor, offsets: Tensor, tiles: Tiles | None = None
 ) -> Tensor:
     """Each row of a [R, K] times its expert's matrix of weight [E, K, N]."""
-    R, (E, K, N) = len(a), weight.shape
+    R, (E, K, N) = a.shape[0], weight.shape
     if tiles is None:
         tiles = choose_tiles(a.dtype, R / E, runtime.target(a))
     out = a.new_empty(R, N)
-    if R:
-        grid = ((runtime.cdiv(R, tiles.m) + E) * runtime.cdiv(N, tiles.n),)
-        expert_product_kernel[grid](
-            a.contiguous(), weight, out, offsets.contiguous(),
-            E, K, N, *weight.stride(),
-            EVEN=K % tiles.k == 0 and N % tiles.n == 0, BINS=lanes(E),
-            BLOCK_M=tiles.m, BLOCK_N=tiles.n, BLOCK_K=tiles.k,
-            num_warps=tiles.warps, num_stages=tiles.stages,
+    if not R:
+        return out
+    a, offsets = a.contiguous(), offsets.contiguous()
+    blocks = {
+        "BINS": lanes(E), "BLOCK_M": tiles.m, "BLOCK_N": tiles.n,
+        "BLOCK_K": tiles.k, "num_warps": tiles.warps,
+        "num_stages": tiles.stages,
+    }  # fmt: skip
+    if suits_descriptors(a, weight, tiles):
+        transposed = weight.stride(2) != 1
+        flat = (weight.mT if transposed else weight).flatten(0, 1)
+        tile = [tiles.n, tiles.k] if transposed else [tiles.k, tiles.n]
+        programs = runtime.multiprocessors(a)
+        expert_product_tma_kernel[(programs,)](
+            TensorDescriptor.from_tensor(a, [tiles.m, tiles.k]),
+            TensorDescriptor.from_tensor(flat, tile),
+            out, offsets, E, K, N,
+            TRANSPOSED=transposed, PROGRAMS=programs, **blocks,
         )  # fmt: skip
+        return out
+    grid = ((runtime.cdiv(R, tiles.m) + E) * runtime.cdiv(N, tiles.n),)
+    expert_product_kernel[grid](
+        a, weight, out, offsets, E, K, N, *weight.stride(),
+        EVEN=K % tiles.k == 0 and N % tiles.n == 0, **blocks,
+    )  # fmt: skip
     return out
+
+
+def suits_descriptors(a: Tensor, weight: Tensor, tiles: Tiles) -> bool:
+    """Whether `expert_product_tma_kernel` can and should do this product.
+
+    For few rows an expert it would not pay: describing the tensors takes the
+    host longer than it saves.
+    """
+    E, K, N = weight.shape
+    dense = weight if weight.stride(2) == 1 else weight.mT
+    return (
+        tiles.m >= 128
+        and K % tiles.k == 0
+        and dense.is_contiguous()
+        and copies_tiles(a, dense)
+    )
+
+
+def copies_tiles(*matrices: Tensor) -> bool:
+    """Whether a GPU copies tiles of these contiguous matrices by itself:
+    those from Hopper on, if rows begin at multiples of 16 bytes."""
+    return runtime.target(matrices[0]) in HOPPER and all(
+        x.itemsize == 2 and x.shape[-1] % 8 == 0 and x.data_ptr() % 16 == 0
+        for x in matrices
+    )
 
 
 def compiles(
@@ -276,9 +388,11 @@ def compiles(
     kernel,
     constants: dict,
     loads: tuple = ((BF16, 1024),),
+    choose=choose_tiles,
 ) -> tuple[Compile, ...]:
     """What to compile of a kernel ahead of time: just what is launched for
-    these dtypes and mean rows per expert.
+    these dtypes and mean rows per expert, with the tiles that ``choose``
+    gives.
 
     On a T4 the products go through PyTorch, so it is not a target.
     """
@@ -286,11 +400,13 @@ def compiles(
     for dtype, mean in loads:
         targets = defaultdict(list)
         for target in (*NVIDIA, "gfx942"):
-            targets[choose_tiles(dtype, mean, target)].append(target)
+            targets[choose(dtype, mean, target)].append(target)
         for tiles, same in targets.items():
             blocks = dict(
                 zip(("BLOCK_M", "BLOCK_N", "BLOCK_K"), tiles, strict=False)
             )
+            if "BY_TILE" in kernel.arg_names:
+                blocks["BY_TILE"] = constants["EVEN"] and tiles.n >= 256
             kind = "*fp32" if dtype == FP32 else "*bf16"
             signature = {
                 argument: kind if argument.endswith("_ptr") else "i32:16"
@@ -299,7 +415,7 @@ def compiles(
             }
             signature |= dict.fromkeys(("offsets_ptr", "pairs_ptr"), "*i32")
             signature |= {"E": "i32"}
-            shape = "x".join(map(str, blocks.values()))
+            shape = "x".join(map(str, tiles[:3]))
             found.append(
                 Compile(
                     f"{name} {kind[1:]} {shape}",
@@ -317,3 +433,27 @@ def compiles(
                 )
             )
     return tuple(found)
+
+
+def compiles_tma(name: str, transposed: bool) -> Compile:
+    """The same of `expert_product_tma_kernel`, for many rows an expert."""
+    m, n, k, warps, stages = choose_tiles(BF16, 1024, HOPPER[0])
+    w = [n, k] if transposed else [k, n]
+    return Compile(
+        f"{name} bf16 {m}x{n}x{k}",
+        expert_product_tma_kernel,
+        signature={
+            "a_desc": f"tensordesc<bf16{[m, k]}>",
+            "w_desc": f"tensordesc<bf16{w}>",
+            "out_ptr": "*bf16", "offsets_ptr": "*i32",
+            "E": "i32", "K": "i32:16", "N": "i32:16",
+        },
+        constants={
+            "TRANSPOSED": transposed, "PROGRAMS": 132, "BINS": 128,
+            "BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k,
+        },
+        num_warps=warps,
+        num_stages=stages,
+        targets=tuple(target for target in NVIDIA if target in HOPPER),
+        matrix_units=True,
+    )  # fmt: skip

@@ -8,9 +8,12 @@ With g the gradient of y[t] = sum over s of w[t, s] v[r(t, s)]:
 A row belongs to one slot at most, so each token writes its own rows and no
 two programs meet: no atomics, the same bits on every run.
 
-Bytes: g and v read once, dv written twice (it starts at zero, because rows
-past the last expert must not hold garbage), 12 per slot. Less where one of
-the two is not wanted: a frozen gate needs no v, frozen experts no dv.
+Bytes: g and v read once, dv written once, 12 per slot. Less where one of the
+two is not wanted: a frozen gate needs no v, frozen experts no dv. Rows that
+no slot points to (a gate left slots empty) must not hold garbage: where there
+are many rows, each that is written is marked in a byte, and a second kernel
+fills those without a mark, for writing all of dv twice would take half as
+long again. Where there are few, filling it beforehand costs less than that.
 """
 
 from collections.abc import Sequence
@@ -27,6 +30,8 @@ from lab.kernels.operator import operator
 from lab.kernels.runtime import cdiv, next_power_of_2
 
 BOTH = True, True  # gradients
+# numbers that are filled with zeros in the time of a launch
+FEW = 2**22
 
 
 class CombineGradients(NamedTuple):
@@ -88,13 +93,18 @@ def combine_backward_reference(
 @triton.jit
 def combine_backward_kernel(
     expert_rows_ptr, rows_ptr, weights_ptr, grad_ptr,
-    grad_rows_ptr, grad_weights_ptr,
+    grad_rows_ptr, grad_weights_ptr, written_ptr,
     T, S, H, R,
-    ROWS: tl.constexpr, WEIGHTS: tl.constexpr,
+    ROWS: tl.constexpr, WEIGHTS: tl.constexpr, MARK: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_H: tl.constexpr,
 ):  # fmt: skip
     t = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
     slots = tl.arange(0, BLOCK_S)
+    if MARK:
+        every = rows_ptr + t[:, None] * S + slots[None, :]
+        exists = (t[:, None] < T) & (slots[None, :] < S)
+        own = tl.load(every, mask=exists, other=-1)
+        tl.store(written_ptr + own, 1, mask=(own >= 0) & (own < R))
     grad_weights = tl.zeros([BLOCK_T, BLOCK_S], tl.float32)
     for start in range(0, H, BLOCK_H):
         h = start + tl.arange(0, BLOCK_H)
@@ -130,6 +140,23 @@ def combine_backward_kernel(
         )
 
 
+@triton.jit
+def fill_unwritten_kernel(
+    rows_ptr, written_ptr, R, H,
+    BLOCK_R: tl.constexpr, BLOCK_H: tl.constexpr,
+):  # fmt: skip
+    """Zeros into every row that has no mark."""
+    r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    empty = tl.load(written_ptr + r, mask=r < R, other=1) == 0
+    if tl.max(empty.to(tl.int32), 0) == 0:
+        return
+    at = r.to(tl.int64)[:, None] * H
+    for start in range(0, H, BLOCK_H):
+        h = start + tl.arange(0, BLOCK_H)[None, :]
+        zeros = tl.zeros([BLOCK_R, BLOCK_H], rows_ptr.dtype.element_ty)
+        tl.store(rows_ptr + at + h, zeros, mask=empty[:, None] & (h < H))
+
+
 def combine_backward_triton(
     expert_rows: Tensor,
     rows: Tensor,
@@ -137,12 +164,18 @@ def combine_backward_triton(
     grad: Tensor,
     wanted: Sequence[bool] = BOTH,
 ) -> CombineGradients:
-    """Launch the kernel; one program serves a few tokens' slots."""
+    """Launch the kernel; one program serves a few tokens' slots.
+
+    And one more for many rows, of which some may be nobody's.
+    """
     T, S = rows.shape
     R, H = expert_rows.shape
     grad_rows, grad_weights = like((expert_rows, weights), wanted)
     rows_wanted, weights_wanted = wanted
-    grad_rows.zero_()
+    mark = grad_rows.numel() > FEW
+    written = rows.new_zeros(R, dtype=torch.uint8) if mark else rows
+    if rows_wanted and not mark:
+        grad_rows.zero_()
     block_s = next_power_of_2(S)
     block_h = min(1024, next_power_of_2(H))
     block_t = max(1, 1024 // max(block_h, block_s))
@@ -150,10 +183,14 @@ def combine_backward_triton(
         combine_backward_kernel[(cdiv(T, block_t),)](
             expert_rows.contiguous(), rows.contiguous(),
             weights.contiguous(), grad.contiguous(), grad_rows, grad_weights,
-            T, S, H, R,
-            ROWS=rows_wanted, WEIGHTS=weights_wanted,
+            written, T, S, H, R,
+            ROWS=rows_wanted, WEIGHTS=weights_wanted, MARK=mark,
             BLOCK_T=block_t, BLOCK_S=block_s, BLOCK_H=block_h, num_warps=4,
         )  # fmt: skip
+    if mark:
+        fill_unwritten_kernel[(cdiv(R, 64),)](
+            grad_rows, written, R, H, BLOCK_R=64, BLOCK_H=128, num_warps=4
+        )
     return CombineGradients(grad_rows, grad_weights)
 
 
@@ -199,7 +236,7 @@ def _cost(expert_rows, rows, weights, grad, wanted=BOTH) -> Cost:
     T, S = rows.shape
     kept = int((rows >= 0).sum())
     of_rows, of_weights = wanted
-    moved = (of_weights * kept + of_rows * (kept + R) + T) * H
+    moved = (of_weights * kept + of_rows * R + T) * H
     slots = 4 + 4 * of_rows + 4 * of_weights
     return Cost(
         moved * expert_rows.element_size() + slots * T * S,
@@ -232,24 +269,35 @@ DECLARATION = Declaration(
         _example("large", 32768, 8, 2048, large=True),
     ),
     cost=_cost,
-    compiles=tuple(
-        Compile(
+    compiles=(
+        *(Compile(
             f"H2048 {dtype}{only}",
             combine_backward_kernel,
             signature={
                 "expert_rows_ptr": f"*{dtype}", "rows_ptr": "*i32",
                 "weights_ptr": "*fp32", "grad_ptr": f"*{dtype}",
                 "grad_rows_ptr": f"*{dtype}", "grad_weights_ptr": "*fp32",
+                "written_ptr": "*i32" if only == " weights" else "*u8",
                 "T": "i32", "S": "i32", "H": "i32:16", "R": "i32",
             },
             constants={
                 "ROWS": only != " weights", "WEIGHTS": only != " rows",
+                "MARK": only != " weights",
                 "BLOCK_T": 1, "BLOCK_S": 8, "BLOCK_H": 1024,
             },
         )
         for dtype, only in (
             ("fp32", ""), ("fp16", ""),
             ("fp32", " rows"), ("fp32", " weights"),
-        )
+        )),
+        Compile(
+            "fill fp16",
+            fill_unwritten_kernel,
+            signature={
+                "rows_ptr": "*fp16", "written_ptr": "*u8", "R": "i32",
+                "H": "i32:16",
+            },
+            constants={"BLOCK_R": 64, "BLOCK_H": 128},
+        ),
     ),
 )  # fmt: skip

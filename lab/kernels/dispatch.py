@@ -10,20 +10,30 @@ within an expert in the order of the tokens:
     row_p     = offset_e + #{q < p : q chose e}     for a pair p that chose e
 
 Dropped pairs are gone before anything is counted, so they cost no row: a null
-expert saves its work. Nothing of size T E is built, nothing is sorted on the
-GPU, and the same input gives the same rows on every run.
+expert saves its work. Nothing of size T E is built, and the same input gives
+the same rows on every run.
 
-On the GPU three kernels run: each program counts its block of pairs; one
-program turns the counts, listed expert by expert, into a running total, which
-is the first row of each expert in each block; each program numbers its pairs.
-Few pairs, those of some 30 tokens, go through one program that does all.
+On a GPU every pair has a key that sorts by expert, then by pair: e n + q for
+pair q of n that chose e. No two keys are alike, so the place of a pair in the
+sorted order is the number of smaller keys: compare it with every other. These
+are n^2 comparisons, but none waits for another, and up to some 4000 pairs they
+are the whole sort, in one launch.
 
-Bytes: 4 read and 8 written per pair, 8 per expert. The two passes over the
-pairs and their block counts make it about twice that.
+Of more pairs, blocks of 128 are sorted that way, and three kernels run:
+
+    count   count_{e,b} = number of pairs of block b that chose e
+    scan    before_{e,b} = count_{e,0} + ... + count_{e,b-1}, and load_e
+    place   row_p = place of p in its block b
+                    - (count_{0,b} + ... + count_{e-1,b})  of lower experts
+                    + offset_e + before_{e,b}
+
+Bytes: 4 read and 8 written per pair, 8 per expert. In blocks, a pair is read
+twice, and the counts add E/8 per pair; they take up E/16 while it runs.
 
 Source: the counting sort; the three stages are those of the routing kernels
 of MegaBlocks (Gale et al. 2023) and SonicMoE (Guo et al. 2025), here without
-atomic counters, which would give another order on each run.
+atomic counters, which would give another order on each run. Sorting by the
+number of smaller keys is the enumeration sort.
 """
 
 from typing import NamedTuple
@@ -38,9 +48,9 @@ from lab.kernels.declaration import Compile, Cost, Declaration, Example
 from lab.kernels.operator import operator
 from lab.kernels.runtime import cdiv, next_power_of_2
 
-BLOCK = 1024  # pairs that one program counts and places
-SMALL_BLOCK = 256  # where they are not MANY, so that more programs share them
-MANY = 16384
+BLOCK = 128  # pairs that one program counts and places, of many
+SHARE = 16  # pairs that one program places, of few
+STEP = 1024  # pairs that it compares them with at a time
 
 
 class Dispatch(NamedTuple):
@@ -96,106 +106,122 @@ def dispatch_reference(experts: Tensor, num_experts: int) -> Dispatch:
 
 
 @triton.jit
-def count_experts(experts_ptr, pair, pairs, E, BINS: tl.constexpr):
-    """How often each expert occurs among these pairs: [BINS]."""
+def load_experts(experts_ptr, pair, pairs, E):
+    """The expert of each pair; E for an empty slot and past the end."""
     expert = tl.load(experts_ptr + pair, mask=pair < pairs, other=-1)
-    taken = (expert >= 0) & (expert < E)
-    return tl.histogram(tl.where(taken, expert, 0), BINS, mask=taken)
+    return tl.where((expert >= 0) & (expert < E), expert, E)
+
+
+@triton.jit
+def count_experts(expert, E, BINS: tl.constexpr):
+    """How often each expert occurs among these: [BINS]."""
+    return tl.histogram(tl.where(expert < E, expert, 0), BINS, expert < E)
+
+
+@triton.jit
+def smaller(keys, key):
+    """How many of keys [N] are smaller than each key [M]: [M].
+
+    The sign of a difference is -1 or 0, in fewer instructions than a
+    comparison.
+    """
+    return -tl.sum((keys[:, None] - key[None, :]) >> 31, 0)
 
 
 @triton.jit
 def dispatch_count_kernel(
-    experts_ptr, counts_ptr, pairs, blocks, E,
+    experts_ptr, counts_ptr, pairs, columns, E,
     BLOCK: tl.constexpr, BINS: tl.constexpr,
 ):  # fmt: skip
-    """How often each expert occurs in this block: counts [E, blocks]."""
+    """How often each expert occurs in this block: counts [E, columns]."""
     block = tl.program_id(0).to(tl.int64)
     pair = block * BLOCK + tl.arange(0, BLOCK)
-    count = count_experts(experts_ptr, pair, pairs, E, BINS)
+    count = count_experts(load_experts(experts_ptr, pair, pairs, E), E, BINS)
     e = tl.arange(0, BINS)
-    tl.store(counts_ptr + e * blocks + block, count, mask=e < E)
+    tl.store(counts_ptr + e.to(tl.int64) * columns + block, count, mask=e < E)
 
 
 @triton.jit
 def dispatch_scan_kernel(
-    counts_ptr, offsets_ptr, entries, blocks, E, BLOCK: tl.constexpr
+    counts_ptr, before_ptr, load_ptr, columns, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """Counts become running totals, in place; every expert's first one is
-    where its rows begin. One program, as the total is passed along."""
+    """The running total of one expert's counts, before [E, columns]."""
+    expert = tl.program_id(0).to(tl.int64)
     total = tl.zeros([], tl.int32)
-    for start in range(0, entries, BLOCK):
-        at = start + tl.arange(0, BLOCK)
-        count = tl.load(counts_ptr + at, mask=at < entries, other=0)
+    for start in range(0, columns, BLOCK):
+        column = start + tl.arange(0, BLOCK)
+        at = expert * columns + column
+        count = tl.load(counts_ptr + at, mask=column < columns, other=0)
         before = total + tl.cumsum(count, 0) - count
-        tl.store(counts_ptr + at, before, mask=at < entries)
-        first = (at < entries) & (at % blocks == 0)
-        tl.store(offsets_ptr + at // blocks, before, mask=first)
+        tl.store(before_ptr + at, before, mask=column < columns)
         total += tl.sum(count, 0)
-    tl.store(offsets_ptr + E, total)
-
-
-@triton.jit
-def number_pairs(
-    experts_ptr, pairs_ptr, rows_ptr, first, pairs, free, kept, E,
-    BLOCK: tl.constexpr, STEP: tl.constexpr, BINS: tl.constexpr,
-):  # fmt: skip
-    """Number the pairs from ``first`` on: next free row of their expert."""
-    e = tl.arange(0, BINS)
-    for start in range(0, tl.minimum(BLOCK, pairs - first), STEP):
-        pair = first + start + tl.arange(0, STEP)
-        expert = tl.load(experts_ptr + pair, mask=pair < pairs, other=-1)
-        taken = (expert >= 0) & (expert < E)
-        # [STEP, BINS]: 1 where the pair chose the expert
-        chose = (expert[:, None] == e[None, :]).to(tl.int32)
-        next_row = free[None, :] + tl.cumsum(chose, 0) - 1
-        row = tl.sum(chose * next_row, 1)
-        free += tl.sum(chose, 0)
-        tl.store(rows_ptr + pair, tl.where(taken, row, -1), mask=pair < pairs)
-        tl.store(pairs_ptr + row, pair.to(tl.int32), mask=taken)
-        # past the end, a row holds no pair
-        empty = (pair >= kept) & (pair < pairs)
-        tl.store(pairs_ptr + pair, tl.full([STEP], -1, tl.int32), mask=empty)
+    tl.store(load_ptr + expert, total)
 
 
 @triton.jit
 def dispatch_place_kernel(
-    experts_ptr, first_ptr, offsets_ptr, load_ptr, pairs_ptr, rows_ptr,
-    pairs, blocks, E,
-    BLOCK: tl.constexpr, STEP: tl.constexpr, BINS: tl.constexpr,
+    experts_ptr, before_ptr, load_ptr, offsets_ptr, pairs_ptr, rows_ptr,
+    pairs, columns, E,
+    BLOCK: tl.constexpr, BINS: tl.constexpr,
 ):  # fmt: skip
-    """Number the pairs of this block, from its first free rows on."""
+    """Sort the pairs of this block, and shift each expert's to its rows."""
     block = tl.program_id(0).to(tl.int64)
+    place = tl.arange(0, BLOCK)
+    pair = block * BLOCK + place
+    expert = load_experts(experts_ptr, pair, pairs, E)
+    key = expert * BLOCK + place
+
     e = tl.arange(0, BINS)
-    free = tl.load(first_ptr + e * blocks + block, mask=e < E, other=0)
-    kept = tl.load(offsets_ptr + E)
-    number_pairs(
-        experts_ptr, pairs_ptr, rows_ptr, block * BLOCK, pairs, free, kept, E,
-        BLOCK, STEP, BINS,
-    )  # fmt: skip
+    load = tl.load(load_ptr + e, mask=e < E, other=0)
+    at = before_ptr + e.to(tl.int64) * columns + block
+    before = tl.load(at, mask=e < E, other=0)
+    count = tl.load(at + 1, mask=e < E, other=0) - before
+    # the pairs of the experts below e, in all blocks but this one
+    others = tl.cumsum(load - count, 0) - (load - count)
+
+    taken = expert < E
+    shift = tl.gather(others + before, tl.where(taken, expert, 0), 0)
+    row = smaller(key, key) + shift
+    tl.store(rows_ptr + pair, tl.where(taken, row, -1), mask=pair < pairs)
+    tl.store(pairs_ptr + row, pair.to(tl.int32), mask=taken)
+    # past the end, a row holds no pair
+    kept = tl.sum(load, 0)
+    empty = (pair >= kept) & (pair < pairs)
+    tl.store(pairs_ptr + pair, tl.full([BLOCK], -1, tl.int32), mask=empty)
     if block == 0:
-        begin = tl.load(offsets_ptr + e, mask=e < E, other=0)
-        end = tl.load(offsets_ptr + e + 1, mask=e < E, other=0)
-        tl.store(load_ptr + e, end - begin, mask=e < E)
+        tl.store(offsets_ptr + e, tl.cumsum(load, 0) - load, mask=e < E)
+        tl.store(offsets_ptr + E, kept)
 
 
 @triton.jit
 def dispatch_few_kernel(
-    experts_ptr, offsets_ptr, load_ptr, pairs_ptr, rows_ptr, pairs, E,
-    BLOCK: tl.constexpr, STEP: tl.constexpr, BINS: tl.constexpr,
+    experts_ptr, load_ptr, offsets_ptr, pairs_ptr, rows_ptr, pairs, E,
+    SHARE: tl.constexpr, STEP: tl.constexpr, BINS: tl.constexpr,
 ):  # fmt: skip
-    """Count, add up and number in one program, for one block at most."""
-    pair = tl.arange(0, BLOCK)
-    load = count_experts(experts_ptr, pair, pairs, E, BINS)
-    before = tl.cumsum(load, 0) - load
-    kept = tl.sum(load, 0)
-    e = tl.arange(0, BINS)
-    tl.store(load_ptr + e, load, mask=e < E)
-    tl.store(offsets_ptr + e, before, mask=e < E)
-    tl.store(offsets_ptr + E, kept)
-    number_pairs(
-        experts_ptr, pairs_ptr, rows_ptr, 0, pairs, before, kept, E,
-        BLOCK, STEP, BINS,
-    )  # fmt: skip
+    """Each program finds the rows of its share; the last one counts all."""
+    share = tl.program_id(0)
+    if share < tl.num_programs(0) - 1:
+        pair = share * SHARE + tl.arange(0, SHARE)
+        expert = load_experts(experts_ptr, pair, pairs, E)
+        row = tl.zeros([SHARE], tl.int32)
+        for start in range(0, pairs, STEP):
+            other = start + tl.arange(0, STEP)
+            its_expert = load_experts(experts_ptr, other, pairs, E)
+            row += smaller(its_expert * pairs + other, expert * pairs + pair)
+        # empty slots come last, one in each row past the end
+        found, taken = pair < pairs, expert < E
+        tl.store(rows_ptr + pair, tl.where(taken, row, -1), mask=found)
+        tl.store(pairs_ptr + row, tl.where(taken, pair, -1), mask=found)
+    else:
+        load = tl.zeros([BINS], tl.int32)
+        for start in range(0, pairs, STEP):
+            other = start + tl.arange(0, STEP)
+            its_expert = load_experts(experts_ptr, other, pairs, E)
+            load += count_experts(its_expert, E, BINS)
+        e = tl.arange(0, BINS)
+        tl.store(load_ptr + e, load, mask=e < E)
+        tl.store(offsets_ptr + e, tl.cumsum(load, 0) - load, mask=e < E)
+        tl.store(offsets_ptr + E, tl.sum(load, 0))
 
 
 def dispatch_triton(experts: Tensor, num_experts: int) -> Dispatch:
@@ -206,23 +232,26 @@ def dispatch_triton(experts: Tensor, num_experts: int) -> Dispatch:
     pairs, rows = experts.new_empty(P), torch.empty_like(experts)
     bins = lanes(E)
     if P <= few(E):
-        dispatch_few_kernel[(1,)](
-            experts, offsets, load, pairs, rows, P, E,
-            BLOCK=BLOCK, STEP=step(bins), BINS=bins, num_warps=4,
+        dispatch_few_kernel[(cdiv(P, SHARE) + 1,)](
+            experts, load, offsets, pairs, rows, P, E,
+            SHARE=SHARE, STEP=STEP, BINS=bins, num_warps=4,
         )  # fmt: skip
         return Dispatch(load, offsets, pairs, rows)
-    block = SMALL_BLOCK if P <= MANY else BLOCK
-    blocks = cdiv(P, block)
-    counts = experts.new_empty(E, blocks)
-    dispatch_count_kernel[(blocks,)](
-        experts, counts, P, blocks, E, BLOCK=block, BINS=bins, num_warps=4
+    blocks = cdiv(P, BLOCK)
+    # at least one more, which counts nothing: a block's count is the step
+    # from its column to the next. Rows of 16 n numbers are read 4 at a time
+    columns = 16 * cdiv(blocks + 1, 16)
+    counts, before = (experts.new_empty(E, columns) for _ in range(2))
+    dispatch_count_kernel[(columns,)](
+        experts, counts, P, columns, E, BLOCK=BLOCK, BINS=bins, num_warps=4
     )
-    dispatch_scan_kernel[(1,)](
-        counts, offsets, counts.numel(), blocks, E, BLOCK=4096, num_warps=8
-    )
+    dispatch_scan_kernel[(E,)](
+        counts, before, load, columns,
+        BLOCK=1024 if columns <= 1024 else 4096, num_warps=4,
+    )  # fmt: skip
     dispatch_place_kernel[(blocks,)](
-        experts, counts, offsets, load, pairs, rows, P, blocks, E,
-        BLOCK=block, STEP=step(bins, block), BINS=bins, num_warps=4,
+        experts, before, load, offsets, pairs, rows, P, columns, E,
+        BLOCK=BLOCK, BINS=bins, num_warps=4,
     )  # fmt: skip
     return Dispatch(load, offsets, pairs, rows)
 
@@ -232,16 +261,10 @@ def lanes(num_experts: int) -> int:
     return max(16, next_power_of_2(num_experts))
 
 
-def step(bins: int, block: int = BLOCK) -> int:
-    """Pairs that are numbered at a time: 4096 entries of `number_pairs` keep
-    the registers of 4 warps from spilling."""
-    return max(1, min(block, 4096 // bins))
-
-
 def few(num_experts: int) -> int:
-    """The most pairs that one program numbers in 8 steps; launching two more
-    kernels would take longer."""
-    return min(BLOCK, 8 * step(lanes(num_experts)))
+    """The most pairs that one launch sorts: the comparisons grow with their
+    square, and counting them, in one program, with the experts."""
+    return min(4096, 2**20 // lanes(num_experts))
 
 
 def _shapes(experts, num_experts):
@@ -282,8 +305,12 @@ def _example(name, T, E, S, empty=0.0, only=None, **kind):
     return Example(name, sizes, **kind)
 
 
-_POINTERS = {"experts_ptr": "*i32", "counts_ptr": "*i32"}
-_SIZES = {"pairs": "i32", "blocks": "i32", "E": "i32"}
+_PAIRS = {"experts_ptr": "*i32", "pairs": "i32"}
+_SIZES = {"columns": "i32:16", "E": "i32"}
+_RESULTS = {
+    "load_ptr": "*i32", "offsets_ptr": "*i32",
+    "pairs_ptr": "*i32", "rows_ptr": "*i32",
+}  # fmt: skip
 
 DECLARATION = Declaration(
     name="dispatch",
@@ -293,14 +320,18 @@ DECLARATION = Declaration(
     inputs=_inputs,
     exact=("load", "offsets", "pairs", "rows"),
     examples=(
-        _example("top 2 of 8", 1000, 8, 2),
-        _example("half empty", 517, 12, 5, empty=0.5),
-        _example("top-p, S = E", 129, 16, 16, empty=0.8),
+        _example("top 2 of 8", 300, 8, 2),
+        _example("half empty", 117, 12, 5, empty=0.5),
+        _example("in blocks", 1027, 12, 5, empty=0.5),
+        _example("in blocks, 300 experts", 301, 300, 8),
+        _example("top-p, S = E", 39, 16, 16, empty=0.8),
         _example("decode", 37, 128, 8),
         _example("one token", 1, 7, 3, degenerate=True),
         _example("one expert", 9, 1, 1, degenerate=True),
         _example("k = E", 33, 5, 5, degenerate=True),
-        _example("all to the last", 700, 6, 2, only=5, degenerate=True),
+        _example("all to the last", 270, 6, 2, only=5, degenerate=True),
+        _example("blocks of one", 2100, 6, 2, only=5, degenerate=True),
+        _example("empty blocks", 2100, 4, 2, empty=1.0, degenerate=True),
         _example("all empty", 40, 4, 2, empty=1.0, degenerate=True),
         _example("no token", 0, 8, 2, degenerate=True),
         _example("large", 32768, 128, 8, large=True),
@@ -308,51 +339,44 @@ DECLARATION = Declaration(
     ),
     cost=_cost,
     compiles=(
-        Compile(
-            "count E64",
-            dispatch_count_kernel,
-            signature=_POINTERS | _SIZES,
-            constants={"BLOCK": BLOCK, "BINS": 64},
+        *(
+            Compile(
+                f"count E{E}",
+                dispatch_count_kernel,
+                signature=_PAIRS | {"counts_ptr": "*i32"} | _SIZES,
+                constants={"BLOCK": BLOCK, "BINS": E},
+            )
+            for E in (16, 128)
         ),
-        Compile(
-            "scan",
-            dispatch_scan_kernel,
-            signature={
-                "counts_ptr": "*i32", "offsets_ptr": "*i32",
-                "entries": "i32", "blocks": "i32", "E": "i32",
-            },
-            constants={"BLOCK": 4096},
-            num_warps=8,
+        *(
+            Compile(
+                f"scan {block}",
+                dispatch_scan_kernel,
+                signature={
+                    "counts_ptr": "*i32", "before_ptr": "*i32",
+                    "load_ptr": "*i32", "columns": "i32:16",
+                },
+                constants={"BLOCK": block},
+            )
+            for block in (1024, 4096)
         ),
         *(
             Compile(
                 f"place E{E}",
                 dispatch_place_kernel,
-                signature={
-                    "experts_ptr": "*i32", "first_ptr": "*i32",
-                    "offsets_ptr": "*i32", "load_ptr": "*i32",
-                    "pairs_ptr": "*i32", "rows_ptr": "*i32",
-                } | _SIZES,
-                constants={
-                    "BLOCK": block, "STEP": step(E, block), "BINS": E,
-                },
+                signature=_PAIRS | _RESULTS | {"before_ptr": "*i32"} | _SIZES,
+                constants={"BLOCK": BLOCK, "BINS": E},
             )
-            for E, block in (
-                (16, BLOCK), (64, BLOCK), (256, BLOCK), (128, SMALL_BLOCK),
-            )
+            for E in (16, 128, 1024)
         ),
         *(
             Compile(
                 f"few E{E}",
                 dispatch_few_kernel,
-                signature={
-                    "experts_ptr": "*i32", "offsets_ptr": "*i32",
-                    "load_ptr": "*i32", "pairs_ptr": "*i32",
-                    "rows_ptr": "*i32", "pairs": "i32", "E": "i32",
-                },
-                constants={"BLOCK": BLOCK, "STEP": step(E), "BINS": E},
+                signature=_PAIRS | _RESULTS | {"E": "i32"},
+                constants={"SHARE": SHARE, "STEP": STEP, "BINS": E},
             )
-            for E in (16, 128)
+            for E in (16, 128, 1024)
         ),
     ),
 )  # fmt: skip

@@ -31,6 +31,7 @@ from lab.kernels._expert_mlp_examples import EXAMPLES, forward_inputs
 from lab.kernels._expert_mlp_triton import (
     EACH_TILE,
     compiles,
+    compiles_tma,
     expert_product_kernel,
     expert_up_kernel,
     product,
@@ -174,6 +175,8 @@ def _remember(ctx, inputs, output):
     *tensors, ctx.activation, ctx.kept = inputs
     hidden = output[1]
     ctx.mark_non_differentiable(hidden)
+    # else autograd fills a gradient of ``hidden`` with zeros, as large as it
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(*tensors, hidden)
 
 
@@ -250,5 +253,6 @@ DECLARATION = Declaration(
             "W uneven", expert_product_kernel,
             {"stride_wn": 1, "EVEN": False, "BINS": 128},
         ),
+        compiles_tma("W", transposed=False),
     ),
 )  # fmt: skip

@@ -31,6 +31,8 @@ from torch.nn import functional as F
 from lab.kernels import runtime
 from lab.kernels._by_expert import products, sums_of_products
 from lab.kernels._expert_mlp_backward_triton import (
+    choose_hidden_tiles,
+    choose_weight_tiles,
     expert_hidden_backward_kernel,
     expert_weight_backward_kernel,
     hidden_backward,
@@ -47,6 +49,7 @@ from lab.kernels._expert_mlp_triton import (
     EACH_TILE,
     FP32,
     compiles,
+    compiles_tma,
     expert_product_kernel,
     product,
 )
@@ -170,19 +173,22 @@ def expert_mlp_backward_triton(
     wanted: Sequence[bool] = ALL,
 ) -> MLPGradients:
     """Launch up to five kernels; the sum by token is that of `combine`."""
-    found = MLPGradients(*(tokens.new_empty(0) for _ in wanted))
     of_tokens, of_up, of_down = wanted
     h, dz = hidden_backward(grad, w_down, hidden, offsets, activation)
+    # no two results may be the same tensor, not even empty ones
     if of_down:
-        dw = weight_backward(h, grad, pairs, offsets, None)
-        found = found._replace(w_down=dw)
+        dw_down = weight_backward(h, grad, pairs, offsets, None)
+    else:
+        dw_down = tokens.new_empty(0)
     if of_up:
-        dw = weight_backward(tokens, dz, pairs, offsets, rows.shape[1])
-        found = found._replace(w_up=dw)
+        dw_up = weight_backward(tokens, dz, pairs, offsets, rows.shape[1])
+    else:
+        dw_up = tokens.new_empty(0)
     if of_tokens:
-        grad_rows = product(dz, transposed(w_up), offsets)
-        found = found._replace(tokens=sum_rows(grad_rows, rows))
-    return found
+        dx = sum_rows(product(dz, transposed(w_up), offsets), rows)
+    else:
+        dx = tokens.new_empty(0)
+    return MLPGradients(dx, dw_up, dw_down)
 
 
 def _on_gpu(tokens, *others):
@@ -227,6 +233,7 @@ def _act(activation, even=True, contiguous="stride_wk"):
     return constants | {contiguous: 1}
 
 
+MANY_ROWS = ((BF16, 1024),)
 BOTH = (BF16, 1024), (FP32, 1024)
 IN_16 = tuple(load for load in EACH_TILE if load[0] == BF16)
 IN_32 = tuple(load for load in EACH_TILE if load[0] == FP32)
@@ -242,33 +249,43 @@ DECLARATION = Declaration(
     examples=(*EXAMPLES, *PRUNED),
     cost=_cost,
     compiles=(
-        *compiles("relu", expert_hidden_backward_kernel, _act("relu")),
-        *compiles("gelu", expert_hidden_backward_kernel, _act("gelu")),
-        *compiles(
-            "swiglu", expert_hidden_backward_kernel, _act("swiglu"), IN_16
-        ),
-        *compiles(
-            "swiglu", expert_hidden_backward_kernel,
-            _act("swiglu", contiguous="stride_wn"), IN_32,
-        ),
-        *compiles(
-            "swiglu uneven", expert_hidden_backward_kernel,
-            _act("swiglu", False),
+        *(
+            entry
+            for name, constants, loads in (
+                ("relu", _act("relu"), MANY_ROWS),
+                ("gelu", _act("gelu"), MANY_ROWS),
+                ("swiglu", _act("swiglu"), IN_16),
+                ("swiglu", _act("swiglu", contiguous="stride_wn"), IN_32),
+                ("swiglu, 100 rows", _act("swiglu"), ((BF16, 100),)),
+                ("swiglu uneven", _act("swiglu", False), MANY_ROWS),
+            )
+            for entry in compiles(
+                name, expert_hidden_backward_kernel, constants, loads,
+                choose_hidden_tiles,
+            )
         ),
         *compiles(
             "W^T", expert_product_kernel,
             {"stride_wk": 1, "EVEN": True, "BINS": 128},
         ),
+        compiles_tma("W^T", transposed=True),
         *(
             entry
-            for name, gather, even in (
-                ("up", True, True),
-                ("up uneven", True, False),
-                ("down", False, True),
+            for name, gather, even, loads in (
+                ("up", True, True, BOTH),
+                ("up, 400 rows", True, True, ((BF16, 400),)),
+                ("up, 100 rows", True, True, ((BF16, 100),)),
+                ("up, 4 rows", True, True, ((BF16, 4),)),
+                ("up uneven", True, False, BOTH),
+                ("down", False, True, BOTH),
+                ("down, 400 rows", False, True, ((BF16, 400),)),
+                ("down, 100 rows", False, True, ((BF16, 100),)),
+                ("down, 4 rows", False, True, ((BF16, 4),)),
             )
             for entry in compiles(
                 name, expert_weight_backward_kernel,
-                {"S": 8, "GATHER": gather, "EVEN": even}, BOTH,
+                {"S": 8, "GATHER": gather, "EVEN": even}, loads,
+                choose_weight_tiles,
             )
         ),
     ),

@@ -14,8 +14,9 @@ makes that case, too, free of waiting.
 
 Launches on a GPU, whatever the number of experts: dispatch 3 (few pairs: 1),
 first product with gather and activation 1, second product 1, combine 1.
-Backward: combine 1, gradient of the hidden layer 1, of the weights 2, of the
-rows 1, sum by token 1. Only a T4 takes more, see `expert_mlp`.
+Backward: combine 1 (many rows: 2), gradient of the hidden layer 1, of the
+weights 2, of the rows 1, sum by token 1. Only a T4 takes more, see
+`expert_mlp`.
 """
 
 from torch import Tensor
@@ -32,7 +33,7 @@ from lab.kernels.topk_gate import Gate
 
 LAUNCHES = 6
 LAUNCHES_FEW = 4  # where `few` pairs are sorted
-LAUNCHES_BACKWARD = 6
+LAUNCHES_BACKWARD = 6  # of few rows, see `combine_backward`
 
 
 def moe_layer(
@@ -52,15 +53,14 @@ def moe_layer(
     weights and both weights of the experts.
     """
     check_experts(tokens, w_up, w_down, activation)
-    if len(gate.experts) != len(tokens):
+    if gate.experts.shape[0] != tokens.shape[0]:
         raise ValueError(
             f"the gate decided for {len(gate.experts)} tokens,"
             f" but there are {len(tokens)}"
         )
     steps = dispatch, expert_mlp, combine
-    look = tokens.device.type == "cpu"
     return _layer(
-        steps, look, tokens, gate, w_up, w_down, activation, max_rows
+        steps, tokens.is_cpu, tokens, gate, w_up, w_down, activation, max_rows
     )
 
 
@@ -97,7 +97,7 @@ def moe_layer_triton(
 def _layer(steps, look, tokens, gate, w_up, w_down, activation, max_rows):
     """The three steps; ``look`` if reading a number stalls nothing."""
     sort, compute, gather = steps
-    E, S = len(w_up), gate.experts.shape[1]
+    E, S = w_up.shape[0], gate.experts.shape[1]
     _, offsets, pairs, rows = sort(gate.experts, E)
     if max_rows is None:
         if look or S == E > 1:
@@ -109,7 +109,9 @@ def _layer(steps, look, tokens, gate, w_up, w_down, activation, max_rows):
                 " filled slots; raise it, or leave it out"
             )
         offsets = offsets.clamp(max=max_rows)
+    if max_rows is not None:
+        pairs = pairs[:max_rows]
     expert_rows = compute(
-        tokens, pairs[:max_rows], rows, offsets, w_up, w_down, activation
+        tokens, pairs, rows, offsets, w_up, w_down, activation
     )
     return gather(expert_rows, rows, gate.weights)

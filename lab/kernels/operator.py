@@ -7,11 +7,20 @@ shapes alone where it only traces (torch.compile), a formula for the gradient.
 ``torch._dynamo``, 1.2 seconds of somebody's first slider move, and every call
 passes checks in Python that take as long as launching a kernel. Those checks
 belong into tests, and ours make them (``torch.library.opcheck``).
+
+Where PyTorch has nothing to pick, because nobody traces and the tensors are
+plain, the functions are called directly: its way to them and back, twice
+through Python, takes almost as long as a launch, too.
 """
 
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+# no subclass of a tensor, which may want to know of every operator
+PLAIN = {Tensor, torch.nn.Parameter, bool, int, float, str, list, tuple}
 
 
 def operator(
@@ -22,15 +31,17 @@ def operator(
     shapes: Callable,
     backward: Callable | None = None,
     remember: Callable | None = None,
-) -> torch._ops.OpOverload:
-    """Define ``lab::<schema>`` and return it.
+) -> Callable:
+    """Define ``lab::<schema>`` and return a function that calls it.
 
     ``schema`` names the operator, its inputs and outputs, in PyTorch's own
-    language; it must not change an input, nor return one or a view of one.
-    ``cpu`` and ``cuda`` (which serves AMD, too) take the inputs by position,
-    and so does ``shapes``, which returns empty outputs. ``backward`` and
-    ``remember`` are those of `torch.library.register_autograd`; without them
-    a gradient through the operator is refused.
+    language, a tensor first; it must not change an input, nor return one or a
+    view of one. ``cpu`` and ``cuda`` (which serves AMD, too) take the inputs
+    by position, and so does ``shapes``, which returns empty outputs.
+    ``backward`` and ``remember`` are those of
+    `torch.library.register_autograd`; without them a gradient through the
+    operator is refused. ``backward`` is not called where no output has a
+    gradient.
     """
     label, bracket, rest = schema.partition("(")
     name = f"lab::{label}"
@@ -41,13 +52,53 @@ def operator(
             " gradients of what comes after it only"
         )
 
+    def pull_back(ctx, *grads):
+        # None where ``remember`` asked not to fill in zeros
+        if all(grad is None for grad in grads):
+            return (None,) * len(ctx.needs_input_grad)
+        return (backward or refuse)(ctx, *grads)
+
     torch.library.define(
         name, bracket + rest, tags=torch.Tag.pt2_compliant_tag
     )
     torch.library.impl(name, "cpu", cpu)
     torch.library.impl(name, "cuda", cuda)
     torch.library.register_fake(name, shapes)
-    torch.library.register_autograd(
-        name, backward or refuse, setup_context=remember
+    torch.library.register_autograd(name, pull_back, setup_context=remember)
+    registered = getattr(torch.ops.lab, label).default
+
+    def forward(ctx, *inputs):
+        output = (cuda if inputs[0].is_cuda else cpu)(*inputs)
+        if remember:
+            remember(ctx, inputs, output)
+        return output
+
+    methods = {
+        "forward": staticmethod(forward),
+        "backward": staticmethod(pull_back),
+    }
+    node = type(label, (torch.autograd.Function,), methods)
+
+    def call(*inputs):
+        if by_the_rules(inputs):
+            return registered(*inputs)
+        if torch.is_grad_enabled() and any(
+            isinstance(x, Tensor) and x.requires_grad for x in inputs
+        ):
+            return node.apply(*inputs)
+        return (cuda if inputs[0].is_cuda else cpu)(*inputs)
+
+    return call
+
+
+def by_the_rules(inputs: tuple) -> bool:
+    """Whether somebody may want to see the operator itself: torch.compile, a
+    dispatch mode, torch.func, a tensor of another kind or device."""
+    return (
+        torch.compiler.is_compiling()
+        or is_in_torch_dispatch_mode()
+        # no public function says so
+        or torch._C._are_functorch_transforms_active()
+        or not PLAIN.issuperset(map(type, inputs))
+        or not (inputs[0].is_cuda or inputs[0].is_cpu)
     )
-    return getattr(torch.ops.lab, label).default

@@ -55,6 +55,21 @@ def _target(device: torch.device) -> str:
     return f"sm_{major}{minor}"
 
 
+def multiprocessors(tensor: torch.Tensor) -> int:
+    """How many programs run at once where one fills a multiprocessor.
+
+    On a CPU a few, so that in the interpreter each has several tiles.
+    """
+    return _multiprocessors(tensor.device)
+
+
+@functools.cache
+def _multiprocessors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 4
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
 def cdiv(a: int, b: int) -> int:
     """The least number of b that cover a, as `triton.cdiv`.
 

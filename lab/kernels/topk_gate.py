@@ -74,7 +74,7 @@ def check_logits(logits: Tensor) -> None:
         )
     if not logits.is_floating_point():
         raise TypeError(f"logits are {logits.dtype}; use a floating type")
-    if logits.device.type == "cpu" and not logits.isfinite().all():
+    if logits.is_cpu and not logits.isfinite().all():
         raise ValueError(
             f"logits hold {int((~logits.isfinite()).sum())} NaN or infinite"
             " entries; to rule an expert out use a large negative number, -1e4"
@@ -215,6 +215,8 @@ def _remember(ctx, inputs, output):
     logits, _, _, ctx.renormalize = inputs
     experts, weights = output
     ctx.mark_non_differentiable(experts)
+    # else a launch fills zeros for a gradient of the experts
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(logits, experts, weights)
 
 

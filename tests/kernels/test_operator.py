@@ -1,13 +1,17 @@
 """What registering an operation as an operator of PyTorch must not cost."""
 
+import contextlib
 import subprocess
 import sys
 
 import pytest
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import lab.kernels.ap_counts  # noqa: F401
 from lab.kernels.combine import combine
+from lab.kernels.operator import by_the_rules
 from lab.kernels.topk_gate import topk_gate
 
 
@@ -49,3 +53,134 @@ def test_a_second_derivative_is_refused(operation):
     (first,) = torch.autograd.grad(y.sin().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="_backward has no gradient"):
         first.sum().backward()
+
+
+def inputs():
+    generator = torch.Generator().manual_seed(0)
+    expert_rows = torch.randn(4, 5, generator=generator)
+    rows = torch.tensor([[0, 1], [2, -1], [-1, 3]], dtype=torch.int32)
+    return expert_rows, rows, torch.rand(3, 2, generator=generator)
+
+
+class Seen(TorchDispatchMode):
+    """Records the names of all operators."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(function.name())
+        return function(*args, **(kwargs or {}))
+
+
+class Watched(Tensor):
+    """A tensor around another one, told of every operator it meets."""
+
+    names = []
+
+    @staticmethod
+    def __new__(cls, inner):
+        self = Tensor._make_wrapper_subclass(
+            cls, inner.shape, dtype=inner.dtype
+        )
+        self.inner = inner
+        return self
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        cls.names.append(function.name())
+        args = (x.inner if type(x) is cls else x for x in args)
+        return function(*args, **(kwargs or {}))
+
+
+def test_who_watches_sees_the_operator_and_not_what_it_does():
+    expert_rows, rows, weights = inputs()
+    with Seen() as seen:
+        combine(expert_rows, rows, weights)
+    assert seen.names == ["lab::combine"]
+
+    Watched.names.clear()
+    combine(expert_rows, rows, Watched(weights))
+    assert Watched.names == ["lab::combine"]
+
+    traced = torch.fx.experimental.proxy_tensor.make_fx(combine)(*inputs())
+    called = [n.target for n in traced.graph.nodes if n.op != "placeholder"]
+    assert called[0] == torch.ops.lab.combine.default
+
+    compiled = []
+
+    def backend(module, _):
+        compiled.extend(n.target for n in module.graph.nodes)
+        return module
+
+    torch.compile(combine, backend=backend, fullgraph=True)(*inputs())
+    assert torch.ops.lab.combine.default in compiled
+
+    shape = combine(*(x.to("meta") for x in inputs())).shape
+    assert shape == (3, 5)
+
+
+@pytest.mark.parametrize("operation", ["topk_gate", "combine"])
+def test_watching_changes_neither_a_result_nor_a_gradient(operation):
+    def run():
+        if operation == "topk_gate":
+            leaves = (inputs()[0].requires_grad_(),)
+            y = topk_gate(*leaves, 2).weights
+        else:
+            expert_rows, rows, weights = inputs()
+            leaves = expert_rows.requires_grad_(), weights.requires_grad_()
+            y = combine(leaves[0], rows, leaves[1])
+        return y, *torch.autograd.grad(y.sin().sum(), leaves)
+
+    alone = run()
+    with Seen() as seen:
+        watched = run()
+    names = [name for name in seen.names if name.startswith("lab::")]
+    backward = {"topk_gate": "gate_backward"}.get(
+        operation, "combine_backward"
+    )
+    assert names == [f"lab::{operation}", f"lab::{backward}"]
+    for left, right in zip(alone, watched, strict=True):
+        assert torch.equal(left, right)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_an_operator_is_mapped_over_a_batch():
+    expert_rows, rows, weights = inputs()
+    checks = []
+    found = torch.func.vmap(lambda w: combine(expert_rows, rows, w))(
+        torch.stack([weights, 2 * weights])
+    )
+    expected = combine(expert_rows, rows, weights)
+    assert torch.equal(found, torch.stack([expected, 2 * expected]))
+    torch.func.vmap(lambda w: checks.append(by_the_rules((w,))) or w)(weights)
+    assert checks == [True]
+
+
+def test_nothing_is_filled_for_outputs_that_have_no_gradient():
+    logits = torch.randn(3, 4, requires_grad=True)
+    weights = topk_gate(logits, 2).weights
+    with Seen() as seen:
+        weights.backward(torch.ones(3, 2))
+    assert not [name for name in seen.names if "zero" in name]
+
+
+class Stop(torch.autograd.Function):
+    """Passes on what it gets, and no gradient."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return None
+
+
+@pytest.mark.parametrize("watch", [False, True])
+def test_where_no_gradient_comes_in_none_goes_on(watch):
+    logits = torch.randn(3, 4, requires_grad=True)
+    with Seen() if watch else contextlib.nullcontext():
+        Stop.apply(topk_gate(logits, 2).weights).sum().backward()
+    assert logits.grad is None
