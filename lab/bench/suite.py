@@ -31,8 +31,8 @@ from lab.kernels.declaration import all_declarations
 MINUTES = 7.0
 # samples, and seconds for each provider: little where it matters less
 QUICK = {"samples": 5, "seconds": 0.2}
-FIRST = {"samples": 30, "seconds": 0.4}
-LATER = {"samples": 10, "seconds": 0.15}
+FIRST = {"samples": 30, "seconds": 0.2}
+LATER = {"samples": 10, "seconds": 0.1}
 
 
 def run(

@@ -118,7 +118,10 @@ def summary(samples: list[Sample]) -> Timing:
 
 
 def measure_roofs(device: str, dtypes: list[torch.dtype]) -> Roofs:
-    """Copy and multiply, the best median of what the machine can do."""
+    """Copy and multiply: what the machine can do.
+
+    Each by itself, so that it does not depend on what ran just before.
+    """
     large = device != "cpu"
     size = 2**28 if large else 2**25  # numbers of 4 bytes
     source = torch.ones(size, device=device)
@@ -129,7 +132,9 @@ def measure_roofs(device: str, dtypes: list[torch.dtype]) -> Roofs:
         a, b = (torch.randn(side, side, device=device) for _ in range(2))
         a, b = a.to(dtype), b.to(dtype)
         calls[name(dtype)] = lambda a=a, b=b: lambda: a @ b
-    times = in_turn(calls, device, samples=10)
+    times = {}
+    for what, call in calls.items():
+        times |= in_turn({what: call}, device, samples=10)
     copied = 8 * size / times["copy"].ms * 1e3
     flops = {
         name(dtype): 2 * side**3 / times[name(dtype)].ms * 1e3
