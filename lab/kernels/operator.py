@@ -42,6 +42,8 @@ def operator(
     `torch.library.register_autograd`; without them a gradient through the
     operator is refused. ``backward`` is not called where no output has a
     gradient.
+
+    Kernels compute in fp32: in float64 a GPU, too, runs ``cpu``.
     """
     label, bracket, rest = schema.partition("(")
     name = f"lab::{label}"
@@ -61,14 +63,15 @@ def operator(
     torch.library.define(
         name, bracket + rest, tags=torch.Tag.pt2_compliant_tag
     )
+    on_gpu = unless_wide(cuda, cpu)
     torch.library.impl(name, "cpu", cpu)
-    torch.library.impl(name, "cuda", cuda)
+    torch.library.impl(name, "cuda", on_gpu)
     torch.library.register_fake(name, shapes)
     torch.library.register_autograd(name, pull_back, setup_context=remember)
     registered = getattr(torch.ops.lab, label).default
 
     def forward(ctx, *inputs):
-        output = (cuda if inputs[0].is_cuda else cpu)(*inputs)
+        output = (on_gpu if inputs[0].is_cuda else cpu)(*inputs)
         if remember:
             remember(ctx, inputs, output)
         return output
@@ -86,9 +89,21 @@ def operator(
             isinstance(x, Tensor) and x.requires_grad for x in inputs
         ):
             return node.apply(*inputs)
-        return (cuda if inputs[0].is_cuda else cpu)(*inputs)
+        return (on_gpu if inputs[0].is_cuda else cpu)(*inputs)
 
     return call
+
+
+def unless_wide(kernel: Callable, reference: Callable) -> Callable:
+    """``kernel``, but ``reference`` where an input is float64."""
+
+    def run(*inputs):
+        wide = any(
+            isinstance(x, Tensor) and x.dtype == torch.float64 for x in inputs
+        )
+        return (reference if wide else kernel)(*inputs)
+
+    return run
 
 
 def by_the_rules(inputs: tuple) -> bool:

@@ -5,6 +5,7 @@ tests run them compiled, and the large examples too.
 """
 
 import inspect
+from functools import partial
 
 import pytest
 import torch
@@ -239,8 +240,8 @@ class Calls(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def calls(declaration, example):
-    inputs = declaration.inputs(9, DEVICE, torch.float32, **example.options)
+def calls(declaration, example, dtype=torch.float32):
+    inputs = declaration.inputs(9, DEVICE, dtype, **example.options)
     with Calls() as seen:
         declaration.operation(**inputs)
     assert seen.made, "the operation is not registered with PyTorch"
@@ -337,6 +338,18 @@ def test_shapes_are_known_without_running(declaration, example):
         with torch.no_grad():
             by_kernels = function.redispatch(ON_GPU, *args, **kwargs)
         assert layouts(by_kernels) == layouts(fake)
+
+
+@pytest.mark.parametrize(
+    "declaration", all_declarations(), ids=lambda declaration: declaration.name
+)
+def test_a_gpu_answers_float64_in_float64(declaration):
+    example = next(filter(partial(small, declaration), declaration.examples))
+    for function, args, kwargs in calls(declaration, example, torch.float64):
+        with torch.no_grad():
+            on_gpu = function.redispatch(ON_GPU, *args, **kwargs)
+            on_cpu = function(*args, **kwargs)
+        torch.testing.assert_close(on_gpu, on_cpu, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
