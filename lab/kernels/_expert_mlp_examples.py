@@ -65,6 +65,7 @@ EXAMPLES = (
     _example("top-p, S = E", 31, 8, 8, 16, 16, "relu", empty=0.8),
     # whole tiles only, the largest in 16 bits
     _example("even tiles", 100, 2, 1, 256, 256, "swiglu"),
+    _example("many rows", 800, 1, 1, 256, 128, "swiglu"),
     _example("one token", 1, 3, 1, 7, 5, "swiglu", degenerate=True),
     _example("k = E", 17, 3, 3, 16, 8, "gelu", degenerate=True),
     _example(
