@@ -1,10 +1,11 @@
 """The expert network's kernels with other tiles than those they choose.
 
-`choose_tiles` follows tables that others measured, on kernels like these; on
-a GPU this tells whether they hold there. Each kernel of the layer, forward
-and backward, runs with the chosen tile and with every other of the list that
-suits the rows of an expert, in turn. Nothing is timed that does not agree
-with the chosen one, and a tile that the GPU has no room for says so.
+`choose_tiles` follows tables that others measured on kernels like these, and
+times of an H200; on a GPU this tells whether they hold there. Each kernel of
+the layer, forward and backward, runs with the chosen tile and with every
+other of the list that suits the rows of an expert, in turn. Nothing is timed
+that does not agree with the chosen one, and a tile that the GPU has no room
+for says so.
 
     lab bench --tiles
 """
@@ -20,7 +21,8 @@ from lab.bench.timing import Timing, in_turn
 from lab.bench.work import reason, settle
 from lab.kernels import runtime
 from lab.kernels._expert_mlp_backward_triton import (
-    MANY,
+    choose_hidden_tiles,
+    choose_weight_tiles,
     hidden_backward,
     transposed,
     weight_backward,
@@ -36,7 +38,10 @@ OTHERS = (
     Tiles(128, 128, 64, 8, 3),
     Tiles(64, 256, 64, 8, 4),
     Tiles(64, 256, 64, 4, 3),
+    Tiles(128, 128, 64, 4, 3),
+    Tiles(128, 128, 32, 4, 3),
     Tiles(64, 128, 64, 4, 3),
+    Tiles(64, 128, 16, 4, 2),
     Tiles(32, 256, 128, 4, 2),
     Tiles(32, 128, 128, 4, 3),
     Tiles(16, 128, 128, 4, 3),
@@ -69,8 +74,9 @@ def sweep(
     to `in_turn`.
     """
     device = tokens.device.type
-    for kernel, mean, launch in _kernels(tokens, gate, w_up, w_down, pull):
-        chosen = choose_tiles(tokens.dtype, mean, runtime.target(tokens))
+    for kernel, choose, launch in _kernels(tokens, gate, w_up, w_down, pull):
+        mean = gate.experts.numel() / len(w_up)
+        chosen = choose(tokens.dtype, mean, runtime.target(tokens))
         expected = launch(chosen)
         calls, notes = {chosen: _prepare(launch, chosen)}, {}
         for tiles in OTHERS:
@@ -108,11 +114,10 @@ def _prepare(launch, tiles):
 
 def _kernels(
     tokens, gate, w_up, w_down, pull
-) -> Iterator[tuple[str, float, Callable[[Tiles], Tensor]]]:
-    """Name, rows per expert and launch of each, which returns one result."""
+) -> Iterator[tuple[str, Callable[..., Tiles], Callable[[Tiles], Tensor]]]:
+    """Name, who chooses, and launch of each, which returns one result."""
     S, E = gate.experts.shape[1], len(w_up)
     _, offsets, pairs, rows = dispatch(gate.experts, E)
-    R = len(pairs)
     active, hidden = up(tokens, pairs, rows, offsets, w_up, "swiglu", True)
     grad = pull[(pairs // S).long()].contiguous()
     _, grad_hidden = hidden_backward(grad, w_down, hidden, offsets, "swiglu")
@@ -137,12 +142,12 @@ def _kernels(
     def row_gradient(tiles):
         return product(grad_hidden, transposed(w_up), offsets, tiles)
 
-    yield "first product", R / E, first
-    yield "second product", R / E, second
-    yield "gradient of hidden", R / E, hidden_gradient
-    yield "gradient of W_up", MANY, up_gradient
-    yield "gradient of W_down", MANY, down_gradient
-    yield "gradient of rows", R / E, row_gradient
+    yield "first product", choose_tiles, first
+    yield "second product", choose_tiles, second
+    yield "gradient of hidden", choose_hidden_tiles, hidden_gradient
+    yield "gradient of W_up", choose_weight_tiles, up_gradient
+    yield "gradient of W_down", choose_weight_tiles, down_gradient
+    yield "gradient of rows", choose_tiles, row_gradient
 
 
 def line(tried: Tried) -> str:
