@@ -261,29 +261,6 @@ def expert_product_kernel(
     )
 
 
-def up(tokens, pairs, rows, offsets, w_up, activation, keep, tiles=None):
-    """Launch the first product; returns act(z) and z (or an empty z)."""
-    R, (E, H, G) = pairs.shape[0], w_up.shape
-    F = G // 2 if activation == "swiglu" else G
-    if tiles is None:
-        tiles = choose_tiles(tokens.dtype, R / E, runtime.target(tokens))
-    active = tokens.new_empty(R, F)
-    hidden = tokens.new_empty(R if keep else 0, G)
-    width = tiles.n // 2 if activation == "swiglu" else tiles.n
-    if R:
-        grid = ((runtime.cdiv(R, tiles.m) + E) * runtime.cdiv(F, width),)
-        expert_up_kernel[grid](
-            tokens.contiguous(), pairs.contiguous(), offsets.contiguous(),
-            w_up.contiguous(), hidden if keep else active, active,
-            E, H, F,
-            S=rows.shape[1], ACTIVATION=activation, KEEP=keep,
-            EVEN=H % tiles.k == 0 and F % width == 0, BINS=lanes(E),
-            BLOCK_M=tiles.m, BLOCK_N=tiles.n, BLOCK_K=tiles.k,
-            num_warps=tiles.warps, num_stages=tiles.stages,
-        )  # fmt: skip
-    return active, hidden
-
-
 @triton.jit
 def expert_product_tma_kernel(
     a_desc, w_desc, out_ptr, offsets_ptr,
@@ -320,6 +297,29 @@ def expert_product_tma_kernel(
             total.to(out_ptr.dtype.element_ty),
             mask=(row[:, None] < end) & (n[None, :] < N),
         )
+
+
+def up(tokens, pairs, rows, offsets, w_up, activation, keep, tiles=None):
+    """Launch the first product; returns act(z) and z (or an empty z)."""
+    R, (E, H, G) = pairs.shape[0], w_up.shape
+    F = G // 2 if activation == "swiglu" else G
+    if tiles is None:
+        tiles = choose_tiles(tokens.dtype, R / E, runtime.target(tokens))
+    active = tokens.new_empty(R, F)
+    hidden = tokens.new_empty(R if keep else 0, G)
+    width = tiles.n // 2 if activation == "swiglu" else tiles.n
+    if R:
+        grid = ((runtime.cdiv(R, tiles.m) + E) * runtime.cdiv(F, width),)
+        expert_up_kernel[grid](
+            tokens.contiguous(), pairs.contiguous(), offsets.contiguous(),
+            w_up.contiguous(), hidden if keep else active, active,
+            E, H, F,
+            S=rows.shape[1], ACTIVATION=activation, KEEP=keep,
+            EVEN=H % tiles.k == 0 and F % width == 0, BINS=lanes(E),
+            BLOCK_M=tiles.m, BLOCK_N=tiles.n, BLOCK_K=tiles.k,
+            num_warps=tiles.warps, num_stages=tiles.stages,
+        )  # fmt: skip
+    return active, hidden
 
 
 def product(

@@ -175,8 +175,6 @@ def _remember(ctx, inputs, output):
     *tensors, ctx.activation, ctx.kept = inputs
     hidden = output[1]
     ctx.mark_non_differentiable(hidden)
-    # else autograd fills a gradient of ``hidden`` with zeros, as large as it
-    ctx.set_materialize_grads(False)
     ctx.save_for_backward(*tensors, hidden)
 
 

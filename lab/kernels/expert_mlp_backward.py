@@ -176,18 +176,13 @@ def expert_mlp_backward_triton(
     of_tokens, of_up, of_down = wanted
     h, dz = hidden_backward(grad, w_down, hidden, offsets, activation)
     # no two results may be the same tensor, not even empty ones
+    dx, dw_up, dw_down = (None if w else tokens.new_empty(0) for w in wanted)
     if of_down:
         dw_down = weight_backward(h, grad, pairs, offsets, None)
-    else:
-        dw_down = tokens.new_empty(0)
     if of_up:
         dw_up = weight_backward(tokens, dz, pairs, offsets, rows.shape[1])
-    else:
-        dw_up = tokens.new_empty(0)
     if of_tokens:
         dx = sum_rows(product(dz, transposed(w_up), offsets), rows)
-    else:
-        dx = tokens.new_empty(0)
     return MLPGradients(dx, dw_up, dw_down)
 
 

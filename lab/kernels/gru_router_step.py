@@ -163,6 +163,10 @@ def _remember(ctx, inputs, output):
 def _backward(ctx, grad_state, grad_logits):
     """Through the logits into h', then through the cell, gates recomputed."""
     *inputs, new = ctx.saved_tensors
+    if grad_state is None:
+        grad_state = torch.zeros_like(new)
+    if grad_logits is None:
+        grad_logits = new.new_zeros(len(new), inputs[-1].shape[1])
     x, h, w_input, w_state, input_bias, state_bias, w_gate = (
         tensor.to(new.dtype) for tensor in inputs
     )

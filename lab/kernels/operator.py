@@ -40,8 +40,9 @@ def operator(
     by position, and so does ``shapes``, which returns empty outputs.
     ``backward`` and ``remember`` are those of
     `torch.library.register_autograd`; without them a gradient through the
-    operator is refused. ``backward`` is not called where no output has a
-    gradient.
+    operator is refused. ``backward`` gets None, no zeros as large as the
+    output, for an output without a gradient, and is not called if none has
+    one.
 
     Kernels compute in fp32: in float64 a GPU, too, runs ``cpu``.
     """
@@ -54,8 +55,12 @@ def operator(
             " gradients of what comes after it only"
         )
 
+    def keep(ctx, inputs, output):
+        ctx.set_materialize_grads(False)
+        if remember:
+            remember(ctx, inputs, output)
+
     def pull_back(ctx, *grads):
-        # None where ``remember`` asked not to fill in zeros
         if all(grad is None for grad in grads):
             return (None,) * len(ctx.needs_input_grad)
         return (backward or refuse)(ctx, *grads)
@@ -64,16 +69,19 @@ def operator(
         name, bracket + rest, tags=torch.Tag.pt2_compliant_tag
     )
     on_gpu = unless_wide(cuda, cpu)
+
+    def compute(*inputs):
+        return (on_gpu if inputs[0].is_cuda else cpu)(*inputs)
+
     torch.library.impl(name, "cpu", cpu)
     torch.library.impl(name, "cuda", on_gpu)
     torch.library.register_fake(name, shapes)
-    torch.library.register_autograd(name, pull_back, setup_context=remember)
+    torch.library.register_autograd(name, pull_back, setup_context=keep)
     registered = getattr(torch.ops.lab, label).default
 
     def forward(ctx, *inputs):
-        output = (on_gpu if inputs[0].is_cuda else cpu)(*inputs)
-        if remember:
-            remember(ctx, inputs, output)
+        output = compute(*inputs)
+        keep(ctx, inputs, output)
         return output
 
     methods = {
@@ -89,7 +97,7 @@ def operator(
             isinstance(x, Tensor) and x.requires_grad for x in inputs
         ):
             return node.apply(*inputs)
-        return (on_gpu if inputs[0].is_cuda else cpu)(*inputs)
+        return compute(*inputs)
 
     return call
 

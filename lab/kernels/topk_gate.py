@@ -215,8 +215,6 @@ def _remember(ctx, inputs, output):
     logits, _, _, ctx.renormalize = inputs
     experts, weights = output
     ctx.mark_non_differentiable(experts)
-    # else a launch fills zeros for a gradient of the experts
-    ctx.set_materialize_grads(False)
     ctx.save_for_backward(logits, experts, weights)
 
 

@@ -13,6 +13,7 @@ import lab.kernels.ap_counts  # noqa: F401
 from lab.kernels.combine import combine
 from lab.kernels.operator import by_the_rules
 from lab.kernels.topk_gate import topk_gate
+from lab.kernels.topp_gate import topp_gate
 
 
 def test_a_first_call_does_not_import_the_compiler_of_pytorch():
@@ -121,8 +122,11 @@ def test_who_watches_sees_the_operator_and_not_what_it_does():
     assert shape == (3, 5)
 
 
-@pytest.mark.parametrize("operation", ["topk_gate", "combine"])
-def test_watching_changes_neither_a_result_nor_a_gradient(operation):
+@pytest.mark.parametrize(
+    "operation, backward",
+    [("topk_gate", "gate_backward"), ("combine", "combine_backward")],
+)
+def test_watching_changes_neither_a_result_nor_a_gradient(operation, backward):
     def run():
         if operation == "topk_gate":
             leaves = (inputs()[0].requires_grad_(),)
@@ -137,9 +141,6 @@ def test_watching_changes_neither_a_result_nor_a_gradient(operation):
     with Seen() as seen:
         watched = run()
     names = [name for name in seen.names if name.startswith("lab::")]
-    backward = {"topk_gate": "gate_backward"}.get(
-        operation, "combine_backward"
-    )
     assert names == [f"lab::{operation}", f"lab::{backward}"]
     for left, right in zip(alone, watched, strict=True):
         assert torch.equal(left, right)
@@ -158,11 +159,14 @@ def test_an_operator_is_mapped_over_a_batch():
     assert checks == [True]
 
 
-def test_nothing_is_filled_for_outputs_that_have_no_gradient():
+@pytest.mark.parametrize(
+    "gate", [lambda z: topk_gate(z, 2), lambda z: topp_gate(z, 0.9)]
+)
+def test_nothing_is_filled_for_outputs_that_have_no_gradient(gate):
     logits = torch.randn(3, 4, requires_grad=True)
-    weights = topk_gate(logits, 2).weights
+    weights = gate(logits).weights
     with Seen() as seen:
-        weights.backward(torch.ones(3, 2))
+        weights.backward(torch.ones_like(weights))
     assert not [name for name in seen.names if "zero" in name]
 
 
