@@ -1,4 +1,4 @@
-"""Products whose tiles a GPU copies by itself, in the interpreter.
+"""Products whose tiles a GPU copies by itself, or the interpreter for it.
 
 A descriptor knows nothing of experts: what lies beyond an expert's last row
 belongs to the next one, or to nobody, and must not reach a result.
@@ -12,18 +12,20 @@ from lab.kernels import runtime
 from lab.kernels._expert_mlp_backward_triton import weight_backward
 from lab.kernels._expert_mlp_triton import Tiles
 
-interpreted = pytest.mark.skipif(
-    not runtime.INTERPRETED, reason="needs Triton's interpreter, no GPU"
+DEVICE = "cpu" if runtime.INTERPRETED else "cuda"
+by_tile = pytest.mark.skipif(
+    runtime.target(torch.empty(0, device=DEVICE)) not in forward.HOPPER,
+    reason="this GPU copies no tiles",
 )
 # none, more than a tile of 128, some, and rows that belong to nobody
-OFFSETS = torch.tensor([0, 0, 130, 137, 300], dtype=torch.int32)
+OFFSETS = torch.tensor([0, 0, 130, 137, 300], dtype=torch.int32).to(DEVICE)
 ROWS, E = 320, 4
 LARGEST = Tiles(128, 256, 64, 8, 4)
 
 
 def normal(*shape):
     generator = torch.Generator().manual_seed(len(shape))
-    return torch.randn(shape, generator=generator)
+    return torch.randn(shape, generator=generator).to(DEVICE)
 
 
 def of_each(x):
@@ -35,7 +37,7 @@ def assert_near(found, expected):
     assert error < 1e-3, error  # fp16 rounds the result
 
 
-@interpreted
+@by_tile
 @pytest.mark.parametrize("transposed", [False, True])
 def test_product_equals_the_slices(transposed):
     a = normal(ROWS, 128).half()
@@ -50,7 +52,7 @@ def test_product_equals_the_slices(transposed):
     assert_near(found[: OFFSETS[-1]], expected)
 
 
-@interpreted
+@by_tile
 @pytest.mark.parametrize("gather", [False, True])
 def test_sums_over_rows_take_none_of_the_next_expert(gather):
     T, S = 200, 2
@@ -60,7 +62,7 @@ def test_sums_over_rows_take_none_of_the_next_expert(gather):
     b[OFFSETS[-2] :] = float("nan")
     if not gather:
         a[OFFSETS[-2] :] = float("nan")
-    pairs = torch.arange(ROWS, dtype=torch.int32) % (T * S)
+    pairs = torch.arange(ROWS, dtype=torch.int32, device=DEVICE) % (T * S)
     slots = S if gather else None
     found = weight_backward(a, b, pairs, OFFSETS, slots, LARGEST)
     rows = a[(pairs // S).long()] if gather else a
@@ -70,14 +72,13 @@ def test_sums_over_rows_take_none_of_the_next_expert(gather):
     assert found[-1].isnan().all()
 
 
-@interpreted
 @pytest.mark.parametrize("rows", [1, 3, 16, 17, 40])
 @pytest.mark.parametrize("experts", [1, 5])
 def test_every_tile_has_one_program(rows, experts):
     """More rows of tiles than one group, and more columns than one."""
     tiles = Tiles(16, 16, 16, 4, 2)
     ends = [0, *(rows * 16 * (e + 1) - e for e in range(experts))]
-    offsets = torch.tensor(ends, dtype=torch.int32)
+    offsets = torch.tensor(ends, dtype=torch.int32, device=DEVICE)
     a = normal(ends[-1], 16)
     weight = normal(experts, 16, 48)
     found = forward.product(a, weight, offsets, tiles)
@@ -86,6 +87,7 @@ def test_every_tile_has_one_program(rows, experts):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
+@by_tile
 def test_what_a_gpu_cannot_copy_by_itself_goes_by_pointers():
     a, weight = normal(ROWS, 128).half(), normal(E, 128, 264).half()
     suits = forward.suits_descriptors
@@ -95,5 +97,5 @@ def test_what_a_gpu_cannot_copy_by_itself_goes_by_pointers():
     assert not suits(a, weight[:, :, :257].contiguous(), LARGEST)
     assert not suits(a, weight[:, :, :256], LARGEST)  # no dense rows
     assert not suits(a, weight, LARGEST._replace(k=96))  # 128 is no multiple
-    odd = torch.empty(ROWS * 128 + 1).half()[1:].view(ROWS, 128)
+    odd = torch.empty(ROWS * 128 + 1, device=DEVICE).half()[1:].view(ROWS, 128)
     assert not suits(odd, weight, LARGEST)  # begins at 2 bytes

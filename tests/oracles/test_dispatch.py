@@ -5,12 +5,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from on_device import on_device
 
 from lab.kernels.dispatch import (
     dispatch,
     dispatch_scan_kernel,
     dispatch_triton,
 )
+from lab.kernels.runtime import device
+
+KERNEL = on_device(dispatch_triton)
 
 
 def by_numpy(experts, num_experts):
@@ -40,7 +44,7 @@ def choices(draw):
     return experts.astype(np.int32), num_experts
 
 
-@pytest.mark.parametrize("function", [dispatch, dispatch_triton])
+@pytest.mark.parametrize("function", [dispatch, KERNEL])
 def test_dispatch_is_a_stable_sort_of_the_kept_slots(function):
     @given(choices())
     @settings(max_examples=15, deadline=None)
@@ -68,7 +72,7 @@ def test_dispatch_is_a_stable_sort_of_the_kept_slots(function):
 def test_nothing_is_lost_between_blocks(num_experts, P):
     generator = np.random.default_rng(P)
     experts = generator.integers(-1, num_experts, (P, 1), dtype=np.int32)
-    found = dispatch_triton(torch.from_numpy(experts), num_experts)
+    found = KERNEL(torch.from_numpy(experts), num_experts)
     for name, left, right in zip(
         found._fields, found, by_numpy(experts, num_experts), strict=True
     ):
@@ -77,7 +81,7 @@ def test_nothing_is_lost_between_blocks(num_experts, P):
 
 def test_the_scan_carries_its_total_from_step_to_step():
     generator = torch.Generator().manual_seed(0)
-    counts = torch.randint(9, (3, 48), generator=generator).int()
+    counts = torch.randint(9, (3, 48), generator=generator).int().to(device())
     before, load = torch.empty_like(counts), counts.new_empty(3)
     dispatch_scan_kernel[(3,)](counts, before, load, 48, BLOCK=32)
     assert before.equal((counts.cumsum(1) - counts).int())
@@ -86,7 +90,7 @@ def test_the_scan_carries_its_total_from_step_to_step():
 
 def test_slots_of_no_known_expert_count_as_empty_on_a_gpu():
     experts = torch.tensor([[0, 9], [2, -5], [7, 1]], dtype=torch.int32)
-    found = dispatch_triton(experts, 3)
+    found = KERNEL(experts, 3)
     assert found.rows.tolist() == [[0, -1], [2, -1], [-1, 1]]
     assert found.load.tolist() == [1, 1, 1]
 
