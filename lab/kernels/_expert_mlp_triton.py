@@ -338,11 +338,13 @@ def product(
         "BLOCK_K": tiles.k, "num_warps": tiles.warps,
         "num_stages": tiles.stages,
     }  # fmt: skip
-    if suits_descriptors(a, weight, tiles):
+    count = (runtime.cdiv(R, tiles.m) + E) * runtime.cdiv(N, tiles.n)
+    programs = runtime.multiprocessors(a)
+    # nor if no program has a second tile
+    if count > programs and suits_descriptors(a, weight, tiles):
         transposed = weight.stride(2) != 1
         flat = (weight.mT if transposed else weight).flatten(0, 1)
         tile = [tiles.n, tiles.k] if transposed else [tiles.k, tiles.n]
-        programs = runtime.multiprocessors(a)
         expert_product_tma_kernel[(programs,)](
             TensorDescriptor.from_tensor(a, [tiles.m, tiles.k]),
             TensorDescriptor.from_tensor(flat, tile),
@@ -350,8 +352,7 @@ def product(
             TRANSPOSED=transposed, PROGRAMS=programs, **blocks,
         )  # fmt: skip
         return out
-    grid = ((runtime.cdiv(R, tiles.m) + E) * runtime.cdiv(N, tiles.n),)
-    expert_product_kernel[grid](
+    expert_product_kernel[(count,)](
         a, weight, out, offsets, E, K, N, *weight.stride(),
         EVEN=K % tiles.k == 0 and N % tiles.n == 0, **blocks,
     )  # fmt: skip

@@ -168,13 +168,30 @@ def combine_backward_triton(
 
     And one more for many rows, of which some may be nobody's.
     """
+    return _pull_back(expert_rows, rows, weights, grad, wanted, fill=True)
+
+
+def combine_backward_unfilled(
+    expert_rows: Tensor,
+    rows: Tensor,
+    weights: Tensor,
+    grad: Tensor,
+    wanted: Sequence[bool],
+) -> CombineGradients:
+    """The same, but a row that no slot points to stays as memory was: for
+    those who will not read it. On a GPU only."""
+    return _pull_back(expert_rows, rows, weights, grad, wanted, fill=False)
+
+
+def _pull_back(expert_rows, rows, weights, grad, wanted, fill):
     T, S = rows.shape
     R, H = expert_rows.shape
     grad_rows, grad_weights = like((expert_rows, weights), wanted)
     rows_wanted, weights_wanted = wanted
-    mark = grad_rows.numel() > FEW
+    fill = fill and rows_wanted
+    mark = fill and grad_rows.numel() > FEW
     written = rows.new_zeros(R, dtype=torch.uint8) if mark else rows
-    if rows_wanted and not mark:
+    if fill and not mark:
         grad_rows.zero_()
     block_s = next_power_of_2(S)
     block_h = min(1024, next_power_of_2(H))

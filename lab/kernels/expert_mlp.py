@@ -146,19 +146,24 @@ def expert_mlp_triton(
     return product(active, w_down, offsets)
 
 
-def _by_torch(tokens, pairs, rows, offsets, w_up, w_down, activation, keep):
+def output_and_hidden_reference(
+    tokens, pairs, rows, offsets, w_up, w_down, activation, keep
+):
+    """The output and, if ``keep``, the pre-activation; an empty one else."""
     y, z = _two_layers(tokens, pairs, rows, offsets, w_up, w_down, activation)
     return y, z if keep else z.new_empty(0, z.shape[1])
 
 
-def _on_gpu(tokens, pairs, rows, offsets, w_up, w_down, activation, keep):
+def output_and_hidden_on_gpu(
+    tokens, pairs, rows, offsets, w_up, w_down, activation, keep
+):
+    """The same on a GPU."""
     if not runtime.triton_has_tensor_cores(tokens):
         # a T4: PyTorch's products reach the matrix units, at the price of a
         # synchronisation; Triton's would not
-        y, z = _two_layers(
-            tokens, pairs, rows, offsets, w_up, w_down, activation
+        return output_and_hidden_reference(
+            tokens, pairs, rows, offsets, w_up, w_down, activation, keep
         )
-        return y, z if keep else z.new_empty(0, z.shape[1])
     active, hidden = up(tokens, pairs, rows, offsets, w_up, activation, keep)
     return product(active, w_down, offsets), hidden
 
@@ -194,8 +199,8 @@ _expert_mlp = operator(
     "expert_mlp(Tensor tokens, Tensor pairs, Tensor rows, Tensor offsets, "
     "Tensor w_up, Tensor w_down, str activation, bool keep)"
     " -> (Tensor, Tensor)",
-    cpu=_by_torch,
-    cuda=_on_gpu,
+    cpu=output_and_hidden_reference,
+    cuda=output_and_hidden_on_gpu,
     shapes=_shapes,
     backward=_backward,
     remember=_remember,

@@ -186,7 +186,8 @@ def expert_mlp_backward_triton(
     return MLPGradients(dx, dw_up, dw_down)
 
 
-def _on_gpu(tokens, *others):
+def expert_mlp_backward_on_gpu(tokens, *others) -> MLPGradients:
+    """By kernels where they reach the matrix units, by PyTorch on a T4."""
     run = expert_mlp_backward_reference
     if runtime.triton_has_tensor_cores(tokens):
         run = expert_mlp_backward_triton
@@ -203,7 +204,7 @@ _expert_mlp_backward = operator(
     "Tensor offsets, Tensor w_up, Tensor w_down, Tensor hidden, Tensor grad, "
     "str activation, bool[] wanted) -> (Tensor, Tensor, Tensor)",
     cpu=expert_mlp_backward_reference,
-    cuda=_on_gpu,
+    cuda=expert_mlp_backward_on_gpu,
     shapes=_shapes,
 )
 

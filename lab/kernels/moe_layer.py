@@ -14,26 +14,48 @@ makes that case, too, free of waiting.
 
 Launches on a GPU, whatever the number of experts: dispatch 3 (few pairs: 1),
 first product with gather and activation 1, second product 1, combine 1.
-Backward: combine 1 (many rows: 2), gradient of the hidden layer 1, of the
-weights 2, of the rows 1, sum by token 1. Only a T4 takes more, see
-`expert_mlp`.
+Backward: combine 1, gradient of the hidden layer 1, of the weights 2, of the
+rows 1, sum by token 1. Only a T4 takes more, see `expert_mlp`.
+
+What follows dispatch is one operator of PyTorch, with one backward pass, so
+that Python is asked once where few tokens leave it little time.
 """
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
 from torch import Tensor
 
-from lab.kernels.combine import combine, combine_reference, combine_triton
+from lab.kernels._wanted import like, or_none, wanted
+from lab.kernels.combine import combine_reference, combine_triton
+from lab.kernels.combine_backward import (
+    combine_backward_reference,
+    combine_backward_unfilled,
+)
 from lab.kernels.dispatch import dispatch, dispatch_reference, dispatch_triton
 from lab.kernels.expert_mlp import (
     check_experts,
-    expert_mlp,
-    expert_mlp_reference,
-    expert_mlp_triton,
+    output_and_hidden_on_gpu,
+    output_and_hidden_reference,
 )
+from lab.kernels.expert_mlp_backward import (
+    expert_mlp_backward_on_gpu,
+    expert_mlp_backward_reference,
+)
+from lab.kernels.operator import operator
 from lab.kernels.topk_gate import Gate
 
 LAUNCHES = 6
 LAUNCHES_FEW = 4  # where `few` pairs are sorted
-LAUNCHES_BACKWARD = 6  # of few rows, see `combine_backward`
+LAUNCHES_BACKWARD = 6
+
+
+class LayerGradients(NamedTuple):
+    tokens: Tensor  # [T, H]
+    weights: Tensor  # [T, S], 0 in an empty slot
+    w_up: Tensor  # [E, H, G]
+    w_down: Tensor  # [E, F, H]
 
 
 def moe_layer(
@@ -58,10 +80,19 @@ def moe_layer(
             f"the gate decided for {len(gate.experts)} tokens,"
             f" but there are {len(tokens)}"
         )
-    steps = dispatch, expert_mlp, combine
-    return _layer(
-        steps, tokens.is_cpu, tokens, gate, w_up, w_down, activation, max_rows
+    if gate.experts.shape != gate.weights.shape:
+        raise ValueError(
+            f"the gate's experts {tuple(gate.experts.shape)} and weights"
+            f" {tuple(gate.weights.shape)} must both be [tokens, slots]"
+        )
+    # the backward pass needs the pre-activation; without one, save the memory
+    keep = torch.is_grad_enabled() and any(
+        x.requires_grad for x in (tokens, w_up, w_down)
     )
+    by_expert = _sort(dispatch, tokens.is_cpu, gate, len(w_up), max_rows)
+    return _moe_layer(
+        tokens, gate.weights, *by_expert, w_up, w_down, activation, keep
+    )[0]
 
 
 def moe_layer_reference(
@@ -73,10 +104,10 @@ def moe_layer_reference(
     max_rows: int | None = None,
 ) -> Tensor:
     """The layer from the references of its steps."""
-    steps = dispatch_reference, expert_mlp_reference, combine_reference
-    return _layer(
-        steps, True, tokens, gate, w_up, w_down, activation, max_rows
-    )
+    by_expert = _sort(dispatch_reference, True, gate, len(w_up), max_rows)
+    return _by_torch(
+        tokens, gate.weights, *by_expert, w_up, w_down, activation, False
+    )[0]
 
 
 def moe_layer_triton(
@@ -88,19 +119,17 @@ def moe_layer_triton(
     max_rows: int | None = None,
 ) -> Tensor:
     """The layer from the kernels of its steps, without a gradient."""
-    steps = dispatch_triton, expert_mlp_triton, combine_triton
-    return _layer(
-        steps, False, tokens, gate, w_up, w_down, activation, max_rows
-    )
+    by_expert = _sort(dispatch_triton, False, gate, len(w_up), max_rows)
+    return _on_gpu(
+        tokens, gate.weights, *by_expert, w_up, w_down, activation, False
+    )[0]
 
 
-def _layer(steps, look, tokens, gate, w_up, w_down, activation, max_rows):
-    """The three steps; ``look`` if reading a number stalls nothing."""
-    sort, compute, gather = steps
-    E, S = w_up.shape[0], gate.experts.shape[1]
-    _, offsets, pairs, rows = sort(gate.experts, E)
+def _sort(dispatch, look, gate, E, max_rows):
+    """Pairs, rows and offsets; ``look`` if reading a number stalls nothing."""
+    _, offsets, pairs, rows = dispatch(gate.experts, E)
     if max_rows is None:
-        if look or S == E > 1:
+        if look or gate.experts.shape[1] == E > 1:
             max_rows = int(offsets[-1])  # the one wait of a GPU
     else:
         if look and offsets[-1] > max_rows:
@@ -111,7 +140,116 @@ def _layer(steps, look, tokens, gate, w_up, w_down, activation, max_rows):
         offsets = offsets.clamp(max=max_rows)
     if max_rows is not None:
         pairs = pairs[:max_rows]
-    expert_rows = compute(
-        tokens, pairs, rows, offsets, w_up, w_down, activation
+    return pairs, rows, offsets
+
+
+def _by_torch(tokens, weights, pairs, rows, offsets, *experts_and_keep):
+    """The tokens' outputs, their experts' rows, and the pre-activation."""
+    expert_rows, hidden = output_and_hidden_reference(
+        tokens, pairs, rows, offsets, *experts_and_keep
     )
-    return gather(expert_rows, rows, gate.weights)
+    return combine_reference(expert_rows, rows, weights), expert_rows, hidden
+
+
+def _on_gpu(tokens, weights, pairs, rows, offsets, *experts_and_keep):
+    expert_rows, hidden = output_and_hidden_on_gpu(
+        tokens, pairs, rows, offsets, *experts_and_keep
+    )
+    return combine_triton(expert_rows, rows, weights), expert_rows, hidden
+
+
+def _shapes(
+    tokens, weights, pairs, rows, offsets, w_up, w_down, activation, keep
+):
+    R, H = pairs.shape[0], tokens.shape[1]
+    return (
+        tokens.new_empty(rows.shape[0], H),
+        tokens.new_empty(R, H),
+        tokens.new_empty(R if keep else 0, w_up.shape[2]),
+    )
+
+
+def _remember(ctx, inputs, output):
+    *tensors, ctx.activation, ctx.kept = inputs
+    _, expert_rows, hidden = output
+    ctx.mark_non_differentiable(expert_rows, hidden)
+    ctx.save_for_backward(*tensors, expert_rows, hidden)
+
+
+def _backward(ctx, grad, *_):
+    *inputs, expert_rows, hidden = ctx.saved_tensors
+    needed = wanted(ctx, 0, 1, 5, 6)
+    of_tokens, _, *of_experts = needed
+    # the operator was called without: compute it again
+    if not ctx.kept and (of_tokens or any(of_experts)):
+        hidden = _moe_layer(*inputs, ctx.activation, True)[2]
+    found = _moe_layer_backward(
+        *inputs, expert_rows, hidden, grad.contiguous(), ctx.activation,
+        needed,
+    )  # fmt: skip
+    x, weights, w_up, w_down = or_none(found, needed)
+    return x, weights, None, None, None, w_up, w_down, None, None
+
+
+_moe_layer = operator(
+    "moe_layer(Tensor tokens, Tensor weights, Tensor pairs, Tensor rows, "
+    "Tensor offsets, Tensor w_up, Tensor w_down, str activation, bool keep)"
+    " -> (Tensor, Tensor, Tensor)",
+    cpu=_by_torch,
+    cuda=_on_gpu,
+    shapes=_shapes,
+    backward=_backward,
+    remember=_remember,
+)
+
+
+def moe_layer_backward_reference(*inputs) -> LayerGradients:
+    """From the gradient of the tokens' outputs to all inputs, in PyTorch."""
+    return _pull_back(
+        combine_backward_reference, expert_mlp_backward_reference, *inputs
+    )
+
+
+def moe_layer_backward_on_gpu(*inputs) -> LayerGradients:
+    """The same by kernels."""
+    # the experts read no row that has no slot
+    return _pull_back(
+        combine_backward_unfilled, expert_mlp_backward_on_gpu, *inputs
+    )
+
+
+def _pull_back(
+    of_combine, of_experts,
+    tokens, weights, pairs, rows, offsets, w_up, w_down, expert_rows, hidden,
+    grad, activation, wanted: Sequence[bool],
+):  # fmt: skip
+    """The steps in reverse, those that somebody ``wanted``."""
+    of_tokens, of_weights, of_up, of_down = wanted
+    experts_wanted = of_tokens, of_up, of_down
+    grad_rows, grad_weights = of_combine(
+        expert_rows, rows, weights, grad, (any(experts_wanted), of_weights)
+    )
+    if any(experts_wanted):
+        dx, dw_up, dw_down = of_experts(
+            tokens, pairs, rows, offsets, w_up, w_down, hidden, grad_rows,
+            activation, experts_wanted,
+        )  # fmt: skip
+    else:
+        dx, dw_up, dw_down = like((tokens, w_up, w_down), experts_wanted)
+    return LayerGradients(dx, grad_weights, dw_up, dw_down)
+
+
+def _shapes_backward(tokens, weights, pairs, rows, offsets, *others):
+    w_up, w_down, *_, wanted = others
+    return like((tokens, weights, w_up, w_down), wanted)
+
+
+_moe_layer_backward = operator(
+    "moe_layer_backward(Tensor tokens, Tensor weights, Tensor pairs, "
+    "Tensor rows, Tensor offsets, Tensor w_up, Tensor w_down, "
+    "Tensor expert_rows, Tensor hidden, Tensor grad, str activation, "
+    "bool[] wanted) -> (Tensor, Tensor, Tensor, Tensor)",
+    cpu=moe_layer_backward_reference,
+    cuda=moe_layer_backward_on_gpu,
+    shapes=_shapes_backward,
+)

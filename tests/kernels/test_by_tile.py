@@ -38,8 +38,15 @@ def assert_near(found, expected):
 
 
 @by_tile
+@pytest.mark.parametrize(
+    "programs, other",
+    [(4, "expert_product_kernel"), (14, "expert_product_tma_kernel")],
+    ids=["some have two tiles", "none has"],
+)
 @pytest.mark.parametrize("transposed", [False, True])
-def test_product_equals_the_slices(transposed):
+def test_product_equals_the_slices(monkeypatch, transposed, programs, other):
+    monkeypatch.setattr(runtime, "multiprocessors", lambda tensor: programs)
+    monkeypatch.setattr(forward, other, "not launched")
     a = normal(ROWS, 128).half()
     a[OFFSETS[-1] :] = float("nan")
     weight = (normal(E, 128, 264) / 11).half()
