@@ -23,7 +23,7 @@ from lab.bench import (
 from lab.bench.sizes import Case, drawn_gate, layer_costs
 from lab.bench.timing import Roofs, Sample, Timing
 from lab.kernels import runtime
-from lab.kernels._expert_mlp_triton import Tiles
+from lab.kernels._expert_tiles import Tiles
 from lab.kernels.declaration import Cost
 from lab.kernels.moe_layer import moe_layer_reference
 

@@ -21,13 +21,17 @@ from lab.bench.timing import Timing, in_turn
 from lab.bench.work import reason, settle
 from lab.kernels import runtime
 from lab.kernels._expert_mlp_backward_triton import (
-    choose_hidden_tiles,
-    choose_weight_tiles,
     hidden_backward,
     transposed,
     weight_backward,
 )
-from lab.kernels._expert_mlp_triton import Tiles, choose_tiles, product, up
+from lab.kernels._expert_mlp_triton import product, up
+from lab.kernels._expert_tiles import (
+    Tiles,
+    choose_hidden_tiles,
+    choose_tiles,
+    choose_weight_tiles,
+)
 from lab.kernels.dispatch import dispatch
 from lab.kernels.topk_gate import Gate
 

@@ -11,7 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lab.kernels._expert_mlp_triton import NVIDIA, find_tile, gelu
+from lab.kernels._expert_mlp_triton import find_tile, gelu
+from lab.kernels._expert_tiles import NVIDIA
 from lab.kernels.declaration import Compile
 from lab.kernels.dispatch import dispatch_triton
 

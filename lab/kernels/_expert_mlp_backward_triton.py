@@ -15,17 +15,17 @@ from torch import Tensor
 
 from lab.kernels import runtime
 from lab.kernels._expert_mlp_triton import (
-    HOPPER,
-    Tiles,
-    choose_tiles,
     copies_tiles,
     find_tile,
     halves,
     in_groups,
 )
+from lab.kernels._expert_tiles import (
+    Tiles,
+    choose_hidden_tiles,
+    choose_weight_tiles,
+)
 from lab.kernels.dispatch import lanes
-
-MANY = 1024  # rows, enough for the largest tile
 
 
 @triton.jit
@@ -276,34 +276,6 @@ def weight_backward(
     else:
         launch()
     return out
-
-
-def choose_hidden_tiles(dtype: torch.dtype, mean: float, target: str) -> Tiles:
-    """Tiles for a mean number of rows per expert.
-
-    So much is loaded and stored once a tile is done that two smaller blocks
-    at a time, of which one still multiplies, beat a large one. Measured on an
-    H200 (data/bench).
-    """
-    if target in HOPPER and dtype != torch.float32 and mean > 768:
-        return Tiles(128, 128, 64, 8, 3)
-    return choose_tiles(dtype, mean, target)
-
-
-def choose_weight_tiles(dtype: torch.dtype, mean: float, target: str) -> Tiles:
-    """Tiles for a mean number of rows per expert, over which this sums.
-
-    Where they are few, writing the result takes the time: small tiles, of
-    which many run at once. Measured on an H200 (data/bench).
-    """
-    large = 768 if target in HOPPER else 192
-    if dtype == torch.float32 or mean > large:
-        return choose_tiles(dtype, MANY, target)
-    if mean > 192:
-        return Tiles(128, 128, 64, 4, 3)
-    if mean > 12:
-        return Tiles(128, 128, 32, 4, 3)
-    return Tiles(64, 128, 16, 4, 2)
 
 
 def with_scratch(tensor: Tensor, launch: Callable[[], None]) -> None:

@@ -29,14 +29,13 @@ from lab.kernels import runtime
 from lab.kernels._by_expert import products
 from lab.kernels._expert_mlp_examples import EXAMPLES, forward_inputs
 from lab.kernels._expert_mlp_triton import (
-    EACH_TILE,
-    compiles,
-    compiles_tma,
     expert_product_kernel,
+    expert_product_tma_kernel,
     expert_up_kernel,
     product,
     up,
 )
+from lab.kernels._expert_tiles import EACH_TILE, compiles, compiles_tma
 from lab.kernels._wanted import or_none, wanted
 from lab.kernels.declaration import Cost, Declaration
 from lab.kernels.expert_mlp_backward import expert_mlp_backward
@@ -256,6 +255,6 @@ DECLARATION = Declaration(
             "W uneven", expert_product_kernel,
             {"stride_wn": 1, "EVEN": False, "BINS": 128},
         ),
-        compiles_tma("W", transposed=False),
+        compiles_tma("W", expert_product_tma_kernel, transposed=False),
     ),
 )  # fmt: skip

@@ -31,8 +31,6 @@ from torch.nn import functional as F
 from lab.kernels import runtime
 from lab.kernels._by_expert import products, sums_of_products
 from lab.kernels._expert_mlp_backward_triton import (
-    choose_hidden_tiles,
-    choose_weight_tiles,
     expert_hidden_backward_kernel,
     expert_weight_backward_kernel,
     hidden_backward,
@@ -45,13 +43,18 @@ from lab.kernels._expert_mlp_examples import (
     backward_inputs,
 )
 from lab.kernels._expert_mlp_triton import (
+    expert_product_kernel,
+    expert_product_tma_kernel,
+    product,
+)
+from lab.kernels._expert_tiles import (
     BF16,
     EACH_TILE,
     FP32,
+    choose_hidden_tiles,
+    choose_weight_tiles,
     compiles,
     compiles_tma,
-    expert_product_kernel,
-    product,
 )
 from lab.kernels._wanted import like
 from lab.kernels.combine import combine_reference, sum_rows
@@ -264,7 +267,7 @@ DECLARATION = Declaration(
             "W^T", expert_product_kernel,
             {"stride_wk": 1, "EVEN": True, "BINS": 128},
         ),
-        compiles_tma("W^T", transposed=True),
+        compiles_tma("W^T", expert_product_tma_kernel, transposed=True),
         *(
             entry
             for name, gather, even, loads in (

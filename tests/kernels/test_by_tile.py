@@ -10,7 +10,7 @@ import torch
 from lab.kernels import _expert_mlp_triton as forward
 from lab.kernels import runtime
 from lab.kernels._expert_mlp_backward_triton import weight_backward
-from lab.kernels._expert_mlp_triton import Tiles
+from lab.kernels._expert_tiles import Tiles
 
 DEVICE = "cpu" if runtime.INTERPRETED else "cuda"
 by_tile = pytest.mark.skipif(

@@ -15,7 +15,8 @@ from lab.kernels import (
     runtime,
 )
 from lab.kernels._expert_mlp_examples import backward_inputs
-from lab.kernels._expert_mlp_triton import Tiles, up
+from lab.kernels._expert_mlp_triton import up
+from lab.kernels._expert_tiles import Tiles
 from lab.kernels.dispatch import dispatch_triton
 from lab.kernels.expert_mlp_backward import (
     expert_mlp_backward_reference,
@@ -205,8 +206,12 @@ def test_any_tile_gives_the_same_result(monkeypatch, tiles, activation):
         0, "cpu", torch.float32, T=30, E=2, S=2, H=40, F=34,
         activation=activation, empty=0.2,
     )  # fmt: skip
-    for module in (_expert_mlp_triton, _expert_mlp_backward_triton):
-        monkeypatch.setattr(module, "choose_tiles", lambda *args: tiles)
+    for module, choice in (
+        (_expert_mlp_triton, "choose_tiles"),
+        (_expert_mlp_backward_triton, "choose_hidden_tiles"),
+        (_expert_mlp_backward_triton, "choose_weight_tiles"),
+    ):
+        monkeypatch.setattr(module, choice, lambda *args: tiles)
     kept = inputs["offsets"][-1]
     forward = {n: x for n, x in inputs.items() if n not in ("hidden", "grad")}
     found = expert_mlp.expert_mlp_triton(**forward)[:kept]

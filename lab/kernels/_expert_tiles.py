@@ -1,0 +1,164 @@
+"""Which tiles the expert network's kernels take, and what they compile to.
+
+A tile is chosen by dtype, by how many rows an expert has on average, and by
+the GPU. What is compiled ahead of time follows from the same choice.
+"""
+
+from collections import defaultdict
+from typing import NamedTuple
+
+import torch
+
+from lab.kernels.declaration import Compile
+
+BF16, FP32 = torch.bfloat16, torch.float32
+# these copy tiles by descriptor, and have room for the largest ones
+HOPPER = ("sm_90", "sm_100", "sm_103")
+MANY = 1024  # rows, enough for the largest tile
+# every tile that `choose_tiles` knows, as what asks for it
+EACH_TILE = (
+    (BF16, 1024), (BF16, 40), (BF16, 16), (BF16, 4), (FP32, 1024), (FP32, 8),
+)  # fmt: skip
+NVIDIA = ("sm_80", "sm_90", "sm_100")
+
+
+class Tiles(NamedTuple):
+    """One launch: rows x columns of a product, step of its sum, warps."""
+
+    m: int
+    n: int
+    k: int
+    warps: int
+    stages: int
+
+
+def choose_tiles(dtype: torch.dtype, mean: float, target: str) -> Tiles:
+    """Tiles for a mean number of rows per expert: small experts would leave
+    large tiles empty. No autotuner: a first call costs one compilation.
+
+    The tiles in 16 bits follow vLLM's tuned tables for an H200, an A100 and
+    an MI300X (128 experts of 768, 64 of 1280, 8 of 14336), and where those
+    differ the smaller one; stages fit the least shared memory of a family.
+    """
+    if dtype == torch.float32:
+        # no matrix units in full precision: registers set the limit
+        return (
+            Tiles(64, 64, 32, 8, 2) if mean > 32 else Tiles(16, 64, 32, 4, 2)
+        )
+    if target.startswith("gfx"):  # 64 KiB
+        if mean > 96:
+            return Tiles(128, 128, 64, 8, 2)
+        rows = 64 if mean > 24 else 32 if mean > 8 else 16
+        return Tiles(rows, 128, 64, 4, 2)
+    # 227 KiB hold tiles that ask a quarter less of the cache (data/bench)
+    if target in HOPPER and mean > 48:
+        return Tiles(128, 256, 64, 8, 4)
+    if mean > 96:
+        return Tiles(128, 128, 64, 8, 4)
+    if mean > 24:
+        return Tiles(64, 128, 64, 4, 3)
+    return Tiles(32 if mean > 8 else 16, 128, 128, 4, 3)
+
+
+def choose_hidden_tiles(dtype: torch.dtype, mean: float, target: str) -> Tiles:
+    """Tiles for a mean number of rows per expert.
+
+    So much is loaded and stored once a tile is done that two smaller blocks
+    at a time, of which one still multiplies, beat a large one. Measured on an
+    H200 (data/bench).
+    """
+    if target in HOPPER and dtype != torch.float32 and mean > 768:
+        return Tiles(128, 128, 64, 8, 3)
+    return choose_tiles(dtype, mean, target)
+
+
+def choose_weight_tiles(dtype: torch.dtype, mean: float, target: str) -> Tiles:
+    """Tiles for a mean number of rows per expert, over which this sums.
+
+    Where they are few, writing the result takes the time: small tiles, of
+    which many run at once. Measured on an H200 (data/bench).
+    """
+    large = 768 if target in HOPPER else 192
+    if dtype == torch.float32 or mean > large:
+        return choose_tiles(dtype, MANY, target)
+    if mean > 192:
+        return Tiles(128, 128, 64, 4, 3)
+    if mean > 12:
+        return Tiles(128, 128, 32, 4, 3)
+    return Tiles(64, 128, 16, 4, 2)
+
+
+def compiles(
+    name: str,
+    kernel,
+    constants: dict,
+    loads: tuple = ((BF16, 1024),),
+    choose=choose_tiles,
+) -> tuple[Compile, ...]:
+    """What to compile of a kernel ahead of time: just what is launched for
+    these dtypes and mean rows per expert, with the tiles that ``choose``
+    gives.
+
+    On a T4 the products go through PyTorch, so it is not a target.
+    """
+    found = []
+    for dtype, mean in loads:
+        targets = defaultdict(list)
+        for target in (*NVIDIA, "gfx942"):
+            targets[choose(dtype, mean, target)].append(target)
+        for tiles, same in targets.items():
+            blocks = dict(
+                zip(("BLOCK_M", "BLOCK_N", "BLOCK_K"), tiles, strict=False)
+            )
+            if "BY_TILE" in kernel.arg_names:
+                blocks["BY_TILE"] = constants["EVEN"] and tiles.n >= 256
+            kind = "*fp32" if dtype == FP32 else "*bf16"
+            signature = {
+                argument: kind if argument.endswith("_ptr") else "i32:16"
+                for argument in kernel.arg_names
+                if not argument.isupper() or len(argument) == 1
+            }
+            signature |= dict.fromkeys(("offsets_ptr", "pairs_ptr"), "*i32")
+            signature |= {"E": "i32"}
+            shape = "x".join(map(str, tiles[:3]))
+            found.append(
+                Compile(
+                    f"{name} {kind[1:]} {shape}",
+                    kernel,
+                    signature={
+                        argument: signature[argument]
+                        for argument in kernel.arg_names
+                        if argument in signature and argument not in constants
+                    },
+                    constants=constants | blocks,
+                    num_warps=tiles.warps,
+                    num_stages=tiles.stages,
+                    targets=tuple(same),
+                    matrix_units=dtype != FP32,
+                )
+            )
+    return tuple(found)
+
+
+def compiles_tma(name: str, kernel, transposed: bool) -> Compile:
+    """The same of the product that copies by tile, for many rows."""
+    m, n, k, warps, stages = choose_tiles(BF16, 1024, HOPPER[0])
+    w = [n, k] if transposed else [k, n]
+    return Compile(
+        f"{name} bf16 {m}x{n}x{k}",
+        kernel,
+        signature={
+            "a_desc": f"tensordesc<bf16{[m, k]}>",
+            "w_desc": f"tensordesc<bf16{w}>",
+            "out_ptr": "*bf16", "offsets_ptr": "*i32",
+            "E": "i32", "K": "i32:16", "N": "i32:16",
+        },
+        constants={
+            "TRANSPOSED": transposed, "PROGRAMS": 132, "BINS": 128,
+            "BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k,
+        },
+        num_warps=warps,
+        num_stages=stages,
+        targets=tuple(target for target in NVIDIA if target in HOPPER),
+        matrix_units=True,
+    )  # fmt: skip
