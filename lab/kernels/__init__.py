@@ -15,12 +15,17 @@ declaration from which tests, benchmarks and ahead-of-time compilation follow.
 ``combine``              every token sums its experts' rows by gate weight
 ``combine_backward``     and hands each row and weight its gradient
 ``moe_layer``            dispatch, expert_mlp and combine together
+``topc_select``          every expert takes the c tokens it scores highest
+``duo_ffn``              small or large network, as each token's route says
 ``sym_kl``               how far two predictions are apart, row by row
 ``sym_kl_backward``      and its gradient
 ``multi_lora``           every token sums its own adapters' updates
 ``multi_lora_backward``  and their gradients
 ``transition_counts``    how many tokens went from which expert to which
 ``placement_cost``       the traffic of many expert placements at once
+``mask_overlap``         a token's largest features, and who shares them
+``ap_counts``            how well each neuron's ranking finds a job
+``min_by_budget``        the best route through the layers for each budget
 ``frontier``             one prompt router per price of money, in one pass
 ``linkload``             what every link of many fabrics carries
 ``knn_prior``            nearest neighbours by rank

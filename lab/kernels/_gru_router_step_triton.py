@@ -1,13 +1,55 @@
 """The Triton side of `gru_router_step`: one kernel, and what to compile."""
 
+from collections import defaultdict
+from collections.abc import Iterator
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from lab.kernels import runtime
+from lab.kernels._expert_tiles import HOPPER, NVIDIA
 from lab.kernels.declaration import Compile
+from lab.kernels.runtime import cdiv, next_power_of_2
 
 NAMES = "x state w_input w_state input_bias state_bias w_gate".split()
+KINDS = {
+    torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16",
+}  # fmt: skip
+
+
+INTERPRETED = tl.constexpr(runtime.INTERPRETED)
+
+
+@triton.jit
+def dot(a, w, total):
+    # the interpreter knows no products of bf16
+    if INTERPRETED:
+        a, w = a.to(tl.float32), w.to(tl.float32)
+    return tl.dot(a, w, total, input_precision="ieee")
+
+
+@triton.jit
+def exact_dot(a, w, total):
+    """total + a w as good as in fp32, where possible on the matrix units.
+
+    They multiply 16-bit factors of one kind exactly. Beside bf16 weights,
+    fp32 is a sum of three bf16 parts.
+    """
+    if a.dtype == w.dtype and a.dtype.primitive_bitwidth == 16:
+        return dot(a, w, total)
+    elif w.dtype == tl.bfloat16:
+        a = a.to(tl.float32)
+        first = a.to(tl.bfloat16)
+        rest = a - first.to(tl.float32)
+        second = rest.to(tl.bfloat16)
+        third = (rest - second.to(tl.float32)).to(tl.bfloat16)
+        total = dot(third, w, total)
+        total = dot(second, w, total)
+        return dot(first, w, total)
+    else:
+        return dot(a.to(tl.float32), w.to(tl.float32), total)
 
 
 @triton.jit
@@ -15,40 +57,43 @@ def gru_router_step_kernel(
     x_ptr, state_ptr, w_input_ptr, w_state_ptr, input_bias_ptr,
     state_bias_ptr, w_gate_ptr, new_ptr, logits_ptr,
     T, P, E,
-    BLOCK_T: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_E: tl.constexpr,
+    EVEN: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_P: tl.constexpr,
+    BLOCK_K: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
+    """EVEN: slices of both kinds cover P."""
     t = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
+    # rows past the last are the last again, and nothing of them is stored
+    row = tl.minimum(t, T - 1)[:, None]
     e = tl.arange(0, BLOCK_E)
-    rows = t[:, None] < T
     logits = tl.zeros([BLOCK_T, BLOCK_E], tl.float32)
     # a slice of the new state at a time: four sums of [BLOCK_T, BLOCK_P]
     for first in range(0, P, BLOCK_P):
         p = first + tl.arange(0, BLOCK_P)
+        is_p = p[None, :] < (first + BLOCK_P if EVEN else P)
         r = tl.zeros([BLOCK_T, BLOCK_P], tl.float32)
         u = tl.zeros([BLOCK_T, BLOCK_P], tl.float32)
         n = tl.zeros([BLOCK_T, BLOCK_P], tl.float32)
         c = tl.zeros([BLOCK_T, BLOCK_P], tl.float32)
-        for start in range(0, P, BLOCK_P):
-            k = start + tl.arange(0, BLOCK_P)
-            inside = rows & (k[None, :] < P)
-            at = t[:, None] * P + k[None, :]
-            x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
-            h = tl.load(state_ptr + at, mask=inside, other=0.0)
-            h = h.to(tl.float32)
-            inside = (k[:, None] < P) & (p[None, :] < P)
+        for start in range(0, P, BLOCK_K):
+            k = start + tl.arange(0, BLOCK_K)
+            is_k = k < (start + BLOCK_K if EVEN else P)
+            at = row * P + k[None, :]
+            x = tl.load(x_ptr + at, mask=is_k[None, :], other=0.0)
+            h = tl.load(state_ptr + at, mask=is_k[None, :], other=0.0)
+            inside = is_k[:, None] & is_p
             at = k[:, None] * (3 * P) + p[None, :]
             w = tl.load(w_input_ptr + at, mask=inside, other=0.0)
-            r = tl.dot(x, w.to(tl.float32), r, input_precision="ieee")
+            r = exact_dot(x, w, r)
             w = tl.load(w_input_ptr + at + P, mask=inside, other=0.0)
-            u = tl.dot(x, w.to(tl.float32), u, input_precision="ieee")
+            u = exact_dot(x, w, u)
             w = tl.load(w_input_ptr + at + 2 * P, mask=inside, other=0.0)
-            n = tl.dot(x, w.to(tl.float32), n, input_precision="ieee")
+            n = exact_dot(x, w, n)
             w = tl.load(w_state_ptr + at, mask=inside, other=0.0)
-            r = tl.dot(h, w.to(tl.float32), r, input_precision="ieee")
+            r = exact_dot(h, w, r)
             w = tl.load(w_state_ptr + at + P, mask=inside, other=0.0)
-            u = tl.dot(h, w.to(tl.float32), u, input_precision="ieee")
+            u = exact_dot(h, w, u)
             w = tl.load(w_state_ptr + at + 2 * P, mask=inside, other=0.0)
-            c = tl.dot(h, w.to(tl.float32), c, input_precision="ieee")
+            c = exact_dot(h, w, c)
 
         here = p < P
         r += both_biases(input_bias_ptr + p, state_bias_ptr + p, here)
@@ -60,20 +105,18 @@ def gru_router_step_kernel(
         # tanh a = 2 sigmoid(2 a) - 1; u keeps the old state
         n = 2.0 * tl.sigmoid(2.0 * (n + tl.sigmoid(r) * c)) - 1.0
         u = tl.sigmoid(u)
-        inside = rows & (p[None, :] < P)
+        at = row * P + p[None, :]
+        old = tl.load(state_ptr + at, mask=is_p, other=0.0).to(tl.float32)
+        new = n + u * (old - n)
+        tl.store(new_ptr + at, new, mask=is_p & (t[:, None] < T))
         gate = tl.load(
             w_gate_ptr + p[:, None] * E + e[None, :],
-            mask=(p[:, None] < P) & (e[None, :] < E), other=0.0,
+            mask=here[:, None] & (e[None, :] < E), other=0.0,
         )  # fmt: skip
-        at = t[:, None] * P + p[None, :]
-        h = tl.load(state_ptr + at, mask=inside, other=0.0).to(tl.float32)
-        new = n + u * (h - n)
-        tl.store(new_ptr + at, new, mask=inside)
-        logits = tl.dot(
-            new, gate.to(tl.float32), logits, input_precision="ieee"
-        )
+        logits = exact_dot(new, gate, logits)
     at = t[:, None] * E + e[None, :]
-    tl.store(logits_ptr + at, logits, mask=rows & (e[None, :] < E))
+    inside = (t[:, None] < T) & (e[None, :] < E)
+    tl.store(logits_ptr + at, logits, mask=inside)
 
 
 @triton.jit
@@ -83,12 +126,31 @@ def both_biases(input_ptr, state_ptr, here):
     return (a + b)[None, :]
 
 
-def blocks(E: int) -> tuple[int, int, int]:
-    """Tokens, state slice and experts of one program's tile."""
-    # fp32 products run on plain multiply-adds, which hold whole slices in
-    # registers: slices of 32 spill
-    block_e = max(16, triton.next_power_of_2(E))
-    return (32 if block_e <= 64 else 16), 16, block_e
+def blocks(P: int, E: int, kind: str, state: str, target: str) -> dict:
+    """A program's tile: tokens, slices of the state and the sum, experts.
+
+    Four sums and the logits are in registers at once, and with plain fp32
+    products or a masked width more than them: then it holds fewer tokens.
+    Slices of 32 are twice as fast on an H200 (data/bench); elsewhere an fp32
+    state spills registers with them.
+    """
+    block_e = max(16, next_power_of_2(E))
+    exact = kind == "bf16" or kind == state == "fp16"
+    if exact and P % 16 == 0 and block_e <= 128:
+        block_t = 64
+    else:
+        block_t = 32 if block_e <= 64 and (exact or kind == "fp32") else 16
+    wide = kind == "bf16" and P % 32 == 0
+    narrow = state == "bf16"  # the state needs no parts
+    block_p = block_k = 16
+    if wide and narrow:
+        block_k = 32
+    if wide and block_e <= 64 and (narrow or target in HOPPER):
+        block_p = block_k = 32
+    return {
+        "EVEN": P % block_k == 0, "BLOCK_T": block_t, "BLOCK_P": block_p,
+        "BLOCK_K": block_k, "BLOCK_E": block_e,
+    }  # fmt: skip
 
 
 def launch(x: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -96,31 +158,41 @@ def launch(x: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
     (T, P), E = x.shape, weights[-1].shape[1]
     new = x.new_empty((T, P), dtype=torch.float32)
     logits = x.new_empty((T, E), dtype=torch.float32)
-    block_t, block_p, block_e = blocks(E)
+    # x counts as its weights: where they differ, it is only slower
+    state, kind = (KINDS.get(w.dtype, "fp32") for w in weights[:2])
+    tile = blocks(P, E, kind, state, runtime.target(x))
     if T:
-        gru_router_step_kernel[(triton.cdiv(T, block_t),)](
+        gru_router_step_kernel[(cdiv(T, tile["BLOCK_T"]),)](
             *(tensor.contiguous() for tensor in (x, *weights)), new, logits,
             T, P, E,
-            BLOCK_T=block_t, BLOCK_P=block_p, BLOCK_E=block_e, num_warps=4,
+            **tile, num_warps=4, num_stages=2,
         )  # fmt: skip
     return new, logits
 
 
-def compiled(P: int, E: int, kind: str) -> Compile:
-    block_t, block_p, block_e = blocks(E)
-    return Compile(
-        f"P{P} E{E} {kind}",
-        gru_router_step_kernel,
-        signature={f"{name}_ptr": f"*{kind}" for name in NAMES}
-        | {"state_ptr": "*fp32", "new_ptr": "*fp32", "logits_ptr": "*fp32"}
-        | {
-            "T": "i32",
-            "P": "i32:16" if P % 16 == 0 else "i32",
-            "E": "i32:16" if E % 16 == 0 else "i32",
-        },
-        constants={
-            "BLOCK_T": block_t, "BLOCK_P": block_p, "BLOCK_E": block_e,
-        },
-        # on a T4 the step goes through PyTorch
-        targets=("sm_80", "sm_90", "sm_100", "gfx942"),
-    )  # fmt: skip
+def compiled(
+    P: int, E: int, kind: str, state: str = "fp32"
+) -> Iterator[Compile]:
+    """What is launched for these sizes and dtypes, by the tile it takes."""
+    # on a T4 the step goes through PyTorch
+    by_tile = defaultdict(list)
+    for target in (*NVIDIA, "gfx942"):
+        tile = blocks(P, E, kind, state, target)
+        by_tile[tuple(tile.items())].append(target)
+    for items, targets in by_tile.items():
+        tile = dict(items)
+        yield Compile(
+            f"P{P} E{E} {kind} {state} {tile['BLOCK_T']}x{tile['BLOCK_P']}",
+            gru_router_step_kernel,
+            signature={f"{name}_ptr": f"*{kind}" for name in NAMES}
+            | {"new_ptr": "*fp32", "logits_ptr": "*fp32"}
+            | {
+                "state_ptr": f"*{state}",
+                "T": "i32",
+                "P": "i32:16" if P % 16 == 0 else "i32",
+                "E": "i32:16" if E % 16 == 0 else "i32",
+            },
+            constants=tile,
+            targets=tuple(targets),
+            matrix_units=kind == "bf16",
+        )

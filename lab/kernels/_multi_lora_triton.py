@@ -1,10 +1,18 @@
 """The Triton side of `multi_lora`: through the waist, out again, gradients.
 
-A program owns a tile of tokens and visits the adapters one after the other,
-but works only for those that some token of its tile has chosen. Nothing is
-sorted, no two programs write to one place, and no number travels to the host.
-All three kernels take matrices by strides, so that the backward pass runs the
-same two with transposed matrices.
+Adapters stand side by side, as many as fill one matrix product: a group, say
+eight of rank 16. A tile of tokens goes through a group at once, whoever chose
+whom. Of the product into the waist, each token's chosen rows are kept, times
+their weights, and the rest is set to 0 (``spread``, [T, columns]). What comes
+out of the waist, and the gradients, are then plain products. They multiply
+more than was asked for, but read the tokens once a group, and it is memory
+that takes the time. With several groups, those that no token of a tile chose
+are left out.
+
+Nothing is sorted, no two programs write to one place, and no number travels
+to the host. Matrices come by strides, so that the backward pass runs the
+same kernels with transposed ones. ``spread`` takes T N r numbers of the
+tokens' dtype, with each r rounded up to a power of 2.
 """
 
 import torch
@@ -12,227 +20,287 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lab.kernels.declaration import Compile
+from lab.kernels import runtime
+from lab.kernels._multi_lora_tiles import STAGES, WARPS, blocks, turned
 
-BLOCK_K = 32  # columns of one step or one program
-WARPS = 8  # with 4, tiles of full precision spill registers
-FEWEST = 16  # rows or columns that a matrix product takes
+RESIDENT = 2  # programs that a multiprocessor holds at once
+LEAST = 4  # tiles of tokens that are added up before they are stored
+
+
+@triton.jit
+def group_of(expert, N, BLOCK_E: tl.constexpr):
+    """The group of an adapter; the first one clears the empty slots."""
+    return tl.where((expert >= 0) & (expert < N), expert, 0) // BLOCK_E
+
+
+@triton.jit
+def slots_in(
+    group, experts_ptr, T, S, N,
+    BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr,
+):  # fmt: skip
+    """How many slots of each of T tokens belong to the group."""
+    t = tl.arange(0, BLOCK_T)
+    count = tl.zeros([BLOCK_T], tl.int32)
+    for s in range(0, S):
+        expert = tl.load(experts_ptr + t * S + s, mask=t < T, other=-1)
+        mine = (t < T) & (group_of(expert, N, BLOCK_E) == group)
+        count += mine.to(tl.int32)
+    return count
+
+
+@triton.jit
+def lines(
+    ptr, group, N, r, stride_e, stride_r,
+    BLOCK_E: tl.constexpr, BLOCK_R: tl.constexpr,
+):  # fmt: skip
+    """Where the matrices of a group begin, rank by rank, and which exist."""
+    line = tl.arange(0, BLOCK_E * BLOCK_R)
+    e, rank = group * BLOCK_E + line // BLOCK_R, line % BLOCK_R
+    at = ptr + e.to(tl.int64) * stride_e + rank * stride_r
+    return at, (e < N) & (rank < r)
 
 
 @triton.jit
 def multi_lora_shrink_kernel(
-    tokens_ptr, experts_ptr, down_ptr, hidden_ptr,
+    tokens_ptr, experts_ptr, weights_ptr, down_ptr, hidden_ptr, spread_ptr,
     T, S, N, n, r, stride_e, stride_r, stride_n,
-    BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr,
+    BLOCK_R: tl.constexpr, MANY: tl.constexpr, KEEP: tl.constexpr,
 ):  # fmt: skip
-    """hidden[t, s] = down[e] tokens[t] for the adapter e of slot s."""
-    t = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
-    rank = tl.arange(0, BLOCK_R)
-    for e in range(0, N):
-        chose = tl.zeros([BLOCK_T], tl.int32)
-        for s in range(0, S):
-            expert = tl.load(experts_ptr + t * S + s, mask=t < T, other=-1)
-            chose += (expert == e).to(tl.int32)
-        if tl.sum(chose, 0) > 0:
-            h = tl.zeros([BLOCK_T, BLOCK_R], tl.float32)
-            for start in range(0, n, BLOCK_N):
-                k = start + tl.arange(0, BLOCK_N)
-                x = tl.load(
-                    tokens_ptr + t[:, None] * n + k[None, :],
-                    mask=(chose[:, None] > 0) & (k[None, :] < n), other=0.0,
-                )  # fmt: skip
-                at = k[:, None] * stride_n + rank[None, :] * stride_r
-                a = tl.load(
-                    down_ptr + at,
-                    mask=(k[:, None] < n) & (rank[None, :] < r), other=0.0,
-                )  # fmt: skip
-                h = tl.dot(x, a, h, input_precision="ieee")
+    """hidden[t, s] = down[e] tokens[t] for the adapter e of slot s, and
+    spread[t, e] the sum of weight times hidden over the slots of e.
+
+    hidden is stored if KEEP.
+    """
+    groups = tl.cdiv(N, BLOCK_E)
+    group = tl.program_id(0) % groups
+    # offsets from the tile's first token need no 64 bits
+    before = (tl.program_id(0) // groups).to(tl.int64) * BLOCK_T
+    tokens_ptr += before * n
+    experts_ptr += before * S
+    weights_ptr += before * S
+    hidden_ptr += before * S * r
+    spread_ptr += (before * groups + group) * (BLOCK_E * BLOCK_R)
+    T = (T - before).to(tl.int32)
+    t = tl.arange(0, BLOCK_T)
+    count = slots_in(group, experts_ptr, T, S, N, BLOCK_T, BLOCK_E)
+    # one group alone is read everywhere, so it is never left out
+    if not MANY or tl.sum(count, 0) > 0:
+        row = tokens_ptr + t * n
+        line, real = lines(
+            down_ptr, group, N, r, stride_e, stride_r, BLOCK_E, BLOCK_R
+        )
+        product = tl.zeros([BLOCK_T, BLOCK_E * BLOCK_R], tl.float32)
+        for start in range(0, n, BLOCK_N):
+            k = start + tl.arange(0, BLOCK_N)
+            x = tl.load(
+                row[:, None] + k[None, :],
+                mask=(count[:, None] > 0) & (k[None, :] < n), other=0.0,
+            )  # fmt: skip
+            a = tl.load(
+                line[None, :] + k[:, None] * stride_n,
+                mask=(k[:, None] < n) & real[None, :], other=0.0,
+            )  # fmt: skip
+            product = tl.dot(x, a, product, input_precision="ieee")
+        product = tl.reshape(product, [BLOCK_T, BLOCK_E, BLOCK_R])
+        e = group * BLOCK_E + tl.arange(0, BLOCK_E)
+        if KEEP:
+            rank = tl.arange(0, BLOCK_R)
             for s in range(0, S):
                 expert = tl.load(experts_ptr + t * S + s, mask=t < T, other=-1)
+                mine = (expert[:, None] == e[None, :]) & (e < N)[None, :]
+                # one adapter's row, or only zeros in an empty slot
+                h = tl.sum(tl.where(mine[:, :, None], product, 0.0), 1)
+                here = (t < T) & (group_of(expert, N, BLOCK_E) == group)
                 tl.store(
                     hidden_ptr + (t * S + s)[:, None] * r + rank[None, :], h,
-                    mask=(expert == e)[:, None] & (rank[None, :] < r),
+                    mask=here[:, None] & (rank < r)[None, :],
                 )  # fmt: skip
-        # a moving pointer needs no wide product
-        down_ptr += stride_e
-
-
-@triton.jit
-def weighted_rows(
-    hidden_ptr, experts_ptr, weights_ptr, t, e, T, S, r,
-    BLOCK_T: tl.constexpr, BLOCK_R: tl.constexpr,
-):  # fmt: skip
-    """Sum over the slots of e of weight times hidden, and who has one."""
-    rank = tl.arange(0, BLOCK_R)
-    g = tl.zeros([BLOCK_T, BLOCK_R], tl.float32)
-    chose = tl.zeros([BLOCK_T], tl.int32)
-    for s in range(0, S):
-        expert = tl.load(experts_ptr + t * S + s, mask=t < T, other=-1)
-        mine = expert == e
-        chose += mine.to(tl.int32)
-        w = tl.load(weights_ptr + t * S + s, mask=mine, other=0.0)
-        h = tl.load(
-            hidden_ptr + (t * S + s)[:, None] * r + rank[None, :],
-            mask=mine[:, None] & (rank[None, :] < r), other=0.0,
+        weight = tl.zeros([BLOCK_T, BLOCK_E], tl.float32)
+        chosen = tl.zeros([BLOCK_T, BLOCK_E], tl.int32)
+        for s in range(0, S):
+            expert = tl.load(experts_ptr + t * S + s, mask=t < T, other=-1)
+            w = tl.load(weights_ptr + t * S + s, mask=t < T, other=0.0)
+            mine = (expert[:, None] == e[None, :]) & (e < N)[None, :]
+            weight += tl.where(mine, w.to(tl.float32)[:, None], 0.0)
+            chosen += mine.to(tl.int32)
+        # what nobody chose may be no number, which 0 would not hide
+        g = tl.where(
+            (chosen > 0)[:, :, None], weight[:, :, None] * product, 0.0
+        )
+        g = tl.reshape(g, [BLOCK_T, BLOCK_E * BLOCK_R])
+        column = tl.arange(0, BLOCK_E * BLOCK_R)
+        at = t[:, None] * groups * (BLOCK_E * BLOCK_R) + column[None, :]
+        tl.store(
+            spread_ptr + at, g.to(spread_ptr.dtype.element_ty),
+            mask=(t < T)[:, None],
         )  # fmt: skip
-        g += w.to(tl.float32)[:, None] * h.to(tl.float32)
-    return g, chose
 
 
 @triton.jit
 def multi_lora_expand_kernel(
-    hidden_ptr, experts_ptr, weights_ptr, up_ptr, out_ptr,
+    spread_ptr, experts_ptr, up_ptr, out_ptr,
     T, S, N, m, r, stride_e, stride_m, stride_r,
-    BLOCK_T: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr,
+    BLOCK_R: tl.constexpr, MANY: tl.constexpr,
 ):  # fmt: skip
-    """out[t] = sum over the slots of weight times up[e] hidden[t, s]."""
-    t = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
-    j = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
-    rank = tl.arange(0, BLOCK_R)
-    y = tl.zeros([BLOCK_T, BLOCK_M], tl.float32)
-    for e in range(0, N):
-        g, chose = weighted_rows(
-            hidden_ptr, experts_ptr, weights_ptr, t, e, T, S, r,
-            BLOCK_T, BLOCK_R,
+    """out[t] = sum over the adapters of up[e] spread[t, e]."""
+    groups = tl.cdiv(N, BLOCK_E)
+    before = tl.program_id(0).to(tl.int64) * BLOCK_T
+    spread_ptr += before * groups * (BLOCK_E * BLOCK_R)
+    experts_ptr += before * S
+    out_ptr += before * m
+    T = (T - before).to(tl.int32)
+    t = tl.arange(0, BLOCK_T)
+    column = tl.arange(0, BLOCK_E * BLOCK_R)
+    at = t[:, None] * groups * (BLOCK_E * BLOCK_R) + column[None, :]
+    count = slots_in(0, experts_ptr, T, S, N, BLOCK_T, BLOCK_E)
+    # the first group's rows serve all columns of the result
+    g = tl.load(spread_ptr + at, mask=count[:, None] > 0, other=0.0)
+    line, real = lines(up_ptr, 0, N, r, stride_e, stride_r, BLOCK_E, BLOCK_R)
+    step = tl.num_programs(1) * BLOCK_N
+    for start in range(tl.program_id(1) * BLOCK_N, m, step):
+        j = start + tl.arange(0, BLOCK_N)
+        b = tl.load(
+            line[:, None] + j[None, :] * stride_m,
+            mask=real[:, None] & (j < m)[None, :], other=0.0,
         )  # fmt: skip
-        if tl.sum(chose, 0) > 0:
-            at = rank[:, None] * stride_r + j[None, :] * stride_m
-            b = tl.load(
-                up_ptr + at,
-                mask=(rank[:, None] < r) & (j[None, :] < m), other=0.0,
-            )  # fmt: skip
-            y = tl.dot(g.to(b.dtype), b, y, input_precision="ieee")
-        up_ptr += stride_e
-    tl.store(
-        out_ptr + t[:, None] * m + j[None, :],
-        y.to(out_ptr.dtype.element_ty),
-        mask=(t[:, None] < T) & (j[None, :] < m),
-    )
+        y = tl.dot(g, b, input_precision="ieee")
+        if MANY:
+            for group in range(1, groups):
+                count = slots_in(group, experts_ptr, T, S, N, BLOCK_T, BLOCK_E)
+                if tl.sum(count, 0) > 0:
+                    other = tl.load(
+                        spread_ptr + at + group * (BLOCK_E * BLOCK_R),
+                        mask=count[:, None] > 0, other=0.0,
+                    )  # fmt: skip
+                    more, real_more = lines(
+                        up_ptr, group, N, r, stride_e, stride_r,
+                        BLOCK_E, BLOCK_R,
+                    )  # fmt: skip
+                    b = tl.load(
+                        more[:, None] + j[None, :] * stride_m,
+                        mask=real_more[:, None] & (j < m)[None, :], other=0.0,
+                    )  # fmt: skip
+                    y = tl.dot(other, b, y, input_precision="ieee")
+        tl.store(
+            out_ptr + t[:, None] * m + j[None, :],
+            y.to(out_ptr.dtype.element_ty),
+            mask=(t[:, None] < T) & (j[None, :] < m),
+        )
 
 
 @triton.jit
 def multi_lora_outer_kernel(
-    hidden_ptr, experts_ptr, weights_ptr, rows_ptr, out_ptr,
-    T, S, n, r, stride_e, stride_r, stride_n,
-    BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr,
+    spread_ptr, experts_ptr, rows_ptr, sums_ptr,
+    T, S, N, n, r, per,
+    BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr,
+    BLOCK_R: tl.constexpr, MANY: tl.constexpr,
 ):  # fmt: skip
-    """out[e] = sum over its tokens of weight, hidden [r] and row [n]."""
-    e = tl.program_id(0)
-    k = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    rank = tl.arange(0, BLOCK_R)
-    total = tl.zeros([BLOCK_R, BLOCK_N], tl.float32)
-    for start in range(0, T, BLOCK_T):
-        t = start + tl.arange(0, BLOCK_T).to(tl.int64)
-        g, chose = weighted_rows(
-            hidden_ptr, experts_ptr, weights_ptr, t, e, T, S, r,
-            BLOCK_T, BLOCK_R,
-        )  # fmt: skip
-        if tl.sum(chose, 0) > 0:
+    """sums[part, e] = sum over the part's tokens of spread[t, e] rows[t].
+
+    A part is ``per`` tokens, one after the other.
+    """
+    k = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    group = tl.program_id(1)
+    part = tl.program_id(2).to(tl.int64)
+    groups = tl.cdiv(N, BLOCK_E)
+    width = groups * (BLOCK_E * BLOCK_R)
+    column = group * (BLOCK_E * BLOCK_R) + tl.arange(0, BLOCK_E * BLOCK_R)
+    t = tl.arange(0, BLOCK_T)
+    spread_ptr += part * per * width
+    experts_ptr += part * per * S
+    rows_ptr += part * per * n
+    T = (T - part * per).to(tl.int32)
+    total = tl.zeros([BLOCK_E * BLOCK_R, BLOCK_N], tl.float32)
+    for _ in range(0, per, BLOCK_T):
+        count = tl.zeros([BLOCK_T], tl.int32)
+        for s in range(0, S):
+            e = tl.load(experts_ptr + t * S + s, mask=t < T, other=-1)
+            mine = (e >= 0) & (e < N) & (e // BLOCK_E == group)
+            count += mine.to(tl.int32)
+        if not MANY or tl.sum(count, 0) > 0:
+            g = tl.load(
+                spread_ptr + t[:, None] * width + column[None, :],
+                mask=(t < T)[:, None], other=0.0,
+            )  # fmt: skip
+            # a token without an adapter may be no number
             x = tl.load(
                 rows_ptr + t[:, None] * n + k[None, :],
-                mask=(chose[:, None] > 0) & (k[None, :] < n), other=0.0,
+                mask=(count > 0)[:, None] & (k < n)[None, :], other=0.0,
             )  # fmt: skip
-            # [BLOCK_R, BLOCK_T] times [BLOCK_T, BLOCK_N]
-            total = tl.dot(
-                tl.trans(g.to(x.dtype)), x, total, input_precision="ieee"
-            )
-    at = out_ptr + e.to(tl.int64) * stride_e
-    tl.store(
-        at + rank[:, None] * stride_r + k[None, :] * stride_n,
-        total.to(out_ptr.dtype.element_ty),
-        mask=(rank[:, None] < r) & (k[None, :] < n),
+            total = tl.dot(tl.trans(g), x, total, input_precision="ieee")
+        spread_ptr += BLOCK_T * width
+        experts_ptr += BLOCK_T * S
+        rows_ptr += BLOCK_T * n
+        T -= BLOCK_T
+    line, real = lines(
+        sums_ptr + part * N * r * n, group, N, r, r * n, n, BLOCK_E, BLOCK_R
     )
+    tl.store(
+        line[:, None] + k[None, :], total,
+        mask=real[:, None] & (k < n)[None, :],
+    )  # fmt: skip
 
 
-def blocks(rank: int, dtype: torch.dtype) -> tuple[int, int]:
-    """Tokens of a tile, and lanes that hold a hidden row of the adapter."""
-    lanes = max(FEWEST, triton.next_power_of_2(rank))
-    # full precision has no matrix units and wants smaller tiles
-    small = dtype == torch.float32 or lanes > 32
-    return (32 if small else 64), lanes
-
-
-def shrink(tokens: Tensor, experts: Tensor, down: Tensor) -> Tensor:
-    """down[e] tokens[t] for each slot, [T, S, r] fp32; 0 where none is."""
+def shrink(
+    tokens: Tensor, experts: Tensor, weights: Tensor, down: Tensor,
+    keep: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """down[e] tokens[t] for each slot, [T, S, r] fp32 (empty if not to
+    ``keep``; 0 in an empty slot), and spread, [T, columns]."""
     T, S = experts.shape
     N, r, n = down.shape
-    hidden = tokens.new_zeros(T, S, r, dtype=torch.float32)
-    block_t, block_r = blocks(r, tokens.dtype)
-    if hidden.numel():
-        multi_lora_shrink_kernel[(triton.cdiv(T, block_t),)](
-            tokens.contiguous(), experts.contiguous(), down, hidden,
-            T, S, N, n, r, *down.stride(),
-            BLOCK_T=block_t, BLOCK_N=BLOCK_K, BLOCK_R=block_r, num_warps=WARPS,
+    block = blocks(N, r, tokens.dtype)
+    groups = runtime.cdiv(N, block.BLOCK_E)
+    hidden = tokens.new_empty((T, S, r) if keep else 0, dtype=torch.float32)
+    spread = tokens.new_empty(T, groups * block.BLOCK_E * block.BLOCK_R)
+    if T:
+        multi_lora_shrink_kernel[(runtime.cdiv(T, block.BLOCK_T) * groups,)](
+            tokens.contiguous(), experts.contiguous(), weights.contiguous(),
+            down, hidden, spread, T, S, N, n, r, *down.stride(),
+            **block._asdict(), MANY=groups > 1, KEEP=keep,
+            num_warps=WARPS, num_stages=STAGES,
         )  # fmt: skip
-    return hidden
+    return hidden, spread
 
 
-def expand(
-    hidden: Tensor, experts: Tensor, weights: Tensor, up: Tensor
-) -> Tensor:
-    """The weighted sum of up[e] hidden[t, s] over the slots, [T, m]."""
-    T, S, r = hidden.shape
-    N, m, _ = up.shape
+def expand(spread: Tensor, experts: Tensor, up: Tensor) -> Tensor:
+    """The sum of up[e] spread[t, e] over the adapters, [T, m]."""
+    T, S = experts.shape
+    N, m, r = up.shape
     out = up.new_empty(T, m)
-    block_t, block_r = blocks(r, out.dtype)
+    block = blocks(N, r, out.dtype)
     if out.numel():
-        grid = (triton.cdiv(T, block_t), triton.cdiv(m, BLOCK_K))
-        multi_lora_expand_kernel[grid](
-            hidden, experts.contiguous(), weights.contiguous(), up, out,
-            T, S, N, m, r, *up.stride(),
-            BLOCK_T=block_t, BLOCK_M=BLOCK_K, BLOCK_R=block_r, num_warps=WARPS,
+        tiles = runtime.cdiv(T, block.BLOCK_T)
+        # where there are few tokens, programs share their columns
+        programs = max(1, RESIDENT * runtime.multiprocessors(up) // tiles)
+        programs = min(programs, runtime.cdiv(m, block.BLOCK_N))
+        multi_lora_expand_kernel[tiles, programs](
+            spread, experts.contiguous(), up, out,
+            T, S, N, m, r, *up.stride(), **block._asdict(),
+            MANY=N > block.BLOCK_E, num_warps=WARPS, num_stages=STAGES,
         )  # fmt: skip
     return out
 
 
-def outer(
-    hidden: Tensor, experts: Tensor, weights: Tensor, rows: Tensor, out: Tensor
-) -> None:
-    """Fill out [N, r, n], any strides, with each adapter's sum of products
-    of its weighted hidden rows and ``rows`` [T, n]."""
-    T, S, r = hidden.shape
-    N, _, n = out.shape
-    block_t, block_r = blocks(r, out.dtype)
-    if out.numel():
-        multi_lora_outer_kernel[(N, triton.cdiv(n, BLOCK_K))](
-            hidden, experts.contiguous(), weights.contiguous(),
-            rows.contiguous(), out, T, S, n, r, *out.stride(),
-            BLOCK_T=block_t, BLOCK_N=BLOCK_K, BLOCK_R=block_r, num_warps=WARPS,
+def outer(spread: Tensor, experts: Tensor, rows: Tensor, out: Tensor) -> None:
+    """Fill out [N, r, n], any strides, with the sum of spread[t, e] times
+    ``rows`` [T, n], of parts of the tokens first, then of the parts."""
+    T, S = experts.shape
+    N, r, n = out.shape
+    block = turned(blocks(N, r, out.dtype))
+    tiles = runtime.cdiv(T, block.BLOCK_T)
+    grid = runtime.cdiv(n, block.BLOCK_N), runtime.cdiv(N, block.BLOCK_E)
+    programs = RESIDENT * runtime.multiprocessors(out)
+    parts = max(1, programs // (grid[0] * grid[1]))
+    per = max(LEAST, runtime.cdiv(tiles, parts))
+    parts = runtime.cdiv(tiles, per)
+    sums = out.new_empty(parts, N, r, n, dtype=torch.float32)
+    if sums.numel():
+        multi_lora_outer_kernel[*grid, parts](
+            spread, experts.contiguous(), rows.contiguous(), sums,
+            T, S, N, n, r, per * block.BLOCK_T, **block._asdict(),
+            MANY=N > block.BLOCK_E, num_warps=WARPS, num_stages=STAGES,
         )  # fmt: skip
-
-
-def compiles(kernel, ranks: tuple[int, ...] = (8, 64)) -> tuple[Compile, ...]:
-    """What to compile of a kernel: both dtypes at a thin and a wide waist."""
-    found = []
-    for rank in ranks:
-        for kind, dtype in (("fp32", torch.float32), ("fp16", torch.float16)):
-            block_t, block_r = blocks(rank, dtype)
-            signature = {}
-            for name in kernel.arg_names:
-                if name.startswith("BLOCK"):
-                    continue
-                wide = name in ("hidden_ptr", "weights_ptr")
-                if name == "experts_ptr":
-                    signature[name] = "*i32"
-                elif name.endswith("_ptr"):
-                    signature[name] = "*fp32" if wide else f"*{kind}"
-                else:
-                    signature[name] = "i32"
-            found.append(
-                Compile(
-                    f"r{rank} {kind}",
-                    kernel,
-                    signature=signature,
-                    constants={
-                        name: {"BLOCK_T": block_t, "BLOCK_R": block_r}.get(
-                            name, BLOCK_K
-                        )
-                        for name in kernel.arg_names
-                        if name.startswith("BLOCK")
-                    },
-                    num_warps=WARPS,
-                    matrix_units=kind == "fp16",
-                    targets=("sm_80", "sm_90", "sm_100", "gfx942"),
-                )
-            )
-    return tuple(found)
+    out.copy_(sums.sum(dim=0))

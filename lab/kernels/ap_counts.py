@@ -13,10 +13,15 @@ ranking, in whatever order they come. A ReLU network is full of ties, for most
 of its activations are exactly 0. A neuron that never fires ties everywhere,
 and its score is P / C. The counts are integers and exact.
 
+Both counts are one sum, above + 4096 hits: each instance that reaches adds
+the weight that its label gives it, 1 or 4097. In fp32 that is exact below
+4096 instances; from there on the sum is an int64 and a hit 2^31.
+
 Bytes: 4 C n read, 4 F n written, if the cache holds the scores between two
 positives. Work: C n comparisons for each of the positives, so for exclusive
-functions C^2 n in all: bound by instructions. Sorting takes n C log C and
-wins when C is large; here C is the number of windows, a few hundred.
+functions C^2 n in all: bound by instructions, two for each, a comparison and
+an addition. Sorting takes n C log C and wins when C is large; here C is the
+number of windows, a few hundred.
 
 Source: Xiao et al. 2024, section 4 (functionality score). Same number as
 scikit-learn's ``average_precision_score``.
@@ -31,7 +36,7 @@ from lab.kernels.declaration import Compile, Cost, Declaration, Example
 from lab.kernels.operator import operator
 
 MOST_FUNCTIONS = 31  # bits of an int32 without its sign
-BLOCK_P, BLOCK_N = 32, 64  # positives and neurons of a program's tile
+FEW, MANY = 4096, 1 << 31  # what a hit adds, with fewer instances than this
 PARTS = 16  # programs that share the positives of a function
 
 
@@ -108,7 +113,7 @@ def ap_counts_reference(
 @triton.jit
 def ap_counts_kernel(
     scores_ptr,
-    labels_ptr,
+    weights_ptr,
     positives_ptr,
     counts_ptr,
     parts_ptr,
@@ -117,67 +122,75 @@ def ap_counts_kernel(
     parts,
     BLOCK_P: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    UNROLL: tl.constexpr,
+    HIT: tl.constexpr,
 ):
-    f = tl.program_id(0)
+    function = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
-    function = f.to(tl.int64)
     column = tl.program_id(2).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     is_neuron = column < n
     positives = tl.load(counts_ptr + function).to(tl.int32)
     total = tl.zeros([BLOCK_N], tl.float32)
     for tile in range(part, tl.cdiv(positives, BLOCK_P), parts):
         p = tile * BLOCK_P + tl.arange(0, BLOCK_P)
-        is_one = p < positives
-        at = positives_ptr + function * C + p
-        c = tl.load(at, mask=is_one, other=0).to(tl.int64)
+        # past the last positive is that one again; it counts for nothing
+        at = positives_ptr + function * C + tl.minimum(p, positives - 1)
+        c = tl.load(at).to(tl.int64)
         # [BLOCK_P, BLOCK_N]
         mine = tl.load(
             scores_ptr + c[:, None] * n + column[None, :],
-            mask=is_one[:, None] & is_neuron[None, :],
+            mask=is_neuron[None, :],
             other=0.0,
         ).to(tl.float32)
-        above = tl.zeros([BLOCK_P, BLOCK_N], tl.int32)
-        hits = tl.zeros([BLOCK_P, BLOCK_N], tl.int32)
-        for start in range(0, C, UNROLL):
-            for step in tl.static_range(UNROLL):
-                row = start + step
-                label = tl.load(labels_ptr + row, mask=row < C, other=0)
-                score = tl.load(
-                    scores_ptr + tl.cast(row, tl.int64) * n + column,
-                    mask=(row < C) & is_neuron,
-                    other=float("-inf"),
-                ).to(tl.float32)
-                reach = (score[None, :] >= mine) & (row < C)
-                above += reach.to(tl.int32)
-                hits += reach.to(tl.int32) * ((label >> f) & 1)
-        precision = hits.to(tl.float32) / tl.maximum(above, 1).to(tl.float32)
-        total += tl.sum(tl.where(is_one[:, None], precision, 0.0), 0)
+        # above + HIT hits
+        both = tl.zeros([BLOCK_P, BLOCK_N], weights_ptr.dtype.element_ty)
+        for row in range(0, C):
+            weight = tl.load(weights_ptr + function * C + row)
+            score = tl.load(
+                scores_ptr + tl.cast(row, tl.int64) * n + column,
+                mask=is_neuron,
+                other=0.0,
+            ).to(tl.float32)
+            # an addition that is skipped, not one of a chosen zero
+            both = tl.where(score[None, :] >= mine, both + weight, both)
+        if weights_ptr.dtype.element_ty == tl.float32:
+            both = both.to(tl.int32)
+        hits, above = both // HIT, tl.maximum(both % HIT, 1)
+        precision = hits.to(tl.float32) / above.to(tl.float32)
+        total += tl.sum(tl.where(p[:, None] < positives, precision, 0.0), 0)
     at = (function * parts + part) * n + column
     tl.store(parts_ptr + at, total, mask=is_neuron)
+
+
+def blocks(C: int, functions: int) -> tuple[int, int]:
+    """Positives and neurons of a tile; a function may have few positives."""
+    return (32 if C <= 32 * functions else 64), 64
 
 
 def ap_counts_triton(scores: Tensor, labels: Tensor, functions: int) -> Tensor:
     """Launch the kernel and add up what its programs found.
 
-    A program keeps the two counts of 32 positives and 64 neurons in registers
-    while all instances pass by.
+    A program keeps both counts of 32 or 64 positives and 64 neurons in
+    registers, as one number, while all instances pass by.
     """
     C, n = scores.shape
-    scores, labels = scores.contiguous(), labels.contiguous()
+    scores = scores.contiguous()
     needs = bits(labels, functions)
     # the positives of each function first, in their order
     order = needs.to(torch.int8).argsort(dim=1, descending=True, stable=True)
     counts = needs.sum(dim=1, dtype=torch.int32)
-    parts = min(PARTS, triton.cdiv(C, BLOCK_P))
+    # what an instance adds to the counts that it reaches
+    hit, kind = (FEW, torch.float32) if C < FEW else (MANY, torch.int64)
+    weights = torch.where(needs, hit + 1, 1).to(kind)
+    block_p, block_n = blocks(C, functions)
+    parts = min(PARTS, triton.cdiv(C, block_p))
     found = torch.empty(
         (functions, parts, n), dtype=torch.float32, device=scores.device
     )
     if n:
-        ap_counts_kernel[(functions, parts, triton.cdiv(n, BLOCK_N))](
-            scores, labels, order.to(torch.int32), counts, found,
+        ap_counts_kernel[(functions, parts, triton.cdiv(n, block_n))](
+            scores, weights, order.to(torch.int32), counts, found,
             C, n, parts,
-            BLOCK_P=BLOCK_P, BLOCK_N=BLOCK_N, UNROLL=4,
+            BLOCK_P=block_p, BLOCK_N=block_n, HIT=hit,
             num_warps=4,
         )  # fmt: skip
     return found.sum(dim=1) / counts[:, None]
@@ -221,17 +234,22 @@ def _cost(scores, labels, functions) -> Cost:
     return Cost(moved, positives * C * n)
 
 
-def _compile(n: int) -> Compile:
+def _compile(n: int, C: int) -> Compile:
+    block_p, block_n = blocks(C, 7)
+    few = C < FEW
     return Compile(
-        f"n{n}",
+        f"n{n} {block_p}x{block_n}" + ("" if few else " int64"),
         ap_counts_kernel,
         signature={
-            "scores_ptr": "*fp32", "labels_ptr": "*i32",
+            "scores_ptr": "*fp32", "weights_ptr": "*fp32" if few else "*i64",
             "positives_ptr": "*i32", "counts_ptr": "*i32",
             "parts_ptr": "*fp32", "C": "i32",
             "n": "i32:16" if n % 16 == 0 else "i32", "parts": "i32",
         },
-        constants={"BLOCK_P": BLOCK_P, "BLOCK_N": BLOCK_N, "UNROLL": 4},
+        constants={
+            "BLOCK_P": block_p, "BLOCK_N": block_n,
+            "HIT": FEW if few else MANY,
+        },
     )  # fmt: skip
 
 
@@ -254,5 +272,7 @@ DECLARATION = Declaration(
         Example("large", {"C": 2100, "n": 14336, "F": 7}, large=True),
     ),
     cost=_cost,
-    compiles=(_compile(576), _compile(63)),
+    compiles=tuple(
+        _compile(n, C) for n in (576, 63) for C in (126, 2100, FEW)
+    ),
 )  # fmt: skip

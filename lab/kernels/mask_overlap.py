@@ -13,9 +13,19 @@ bits and drops all that tie. In a ReLU network most features are 0; ranked,
 they would fill the mask by their index and drown the overlap.
 
 One program holds one token. Read as integers, floats that are not negative
-have the order of their bits, so 31 counts of "how many are at least this?"
-fix the d-th largest, whatever d. The bits of a word are then one sum, and a
-popcount of ``token & expert`` counts the overlap, 32 features at a time.
+have the order of their bits, so the d-th largest is found bit by bit, from
+the highest on: how many of those that still equal it have a 1 here? If at
+least d, so has it; if fewer, all of these are larger, and d less that many
+are left to find. No sort, whatever d: 15 counts in bf16, 18 in fp16, 31 in
+fp32.
+
+What makes a count cheap is how the bits lie. The 32 features of a word are
+the rows of a matrix of 32 x 32 bits; the rows of its transpose have one bit
+of all 32. A popcount then counts 32 features, and the words left at the end
+are the mask. A popcount of ``token & expert`` is the overlap.
+
+A row of 11008 features in bf16 takes 2531 instructions of 4 warps on an H200
+(Triton 3.6.0); a count is a few of them, and barriers for its sum over warps.
 
 Bytes: T D features read once, which is nearly all; the masks of the experts
 are D N / 8 bytes and stay in the cache, T (W + N) words of 4 bytes are
@@ -33,11 +43,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lab.kernels._bit_matrix import columns, popcount, transpose
 from lab.kernels.declaration import Compile, Cost, Declaration, Example
 from lab.kernels.operator import operator
 
 BITS = 32  # of a word
-MOST_FEATURES = 16384  # of one row, 32 registers a thread
+MOST_FEATURES = 16384  # of one row, 128 registers a thread
+LOAD = 16  # bytes of a row that a lane loads at once
+BLOCK_N = 8  # experts that are counted at once
+# the lowest bit of fp32 that a number of this type can set
+LOWEST = {torch.bfloat16: 16, torch.float16: 13}
 
 
 class Overlap(NamedTuple):
@@ -121,16 +136,6 @@ def mask_overlap_reference(
 
 
 @triton.jit
-def popcount(x):
-    """How many bits of int32 words are set."""
-    x = (x & 0x55555555) + ((x >> 1) & 0x55555555)
-    x = (x & 0x33333333) + ((x >> 2) & 0x33333333)
-    x = (x + (x >> 4)) & 0x0F0F0F0F
-    x = x + (x >> 8)
-    return (x + (x >> 16)) & 63
-
-
-@triton.jit
 def mask_overlap_kernel(
     features_ptr,
     experts_ptr,
@@ -142,43 +147,73 @@ def mask_overlap_kernel(
     d,
     stride_t,
     stride_d,
+    LOWEST: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BLOCK_N: tl.constexpr,
     BLOCK_W: tl.constexpr,
 ):
     token = tl.program_id(0).to(tl.int64)
     w = tl.arange(0, BLOCK_W)
-    lane = tl.arange(0, 32)
-    feature = w[:, None] * 32 + lane[None, :]  # [BLOCK_W, 32]
-    u = tl.load(
-        features_ptr + token * stride_t + feature.to(tl.int64) * stride_d,
-        mask=feature < D,
-        other=0.0,
-    ).to(tl.float32)
-    size = tl.where(u == u, tl.abs(u), 0.0)
-    # the bits of a float that is not negative are in its order; what is 0
-    # stays below every threshold
-    key = tl.where(size > 0.0, size.to(tl.int32, bitcast=True), -1)
+    # the features w * 32 + q, for q from 0 to 31: each [BLOCK_W]
+    rows = ()
+    for q in tl.static_range(0, 32, CHUNK):
+        feature = w[:, None] * 32 + q + tl.arange(0, CHUNK)[None, :]
+        u = tl.load(
+            features_ptr + token * stride_t + feature.to(tl.int64) * stride_d,
+            mask=feature < D,
+            other=0.0,
+        ).to(tl.float32)
+        rows = rows + columns(u.to(tl.uint32, bitcast=True), BLOCK_W, CHUNK)
+    # bit 31, the sign, is left out
+    plane = transpose(rows)
 
-    # the largest t that at least d keys reach
-    t = 0
-    bit = 1 << 30
-    for _ in range(31):
-        reached = tl.sum(tl.sum((key >= t + bit).to(tl.int32), 1), 0)
-        t = tl.where(reached >= d, t + bit, t)
-        bit = bit >> 1
+    # NaN has every bit of the exponent and one of the fraction
+    fraction = plane[LOWEST]
+    for b in tl.static_range(LOWEST + 1, 23):
+        fraction = fraction | plane[b]
+    some, every = fraction | plane[23], plane[23]
+    for b in tl.static_range(24, 31):
+        some = some | plane[b]
+        every = every & plane[b]
 
-    above = (key > t).to(tl.int32)
-    tied = (key == t).to(tl.int32)
-    left = d - tl.sum(tl.sum(above, 1), 0)  # seats for those equal to t
-    in_word = tl.sum(tied, 1)
-    before = tl.cumsum(in_word, 0) - in_word  # in the words before
-    place = before[:, None] + tl.cumsum(tied, 1)
-    taken = (above > 0) | ((tied > 0) & (place <= left))
-    mine = tl.sum(taken.to(tl.int32) << lane[None, :], 1)  # [BLOCK_W]
-    tl.store(masks_ptr + token * W + w, mine, mask=w < W)
-    for n in range(0, N):
-        theirs = tl.load(experts_ptr + n * W + w, mask=w < W, other=0)
-        shared = tl.sum(popcount(mine & theirs.to(tl.int32)), 0)
-        tl.store(counts_ptr + token * N + n, shared)
+    # features above the d-th largest; those equal to it, as far as its bits
+    # are known, none that is 0; how many of these are among the d
+    above = tl.zeros([BLOCK_W], tl.uint32)
+    equal = some ^ (every & fraction)
+    left = d
+    for b in tl.static_range(30, LOWEST - 1, -1):
+        one = equal & plane[b]
+        count = tl.sum(popcount(one), 0)
+        enough = count >= left
+        above = tl.where(enough, above, above | one)
+        equal = tl.where(enough, one, equal ^ one)
+        left = tl.where(enough, left, left - count)
+
+    # ties: the words before leave room for so many of this one; as many first
+    # bits of it as hold no more are found by 5 counts
+    tied = popcount(equal)
+    room = left - (tl.cumsum(tied, 0) - tied)
+    bits = tl.zeros([BLOCK_W], tl.uint32)
+    for e in tl.static_range(5):
+        more = bits + (16 >> e)
+        fit = popcount(equal & ((1 << more) - 1)) <= room
+        bits = tl.where(fit, more, bits)
+    first = equal & ((1 << bits) - 1)
+    mine = above | tl.where(tied <= room, equal, first)
+
+    tl.store(
+        masks_ptr + token * W + w, mine.to(tl.int32, bitcast=True), mask=w < W
+    )
+    for start in range(0, N, BLOCK_N):
+        n = start + tl.arange(0, BLOCK_N)
+        theirs = tl.load(
+            experts_ptr + n[:, None] * W + w[None, :],
+            mask=(n[:, None] < N) & (w[None, :] < W),
+            other=0,
+        )  # [BLOCK_N, BLOCK_W]
+        shared = mine[None, :] & theirs.to(tl.uint32, bitcast=True)
+        counts = tl.sum(popcount(shared), 1)
+        tl.store(counts_ptr + token * N + n, counts, mask=n < N)
 
 
 def mask_overlap_triton(features: Tensor, experts: Tensor, d: int) -> Overlap:
@@ -191,14 +226,17 @@ def mask_overlap_triton(features: Tensor, experts: Tensor, d: int) -> Overlap:
         mask_overlap_kernel[(T,)](
             features, experts.contiguous(), masks, counts, D, N, W, d,
             *features.stride(),
-            BLOCK_W=triton.next_power_of_2(W), num_warps=warps(W),
+            LOWEST=LOWEST.get(features.dtype, 0),
+            CHUNK=LOAD // features.element_size(),
+            BLOCK_N=BLOCK_N, BLOCK_W=triton.next_power_of_2(W),
+            num_warps=warps(W),
         )  # fmt: skip
     return Overlap(masks, counts)
 
 
 def warps(W: int) -> int:
-    """Warps of a program: 16 words each, a power of two to 16."""
-    return max(1, min(16, triton.next_power_of_2(W) // 16))
+    """Warps of a program: 128 words each, four a lane, a power of two."""
+    return max(1, triton.next_power_of_2(W) // 128)
 
 
 def _shapes(features, experts, d):
@@ -237,18 +275,27 @@ def _cost(features, experts, d) -> Cost:
 
 def _compile(D: int) -> Compile:
     W = words(D)
+    bf16 = D > 1000
+    constants = {
+        "LOWEST": 16 if bf16 else 0,
+        "CHUNK": 8 if bf16 else 4,
+        "BLOCK_N": BLOCK_N,
+        "BLOCK_W": triton.next_power_of_2(W),
+    }
+    if D > 192:  # the rows lie close, as nearly always
+        constants["stride_d"] = 1
     return Compile(
         f"D{D}",
         mask_overlap_kernel,
         signature={
-            "features_ptr": "*bf16" if D > 1000 else "*fp32",
+            "features_ptr": "*bf16" if bf16 else "*fp32",
             "experts_ptr": "*i32", "masks_ptr": "*i32", "counts_ptr": "*i32",
             "D": "i32:16" if D % 16 == 0 else "i32", "N": "i32",
             "W": "i32:16" if W % 16 == 0 else "i32", "d": "i32",
             "stride_t": "i32:16" if D % 16 == 0 else "i32",
             "stride_d": "i32",
         },
-        constants={"BLOCK_W": triton.next_power_of_2(W)},
+        constants=constants,
         num_warps=warps(W),
     )  # fmt: skip
 
@@ -264,7 +311,7 @@ DECLARATION = Declaration(
         torch.float32: 0.0, torch.float16: 0.0, torch.bfloat16: 0.0,
     },
     examples=(
-        Example("half of 192", {"T": 33, "D": 192, "N": 7, "d": 96}),
+        Example("half of 192", {"T": 9, "D": 192, "N": 11, "d": 96}),
         Example("a third of 1000", {"T": 5, "D": 1000, "N": 3, "d": 333}),
         Example("ReLU", {"T": 9, "D": 100, "N": 7, "d": 70, "relu": True},
                 smooth=False),

@@ -9,10 +9,12 @@ this is a batch of requests that each use their own adapter; with a gate's
 top-k it is PHATGOOSE.
 
 Bytes: u, experts and weights read and y written once, the used adapters read
-once; the r numbers between the two products are written and read again in
-fp32. FLOPs: 2 T k r (n + m). At k r / 2 FLOPs a byte it is bound by memory. A
-tile of 64 tokens computes each adapter that it uses for all its tokens, so a
-mixed tile does more than that, and a batch sorted by task does not.
+once; between the two products N r numbers a token are written and read again
+in u's dtype, 0 for adapters not chosen. FLOPs: 2 T k r (n + m), but a tile of
+tokens is multiplied with whole groups of adapters, as many as have 128 ranks
+(64 in fp32): up to N / k times as many. While all adapters are one group it
+is bound by memory in 16 bits. From there on time grows with the groups that
+tiles use, and a batch sorted by task uses few.
 
 Source: Chen et al. 2023, Punica (shrink and expand for many adapters), here
 without sorting or atomics; Muqeeth et al. 2024 for the weights.
@@ -22,8 +24,8 @@ import torch
 from torch import Tensor
 
 from lab.kernels import runtime
+from lab.kernels._multi_lora_tiles import compiles
 from lab.kernels._multi_lora_triton import (
-    compiles,
     expand,
     multi_lora_expand_kernel,
     multi_lora_shrink_kernel,
@@ -45,7 +47,10 @@ def multi_lora(
     ``down`` is [N, r, n] and ``up`` [N, m, r]. Differentiable in all but
     ``experts``. On a CPU an adapter that does not exist or a token that is
     no number is refused; on a GPU, where looking would stall it, the first
-    counts as none and the second spreads. O(T S r (n + m)).
+    counts as none and the second spreads: in the backward pass to adapters
+    that the token did not choose, too, unless it chose none. So does an
+    adapter that is no number, to tokens that did not choose it.
+    O(T N r (n + m)) on a GPU, O(T S r (n + m)) on a CPU.
     """
     check_adapters(tokens, experts, weights, down, up)
     return _multi_lora(tokens, experts, weights, down, up)
@@ -106,8 +111,9 @@ def multi_lora_reference(
 def multi_lora_triton(
     tokens: Tensor, experts: Tensor, weights: Tensor, down: Tensor, up: Tensor
 ) -> Tensor:
-    """Launch both products; between them [T, S, r] numbers in fp32."""
-    return expand(shrink(tokens, experts, down), experts, weights, up)
+    """Launch both products."""
+    _, spread = shrink(tokens, experts, weights, down, keep=False)
+    return expand(spread, experts, up)
 
 
 def _on_gpu(tokens, experts, weights, down, up):
@@ -143,8 +149,12 @@ _multi_lora = operator(
 )
 
 
-def _inputs(seed, device, dtype, T, N, S, n, m, r, empty=0.0, only=None):
-    """Distinct adapters per token as a gate gives them, or ``only`` one."""
+def _inputs(
+    seed, device, dtype, T, N, S, n, m, r,
+    empty=0.0, only=None, by_task=False,
+):  # fmt: skip
+    """Distinct adapters per token as a gate gives them, or ``only`` one; or
+    a batch sorted ``by_task``, where a token may have one twice."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape):
@@ -153,6 +163,8 @@ def _inputs(seed, device, dtype, T, N, S, n, m, r, empty=0.0, only=None):
     experts = torch.rand(T, N, generator=generator).argsort(dim=1)[:, :S]
     if only is not None:
         experts = torch.full((T, S), only)
+    if by_task:
+        experts = experts.sort(dim=0).values
     dropped = torch.rand(T, S, generator=generator) < empty
     weights = normal(T, S).softmax(dim=1).masked_fill(dropped, 0.0)
     wide = torch.promote_types(dtype, torch.float32)
@@ -176,15 +188,20 @@ def _cost(tokens, experts, weights, down, up) -> Cost:
     )
 
 
-def _example(name, T, N, S, n, m, r, empty=0.0, only=None, **kind):
+def _example(
+    name, T, N, S, n, m, r, empty=0.0, only=None, by_task=False, **kind
+):
     sizes = {"T": T, "N": N, "S": S, "n": n, "m": m, "r": r}
-    return Example(name, sizes | {"empty": empty, "only": only}, **kind)
+    chosen = {"empty": empty, "only": only, "by_task": by_task}
+    return Example(name, sizes | chosen, **kind)
 
 
 EXAMPLES = (
     _example("top 2 of 6", 129, 6, 2, 64, 64, 8),
     _example("odd sizes", 63, 5, 3, 37, 70, 5, empty=0.3),
     _example("rank 40", 40, 3, 1, 33, 20, 40),
+    _example("many", 140, 24, 2, 40, 72, 16, empty=0.1),
+    _example("many by task", 300, 24, 2, 40, 72, 16, by_task=True),
     _example("one of one", 5, 1, 1, 8, 8, 1, degenerate=True),
     _example("k = N", 33, 4, 4, 16, 16, 2, degenerate=True),
     _example("all to the last", 70, 4, 2, 20, 24, 4, only=3, degenerate=True),

@@ -9,10 +9,14 @@ With h = A[e] u[t] and q = B[e]^T dy[t] for every filled slot (t, s) of e:
 
 q is what `multi_lora`'s first kernel makes of dy with B transposed, and du
 what its second makes of q with A transposed; only the two sums of outer
-products need a kernel of their own. Every sum runs in a fixed order.
+products need a kernel of their own.
 
-FLOPs: T k r (6 n + 4 m), h computed again. Bytes: u and dy read twice, the
-adapters and their gradients once.
+The sums take parts of the tokens, each the work of one program, and then add
+up the parts, always in the same order.
+
+FLOPs: T k r (6 n + 4 m), h computed again, and up to N / k times as many, as
+in `multi_lora`. Bytes: u and dy read twice, the adapters and their gradients
+once.
 """
 
 from collections.abc import Sequence
@@ -22,8 +26,8 @@ import torch
 from torch import Tensor
 
 from lab.kernels import runtime
+from lab.kernels._multi_lora_tiles import compiles
 from lab.kernels._multi_lora_triton import (
-    compiles,
     expand,
     multi_lora_outer_kernel,
     outer,
@@ -55,7 +59,7 @@ def multi_lora_backward(
     """Gradients of the four float inputs of `multi_lora`, from grad [T, m].
 
     One that is not ``wanted`` (in the order of the result) is empty.
-    O(T S r (n + m)).
+    O(T N r (n + m)) on a GPU, O(T S r (n + m)) on a CPU.
     """
     if grad.shape != (len(tokens), up.shape[1]):
         raise ValueError(
@@ -113,19 +117,21 @@ def multi_lora_backward_triton(
     # the tokens' gradient is allocated by its own launch
     allocated = False, of_weights, of_down, of_up
     found = LoRAGradients(*like((tokens, weights, down, up), allocated))
+    routes = experts, weights
     if of_weights or of_up:
-        h = shrink(tokens, experts, down)
+        h, spread_h = shrink(tokens, *routes, down, keep=of_weights)
     if of_weights or of_tokens or of_down:
-        q = shrink(grad, experts, up.transpose(1, 2))
+        across = up.transpose(1, 2)
+        q, spread_q = shrink(grad, *routes, across, keep=of_weights)
     if of_weights:
         found.weights.copy_((q * h).sum(dim=2))
     if of_tokens:
-        y = expand(q, experts, weights, down.transpose(1, 2))
+        y = expand(spread_q, experts, down.transpose(1, 2))
         found = found._replace(tokens=y)
     if of_down:
-        outer(q, experts, weights, tokens, found.down)
+        outer(spread_q, experts, tokens, found.down)
     if of_up:
-        outer(h, experts, weights, grad, found.up.transpose(1, 2))
+        outer(spread_h, experts, grad, found.up.transpose(1, 2))
     return found
 
 
@@ -176,9 +182,12 @@ def _cost(tokens, experts, weights, down, up, grad, wanted=ALL) -> Cost:
     )
 
 
-def _example(name, T, N, S, n, m, r, empty=0.0, wanted=ALL, **kind):
-    sizes = {"T": T, "N": N, "S": S, "n": n, "m": m, "r": r, "empty": empty}
-    return Example(name, sizes | {"wanted": wanted}, **kind)
+def _example(
+    name, T, N, S, n, m, r, empty=0.0, by_task=False, wanted=ALL, **kind
+):
+    sizes = {"T": T, "N": N, "S": S, "n": n, "m": m, "r": r}
+    chosen = {"empty": empty, "by_task": by_task, "wanted": wanted}
+    return Example(name, sizes | chosen, **kind)
 
 
 def _pruned(name, *wanted):
@@ -200,6 +209,9 @@ DECLARATION = Declaration(
         _pruned("weights only", False, True, False, False),
         _pruned("adapters only", False, False, True, True),
         _pruned("up only", False, False, False, True),
+        _example("many", 140, 24, 2, 40, 72, 16, empty=0.1),
+        _example("many by task", 300, 24, 2, 40, 72, 16, by_task=True),
+        _example("several parts", 600, 3, 2, 24, 20, 4, empty=0.2),
         _example("one of one", 5, 1, 1, 8, 8, 1, degenerate=True),
         _example("all empty", 20, 3, 2, 16, 16, 4, empty=1.0, degenerate=True),
         _example("no token", 0, 3, 2, 16, 16, 4, degenerate=True),

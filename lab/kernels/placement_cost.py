@@ -6,11 +6,16 @@ the placements P [K, L, E] and the transition counts W [L - 1, E, E]:
     cost[k] = sum over l, i, j of  W[l, i, j] [P[k, l, i] != P[k, l + 1, j]]
 
 the tokens that change GPUs between neighbouring layers. A program holds a
-block of placements; W is the same for all of them and stays in the cache. The
-sum is in fp32, so counts are exact up to 2^24 tokens times layers.
+block of placements and the next layer's GPU of each expert; expert after
+expert, it adds a row of W where the GPUs differ. W is the same for all of
+them and stays in the cache. The sum is in fp32, so counts are exact up to
+2^24 tokens times layers.
 
 Bytes: K L E read (int8), 4 (L - 1) E^2 once, 4 K written. The work is
-K (L - 1) E^2 comparisons and as many additions.
+K (L - 1) E^2 comparisons and as many additions, and bound by them: two
+instructions for each. What else a step needs, the row of W and the GPU of its
+expert, is shared by up to 32 sums of a thread; one word holds the GPUs of four
+experts.
 
 Source: the objective of Yao et al. 2024, on counts instead of tokens.
 """
@@ -25,6 +30,7 @@ from lab.kernels.operator import operator
 
 MOST_EXPERTS = 128
 CHUNK = 1 << 22  # comparisons that the reference holds at a time
+MANY = 1 << 14  # placements that fill a GPU with large tiles
 
 
 def placement_cost(placements: Tensor, counts: Tensor) -> Tensor:
@@ -75,6 +81,7 @@ def placement_cost_reference(placements: Tensor, counts: Tensor) -> Tensor:
 @triton.jit
 def placement_cost_kernel(
     placements_ptr,
+    words_ptr,
     counts_ptr,
     cost_ptr,
     K,
@@ -82,32 +89,42 @@ def placement_cost_kernel(
     E,
     BLOCK_K: tl.constexpr,
     BLOCK_E: tl.constexpr,
+    WORD: tl.constexpr,
+    EVEN: tl.constexpr,
 ):
     k = tl.program_id(0).to(tl.int64) * BLOCK_K + tl.arange(0, BLOCK_K)
     e = tl.arange(0, BLOCK_E)
-    inside = k < K
-    row_ptr = placements_ptr + k * L * E
+    is_expert = (e < E) | EVEN
+    # past the last placement is that one again; nothing of it is stored
+    first = tl.minimum(k, K - 1) * L * E
     total = tl.zeros([BLOCK_K, BLOCK_E], tl.float32)
     for layer in range(0, L - 1):
         # [BLOCK_K, BLOCK_E], where the experts of the next layer sit
-        next_ptr = row_ptr[:, None] + (layer + 1) * E + e[None, :]
+        next_ptr = placements_ptr + first[:, None] + (layer + 1) * E
         there = tl.load(
-            next_ptr, mask=inside[:, None] & (e[None, :] < E), other=0
+            next_ptr + e[None, :], mask=is_expert[None, :], other=0
         )
-        for i in range(0, E):
-            here = tl.load(row_ptr + layer * E + i, mask=inside, other=0)
-            tokens = tl.load(
-                counts_ptr + (layer * E + i) * E + e, mask=e < E, other=0.0
-            ).to(tl.float32)
-            apart = here[:, None] != there
-            total += tl.where(apart, tokens[None, :], 0.0)
-    tl.store(cost_ptr + k, tl.sum(total, 1), mask=inside)
+        there = there.to(tl.int32) & 255
+        for start in range(0, E, WORD):
+            word = tl.load(words_ptr + (first + layer * E + start) // WORD)
+            for step in tl.static_range(WORD):
+                here = (word.to(tl.int32) >> 8 * step) & 255
+                row_ptr = counts_ptr + (layer * E + start + step) * E
+                tokens = tl.load(row_ptr + e, mask=is_expert, other=0.0)
+                # an addition that is skipped, not one of a chosen zero
+                total = tl.where(
+                    here[:, None] != there,
+                    total + tokens.to(tl.float32)[None, :],
+                    total,
+                )
+    tl.store(cost_ptr + k, tl.sum(total, 1), mask=k < K)
 
 
-def blocks(E: int) -> tuple[int, int]:
-    """Placements and experts of one program's tile: 1024 sums."""
+def blocks(E: int, K: int) -> tuple[int, int]:
+    """Placements and experts of a tile: 1024 sums, or 4096 for many."""
     block_e = triton.next_power_of_2(max(2, E))
-    return max(16, min(128, 1024 // block_e)), block_e
+    sums = 4096 if K >= MANY else 1024
+    return max(16, min(128, sums // block_e)), block_e
 
 
 def placement_cost_triton(placements: Tensor, counts: Tensor) -> Tensor:
@@ -115,11 +132,15 @@ def placement_cost_triton(placements: Tensor, counts: Tensor) -> Tensor:
     K, L, E = placements.shape
     placements, counts = placements.contiguous(), counts.contiguous()
     cost = counts.new_empty(K, dtype=torch.float32)
-    block_k, block_e = blocks(E)
+    block_k, block_e = blocks(E, K)
+    # experts that one load brings; no row may begin within a word
+    word = 4 if E % 4 == 0 and placements.data_ptr() % 4 == 0 else 1
     if K:
         placement_cost_kernel[(triton.cdiv(K, block_k),)](
-            placements, counts, cost, K, L, E,
-            BLOCK_K=block_k, BLOCK_E=block_e,
+            placements,
+            placements.view(torch.int32) if word == 4 else placements,
+            counts, cost, K, L, E,
+            BLOCK_K=block_k, BLOCK_E=block_e, WORD=word, EVEN=E == block_e,
             num_warps=4,
         )  # fmt: skip
     return cost
@@ -142,9 +163,11 @@ _placement_cost = operator(
 
 def _inputs(seed, device, dtype, K, L, E, gpus, empty=False):
     generator = torch.Generator().manual_seed(seed)
-    keys = torch.rand(K, L, E, generator=generator)
+    # a million of them, each drawn, would take minutes
+    keys = torch.rand(min(K, 4096), L, E, generator=generator)
     # balanced: as many experts of a layer on each GPU as can be
     placements = (keys.argsort(dim=2) * gpus // E).to(torch.int8)
+    placements = placements.repeat(-(-K // 4096), 1, 1)[:K]
     # whole numbers, whose sums are exact in every order
     most = 1 if empty else 257
     counts = torch.randint(most, (L - 1, E, E), generator=generator)
@@ -160,17 +183,22 @@ def _cost(placements, counts) -> Cost:
     return Cost(read + 4 * K, 2 * K * (L - 1) * E * E)
 
 
-def _compile(E: int) -> Compile:
-    block_k, block_e = blocks(E)
+def _compile(E: int, K: int) -> Compile:
+    block_k, block_e = blocks(E, K)
+    word = 4 if E % 4 == 0 else 1
     return Compile(
-        f"E{E}",
+        f"E{E} {block_k}x{block_e}",
         placement_cost_kernel,
         signature={
-            "placements_ptr": "*i8", "counts_ptr": "*fp32",
-            "cost_ptr": "*fp32", "K": "i32", "L": "i32",
+            "placements_ptr": "*i8",
+            "words_ptr": "*i32" if word == 4 else "*i8",
+            "counts_ptr": "*fp32", "cost_ptr": "*fp32", "K": "i32", "L": "i32",
             "E": "i32:16" if E % 16 == 0 else "i32",
         },
-        constants={"BLOCK_K": block_k, "BLOCK_E": block_e},
+        constants={
+            "BLOCK_K": block_k, "BLOCK_E": block_e, "WORD": word,
+            "EVEN": E == block_e,
+        },
     )  # fmt: skip
 
 
@@ -186,6 +214,8 @@ DECLARATION = Declaration(
         Example("8 experts", {"K": 1000, "L": 6, "E": 8, "gpus": 4}),
         Example("16 experts", {"K": 257, "L": 3, "E": 16, "gpus": 8}),
         Example("12 experts", {"K": 63, "L": 4, "E": 12, "gpus": 3}),
+        Example("10 experts", {"K": 70, "L": 3, "E": 10, "gpus": 3}),
+        Example("128 experts", {"K": 19, "L": 2, "E": 128, "gpus": 4}),
         Example("one layer", {"K": 5, "L": 1, "E": 8, "gpus": 2},
                 degenerate=True),
         Example("one expert", {"K": 7, "L": 3, "E": 1, "gpus": 1},
@@ -200,5 +230,8 @@ DECLARATION = Declaration(
                 large=True),
     ),
     cost=_cost,
-    compiles=(*map(_compile, (8, 16, 64)),),
+    compiles=(
+        *(_compile(E, 1000) for E in (8, 10, 16, 64, 128)),
+        *(_compile(E, MANY) for E in (16, 64, 128)),
+    ),
 )  # fmt: skip

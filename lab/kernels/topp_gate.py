@@ -13,14 +13,18 @@ Ties go to the lowest index; p = 1 keeps every expert, however small. A sum
 that equals p exactly is enough (the paper's >=; the authors' code asks for >,
 and takes one expert more there).
 
-Bytes: 4 E read and 8 E written per token. The work is rounds: in each a token
-takes its best expert left, and a warp's tokens wait for the one that takes
-most. On a large GPU 1.5 E instructions a token and 0.23 E more a round. To
-ask of each expert how much mass is ahead of it needs no rounds, but 0.4 E^2.
+Bytes: 4 E read (2 E of 16-bit logits) and 8 E written per token. The work is
+rounds: in each a token takes its best expert left, and a warp's tokens wait
+for the one that takes most. On a large GPU 1.5 E instructions a token and
+0.23 E more a round, five in six of them comparisons and selections, of which
+a multiprocessor does two a cycle, not four. 16-bit logits leave room for the
+column in the same integer: no two are equal, the largest says whose it is,
+and a round takes 0.14 E. To ask of each expert how much mass is ahead of it
+needs no rounds, but 0.4 E^2.
 
 Few lanes share a row, for then one instruction serves many rows: at E = 64
-four lanes, and 14.5 instructions a token and round. A load in two dimensions
-would spread a row over sixteen, where a round takes 27.
+four lanes, and 14.5 instructions a token and round, 9 in 16 bits. A load in
+two dimensions would spread a row over sixteen, where a round takes 27.
 
 Source: Huang et al. 2024, "Harder Tasks Need More Experts", section 3.2.
 """
@@ -33,8 +37,15 @@ from torch import Tensor
 from lab.kernels.declaration import Compile, Cost, Declaration, Example
 from lab.kernels.gate_backward import finite, gate_backward
 from lab.kernels.operator import operator
-from lab.kernels.runtime import cdiv
-from lab.kernels.topk_gate import Gate, blocks, check_logits, ordered
+from lab.kernels.runtime import cdiv, next_power_of_2
+from lab.kernels.topk_gate import (
+    GONE,
+    LAST,
+    Gate,
+    check_logits,
+    logits_of,
+    ordered,
+)
 
 
 def topp_gate(logits: Tensor, p: float, renormalize: bool = False) -> Gate:
@@ -73,10 +84,6 @@ def topp_gate_reference(
     return Gate(experts, weights)
 
 
-# less than any logit as an integer, by more than there are experts
-LOWEST = tl.constexpr(-(2**31))
-
-
 @triton.jit
 def topp_gate_kernel(
     logits_ptr,
@@ -87,6 +94,7 @@ def topp_gate_kernel(
     p,
     stride_t,
     RENORMALIZE: tl.constexpr,
+    PACKED: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_E: tl.constexpr,
 ):
@@ -112,35 +120,52 @@ def topp_gate_kernel(
     # + 0.0 makes a 0 of -0, which as an integer would be less
     left = ordered(z + 0.0)
     e = tl.arange(0, BLOCK_E)[:, None]
+    if PACKED:
+        # no two are equal, and of equal logits the first is the largest
+        left = (left & ~LAST) | (LAST - e)
     mass = tl.zeros([BLOCK_T], tl.float32)
     count = tl.zeros([BLOCK_T], tl.int32)
     slot = 0
     while (slot < E) & (tl.max((mass < enough).to(tl.int32), 0) > 0):
         best = tl.max(left, 0)
-        # of equals the first
-        index = tl.min(tl.where(left == best[None, :], e, BLOCK_E), 0)
-        # out of the way, and its slot remembered
-        left = tl.where(e == index[None, :], slot + LOWEST, left)
+        taken = left == best[None, :]
+        if not PACKED:
+            # of equals the first
+            index = tl.min(tl.where(taken, e, BLOCK_E), 0)
+            taken = e == index[None, :]
+        # out of the way, and its slot remembered: less than any logit
+        left = tl.where(taken, slot + GONE, left)
         # a row that has enough counts no more
         count += (mass < enough).to(tl.int32)
-        logit = ordered(best).to(tl.float32, bitcast=True)
-        mass += tl.exp(logit - top)
+        mass += tl.exp(logits_of(best, PACKED) - top)
         slot += 1
 
-    kept = left < count[None, :] + LOWEST
+    kept = left < count[None, :] + GONE
     if RENORMALIZE:
         total = tl.sum(tl.where(kept, share, 0.0), 0)
     weights = share * (1.0 / total)[None, :]
 
     # each slot is written once: by the expert in it, or as empty
     kept = tl.ravel(kept)
-    at = row * E + tl.ravel(left - LOWEST)
+    at = row * E + tl.ravel(left - GONE)
     tl.store(experts_ptr + at, column, mask=kept)
     tl.store(weights_ptr + at, tl.ravel(weights), mask=kept)
     empty = tl.ravel(e >= count[None, :]) & (column < E)
     at = row * E + column
     tl.store(experts_ptr + at, -1, mask=empty)
     tl.store(weights_ptr + at, 0.0, mask=empty)
+
+
+def blocks(E: int) -> tuple[int, int, int]:
+    """Tokens and logits of one program's tile, and its warps.
+
+    One warp holds whole rows, so that no maximum crosses warps; 512 logits
+    take few enough of its registers. Where that is many rows, half as many:
+    all of them go on until the last one has enough.
+    """
+    block_e = next_power_of_2(E)
+    logits = 256 if block_e <= 64 else 512
+    return max(1, min(32, logits // block_e)), block_e, 1 if E <= 512 else 4
 
 
 def topp_gate_triton(
@@ -157,6 +182,7 @@ def topp_gate_triton(
             logits, experts, weights,
             T, E, float("inf") if p == 1 else p, logits.stride(0),
             RENORMALIZE=renormalize,
+            PACKED=logits.element_size() == 2 and block_e <= LAST + 1,
             BLOCK_T=block_t, BLOCK_E=block_e,
             num_warps=warps,
         )  # fmt: skip
@@ -224,20 +250,20 @@ def _cost(logits, p, renormalize=False) -> Cost:
     return Cost(T * E * (logits.element_size() + 8), T * 4 * E)
 
 
-def _compile(E: int, renormalize: bool = False) -> Compile:
+def _compile(E: int, renormalize: bool = False, kind: str = "fp32") -> Compile:
     block_t, block_e, warps = blocks(E)
     # Triton compiles anew for sizes that 16 divides, and better
     size = "i32:16" if E % 16 == 0 else "i32"
     return Compile(
-        f"E{E} renormalized" if renormalize else f"E{E}",
+        f"E{E} {kind} renormalized" if renormalize else f"E{E} {kind}",
         topp_gate_kernel,
         signature={
-            "logits_ptr": "*fp32", "experts_ptr": "*i32",
+            "logits_ptr": f"*{kind}", "experts_ptr": "*i32",
             "weights_ptr": "*fp32", "T": "i32", "E": size, "p": "fp32",
             "stride_t": size,
         },
         constants={
-            "RENORMALIZE": renormalize,
+            "RENORMALIZE": renormalize, "PACKED": kind != "fp32",
             "BLOCK_T": block_t, "BLOCK_E": block_e,
         },
         num_warps=warps,
@@ -278,6 +304,7 @@ DECLARATION = Declaration(
     cost=_cost,
     compiles=(
         *map(_compile, (8, 64, 128, 256, 1024)),
-        _compile(64, renormalize=True),
+        _compile(64, renormalize=True), _compile(64, kind="bf16"),
+        _compile(64, kind="fp16"),
     ),
 )  # fmt: skip

@@ -7,7 +7,12 @@ import pytest
 import torch
 from on_device import on_device
 
-from lab.kernels.ap_counts import ap_counts, ap_counts_triton
+from lab.kernels import ap_counts as module
+from lab.kernels.ap_counts import (
+    ap_counts,
+    ap_counts_reference,
+    ap_counts_triton,
+)
 
 BOTH = [ap_counts, on_device(ap_counts_triton)]
 
@@ -79,6 +84,18 @@ def test_the_example_of_the_exercise(function):
 def test_a_silent_neuron_scores_the_prevalence(function):
     found = run(function, np.zeros((10, 2)), [1, 1, 1] + 7 * [0], 1)
     np.testing.assert_allclose(found, 0.3, atol=1e-6)
+
+
+@pytest.mark.parametrize("few", [module.FEW, 21, 20])
+def test_the_sum_of_both_counts_is_exact_in_either_type(few, monkeypatch):
+    # from `FEW` instances on, both counts need more than fp32's 24 bits
+    monkeypatch.setattr(module, "FEW", few)
+    scores = torch.arange(20).remainder(7)[:, None].float()
+    labels = torch.full((20,), 1, dtype=torch.int32)
+    labels[:3] = 0
+    found = on_device(ap_counts_triton)(scores, labels, 1)
+    expected = ap_counts_reference(scores, labels, 1)
+    np.testing.assert_allclose(found.numpy(), expected.numpy(), atol=1e-6)
 
 
 def test_all_rankings_of_six_average_to_the_closed_form():

@@ -3,8 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from on_device import on_device
 
-from lab.kernels.mask_overlap import mask_overlap, pack, unpack
+from lab.kernels.mask_overlap import (
+    mask_overlap,
+    mask_overlap_triton,
+    pack,
+    unpack,
+)
 
 SEED = torch.Generator().manual_seed(0)
 
@@ -29,6 +35,31 @@ def test_counts_are_those_of_sets(D, d, kind):
         for j, expert in enumerate(experts.numpy()):
             theirs = set(np.flatnonzero(expert).tolist())
             assert seen.counts[t, j] == len(mine & theirs)
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float16, torch.bfloat16]
+)
+@pytest.mark.parametrize("d", [1, 2, 9, 40, 64, 90, 100])
+def test_the_kernel_ranks_what_no_example_has(dtype, d):
+    inf, nan = torch.inf, torch.nan
+    step = torch.tensor(torch.finfo(dtype).smallest_normal, dtype=dtype)
+    if dtype != torch.bfloat16:  # Triton's interpreter misreads the others
+        step *= torch.finfo(dtype).eps
+    rows = torch.randn(5, 100, generator=SEED).to(dtype)
+    rows[0, 5::7] = torch.tensor(nan)
+    rows[0, 40], rows[0, 41], rows[0, 99] = inf, -inf, inf
+    # the least numbers, of which the first have one bit alone
+    rows[1] = torch.arange(100).to(dtype) * step
+    rows[2] = (torch.arange(100).view(4, 25) % 3 - 1).reshape(-1).to(dtype)
+    rows[3] = 1.0  # all tie, over four words
+    # neighbours, which differ in the last bit
+    rows[4] = 1.0 + torch.arange(100) * torch.finfo(dtype).eps
+    none = torch.zeros(1, 4, dtype=torch.int32)
+    seen = on_device(mask_overlap_triton)(rows, none, d).masks
+    for t, row in enumerate(rows.nan_to_num(0.0, inf, -inf).tolist()):
+        bits = unpack(seen[t].cpu(), 100).numpy()
+        assert set(np.flatnonzero(bits).tolist()) == largest(row, d)
 
 
 def test_words_are_those_of_packbits():

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from on_device import on_device
 
 from lab.kernels.multi_lora import DECLARATION, multi_lora
+from lab.kernels.multi_lora_backward import multi_lora_backward_triton
 
 
 def by_hand(tokens, experts, weights, down, up):
@@ -82,3 +84,17 @@ def test_wrong_types_are_refused_in_a_sentence():
         multi_lora(**inputs(experts=torch.zeros(4, 2).long()))
     with pytest.raises(TypeError, match="one dtype"):
         multi_lora(**inputs(tokens=torch.ones(4, 6).double()))
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered")
+def test_a_token_without_an_adapter_may_be_no_number():
+    backward = on_device(multi_lora_backward_triton)
+    x = inputs()
+    x["experts"][2] = -1
+    grad = torch.ones(4, 5)
+    expected = backward(**x, grad=grad)
+    x["tokens"][2] = float("nan")
+    grad[2] = float("inf")
+    found = backward(**x, grad=grad)
+    for left, right in zip(found, expected, strict=True):
+        assert torch.equal(left, right)

@@ -5,7 +5,13 @@ import pytest
 import torch
 from on_device import on_device
 
-from lab.kernels.placement_cost import placement_cost, placement_cost_triton
+from lab.kernels import placement_cost as module
+from lab.kernels import runtime
+from lab.kernels.placement_cost import (
+    placement_cost,
+    placement_cost_reference,
+    placement_cost_triton,
+)
 from lab.kernels.transition_counts import (
     transition_counts,
     transition_counts_triton,
@@ -56,6 +62,25 @@ def test_cost_follows_every_token(cost, layers, experts, gpus):
     counts = transition_counts(torch.from_numpy(routes), experts).float()
     found = cost(torch.from_numpy(placed), counts)
     assert found.tolist() == [by_token(routes, one) for one in placed]
+
+
+@pytest.mark.parametrize("experts", [10, 16, 64])
+def test_large_tiles_cost_the_same(experts, monkeypatch):
+    case = module._inputs(0, "cpu", torch.float32, 150, 3, experts, 2)
+    case["placements"] -= 1  # numbers may be negative
+    monkeypatch.setattr(module, "MANY", 150)
+    found = on_device(placement_cost_triton)(**case)
+    assert found.equal(placement_cost_reference(**case))
+
+
+def test_placements_may_begin_within_a_word():
+    case = module._inputs(0, "cpu", torch.float32, 20, 3, 8, 4)
+    case = {name: value.to(runtime.device()) for name, value in case.items()}
+    shifted = torch.zeros(20 * 3 * 8 + 1, dtype=torch.int8)
+    shifted = shifted.to(runtime.device())[1:].view(20, 3, 8)
+    shifted.copy_(case["placements"] - 1)
+    found = placement_cost_triton(shifted, case["counts"])
+    assert found.equal(placement_cost_reference(**case))
 
 
 P, W = torch.zeros(2, 3, 4, dtype=torch.int8), torch.zeros(2, 4, 4)

@@ -150,3 +150,33 @@ def test_integer_logits_are_refused():
 def test_other_shapes_are_refused(shape):
     with pytest.raises(ValueError, match="tokens, experts"):
         topk_gate(torch.zeros(shape), 1)
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float16, torch.bfloat16]
+)
+@pytest.mark.parametrize("renormalize", [True, False])
+def test_the_kernel_takes_nan_and_infinity_as_the_outermost_numbers(
+    dtype, renormalize
+):
+    nan, inf = float("nan"), float("inf")
+    logits = torch.tensor(
+        [[nan, 1, -inf, 2, 0], [nan] * 5, [-inf, inf, 3, inf, nan]],
+        dtype=dtype,
+    )
+    experts, weights = on_device(topk_gate_triton)(logits, 4, 0, renormalize)
+    # those without a number are equals, and come in their order
+    assert experts.tolist() == [[3, 1, 4, 0], [0, 1, 2, 3], [1, 3, 2, 0]]
+    share = [1 / 4] * 4 if renormalize else [1 / 5] * 4
+    assert weights[1].tolist() == pytest.approx(share, abs=1e-6)
+    assert weights[2].tolist() == [0.5, 0.5, 0, 0]
+
+
+# where a 16-bit logit leaves no room for so many columns, too
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_the_last_of_very_many_experts_is_found(dtype):
+    logits = torch.zeros(2, 8200, dtype=dtype)
+    logits[0, [8199, 8192, 5]] = torch.tensor([3.0, 2.0, 2.0], dtype=dtype)
+    logits[1, :8195] = -1
+    experts, _ = on_device(topk_gate_triton)(logits, 3)
+    assert experts.tolist() == [[8199, 5, 8192], [8195, 8196, 8197]]

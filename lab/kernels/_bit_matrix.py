@@ -1,0 +1,67 @@
+"""Bits as a matrix: 32 words of 32 bits, to turn around and to count.
+
+A word w of row q holds the bits of number 32 w + q. In the transpose, row b
+holds bit b of all 32 numbers of a word, side by side.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def popcount(x):
+    """How many bits of uint32 words are set."""
+    x = x - ((x >> 1) & 0x55555555)
+    x = (x & 0x33333333) + ((x >> 2) & 0x33333333)
+    x = (x + (x >> 4)) & 0x0F0F0F0F
+    return ((x * 0x01010101) >> 24).to(tl.int32)
+
+
+@triton.jit
+def columns(x, W: tl.constexpr, N: tl.constexpr):
+    """The columns [W] of x [W, N], N a power of two, from left to right."""
+    parts = (tl.reshape(x, [W * N]),)
+    for e in tl.static_range(5):
+        if N >> e > 1:
+            parts = even_then_odd(parts, W * N >> e)
+    return parts
+
+
+@triton.jit
+def even_then_odd(parts, SIZE: tl.constexpr):
+    """Of each part [SIZE] the even entries, then of each the odd ones."""
+    even = ()
+    odd = ()
+    for q in tl.static_range(len(parts)):
+        a, b = tl.split(tl.reshape(parts[q], [SIZE // 2, 2]))
+        even = even + (a,)
+        odd = odd + (b,)
+    return even + odd
+
+
+@triton.jit
+def transpose(rows):
+    """Bit b of 32 rows of uint32 words, as row b, each word on its own.
+
+    Halves, quarters, ... of the matrix change places: Warren, Hacker's
+    Delight, section 7-3.
+    """
+    for e in tl.static_range(5):
+        rows = exchange(rows, 16 >> e)
+    return rows
+
+
+@triton.jit
+def exchange(rows, S: tl.constexpr):
+    """In all 2 S x 2 S bits, swap the S x S at one off-diagonal corner with
+    those at the other."""
+    LOW: tl.constexpr = 0xFFFFFFFF // ((1 << S) + 1)
+    HIGH: tl.constexpr = LOW << S
+    swapped = ()
+    for q in tl.static_range(32):
+        if q & S:
+            row = ((rows[q - S] & HIGH) >> S) | (rows[q] & HIGH)
+        else:
+            row = (rows[q] & LOW) | ((rows[q + S] & LOW) << S)
+        swapped = swapped + (row,)
+    return swapped

@@ -1,0 +1,84 @@
+"""Which tiles the kernels of `multi_lora` take, and what they compile to.
+
+Adapters stand side by side in groups; a group and its lanes follow from how
+many adapters there are, from their rank and from the dtype.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+from lab.kernels.declaration import Compile
+from lab.kernels.runtime import next_power_of_2
+
+WARPS = 8
+STAGES = 3
+FEWEST = 16  # rows or columns that a matrix product takes
+
+
+class Blocks(NamedTuple):
+    """What a program works on at a time."""
+
+    BLOCK_T: int  # tokens
+    BLOCK_N: int  # columns of the tokens, or of a result
+    BLOCK_E: int  # adapters of a group
+    BLOCK_R: int  # lanes that hold a hidden row of one
+
+
+def blocks(N: int, rank: int, dtype: torch.dtype) -> Blocks:
+    """The tiles for N adapters of a rank."""
+    lanes = next_power_of_2(rank)
+    # full precision has no matrix units and wants smaller tiles
+    full = dtype == torch.float32
+    tokens, columns, widest = (64, 32, 64) if full else (128, 64, 128)
+    group = next_power_of_2(N) * lanes
+    if group > widest:
+        # rows of two groups at once need the registers
+        group, tokens = widest, tokens // 2
+    return Blocks(tokens, columns, max(FEWEST, group) // lanes, lanes)
+
+
+def turned(block: Blocks) -> Blocks:
+    """The tile of a sum over tokens, where a step is of tokens."""
+    return block._replace(BLOCK_T=block.BLOCK_N, BLOCK_N=block.BLOCK_T)
+
+
+def compiles(kernel) -> tuple[Compile, ...]:
+    """What to compile of a kernel: both dtypes, one group and several, sizes
+    that 16 divides, of contiguous matrices, and others."""
+    found = []
+    for N, rank, size in ((8, 16, "i32:16"), (4, 16, "i32"), (8, 64, "i32")):
+        for kind, dtype in (("fp32", torch.float32), ("fp16", torch.float16)):
+            block = blocks(N, rank, dtype)
+            if "sums_ptr" in kernel.arg_names:
+                block = turned(block)
+            known = block._asdict()
+            known |= {"MANY": N > block.BLOCK_E, "KEEP": True}
+            if size != "i32":
+                # Triton makes a constant of the last stride, 1
+                shrinks = "stride_n" in kernel.arg_names
+                known["stride_n" if shrinks else "stride_r"] = 1
+            pointers = {"experts_ptr": "*i32"} | dict.fromkeys(
+                ("weights_ptr", "hidden_ptr", "sums_ptr"), "*fp32"
+            )
+            constants, signature = {}, {}
+            for name in kernel.arg_names:
+                if name in known:
+                    constants[name] = known[name]
+                elif name.endswith("_ptr"):
+                    signature[name] = pointers.get(name, f"*{kind}")
+                else:
+                    signature[name] = size
+            found.append(
+                Compile(
+                    f"{N} of r{rank} {kind}",
+                    kernel,
+                    signature=signature,
+                    constants=constants,
+                    num_warps=WARPS,
+                    num_stages=STAGES,
+                    matrix_units=kind == "fp16",
+                    targets=("sm_80", "sm_90", "sm_100", "gfx942"),
+                )
+            )
+    return tuple(found)
