@@ -5,6 +5,7 @@ dies, still stands in the table, with the reason; and one whose rows an
 earlier run kept need not be done again.
 """
 
+import gc
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
@@ -47,6 +48,9 @@ def done(
 
 
 def _measured(piece, device):
+    # a peer may leave tensors in a cycle, which hold their memory until the
+    # collector comes by; on a GPU the next piece may need it before
+    gc.collect()
     missing = {identity(key): key for key in piece.keys}
     try:
         for row in piece.measure():
@@ -83,6 +87,7 @@ def settle(device: str, after: str) -> None:
         return
     try:
         torch.cuda.synchronize()
+        gc.collect()
         torch.cuda.empty_cache()
     except RuntimeError:
         raise Lost(f"the GPU does not answer after {after}") from None

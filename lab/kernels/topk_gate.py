@@ -17,8 +17,8 @@ or shifts for 64 lanes a cycle, though it issues for 128. So each lane sorts
 its logits in fours once, as integers, and in each of the k rounds only the
 first of a four is compared; the four of the one taken moves up. 16-bit
 logits leave room for the column in the same integer, so no two are equal and
-the largest says whose it is. 1.2 E such instructions a token at k = 8 (E = 64
-to 256), 0.8 E in 16 bits; two thirds of all that there are.
+the largest says whose it is. 1.2 to 1.3 E such instructions a token at k = 8
+(E = 64 to 256), 0.8 E in 16 bits; three quarters or more of all there are.
 
 Source: Shazeer et al. 2017 (top-k gate); Zeng et al. 2024, AdaMoE, section 3
 (null experts, weights over the true experts only).

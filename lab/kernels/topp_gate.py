@@ -16,15 +16,16 @@ and takes one expert more there).
 Bytes: 4 E read (2 E of 16-bit logits) and 8 E written per token. The work is
 rounds: in each a token takes its best expert left, and a warp's tokens wait
 for the one that takes most. On a large GPU 1.5 E instructions a token and
-0.23 E more a round, five in six of them comparisons and selections, of which
+0.23 to 0.3 E more a round, most of them comparisons and selections, of which
 a multiprocessor does two a cycle, not four. 16-bit logits leave room for the
 column in the same integer: no two are equal, the largest says whose it is,
-and a round takes 0.14 E. To ask of each expert how much mass is ahead of it
-needs no rounds, but 0.4 E^2.
+and a round takes 0.14 to 0.2 E. To ask of each expert how much mass is ahead
+of it needs no rounds, but 0.4 E^2.
 
-Few lanes share a row, for then one instruction serves many rows: at E = 64
-four lanes, and 14.5 instructions a token and round, 9 in 16 bits. A load in
-two dimensions would spread a row over sixteen, where a round takes 27.
+Few lanes share a row, for then one instruction serves many rows; but then
+more rows of a warp wait for one another. At E = 64 eight lanes and four rows
+are faster than four and eight, though a round takes 19 instructions a token
+and not 14.5.
 
 Source: Huang et al. 2024, "Harder Tasks Need More Experts", section 3.2.
 """
