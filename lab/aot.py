@@ -55,8 +55,7 @@ ONE_MORE_BLOCK = "at most 5 loads and 6 stores, for one more block at a time"
 MAY_SPILL: dict[tuple[str, str, str, str], str] = dict.fromkeys(
     (
         ("multi_lora_expand", "8 of r64 fp32", "sm_90", "3.6.0"),
-        ("multi_lora_expand", "8 of r16 fp32", "sm_80", "3.7.1"),
-        ("multi_lora_expand", "8 of r16 fp32", "sm_90", "3.7.1"),
+        ("multi_lora_expand", "8 of r16 fp32", "sm_100", "3.9.0"),
         ("multi_lora_shrink", "8 of r16 fp16", "sm_100", "3.7.1"),
         ("multi_lora_shrink", "8 of r64 fp32", "sm_80", "3.9.0"),
         ("gru_router_step", "P16 E8 fp32 fp32 32x16", "sm_100", "3.7.1"),

@@ -4,6 +4,7 @@ Adapters stand side by side in groups; a group and its lanes follow from how
 many adapters there are, from their rank and from the dtype.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -55,9 +56,8 @@ def compiles(kernel) -> tuple[Compile, ...]:
             known = block._asdict()
             known |= {"MANY": N > block.BLOCK_E, "KEEP": True}
             if size != "i32":
-                # Triton makes a constant of the last stride, 1
-                shrinks = "stride_n" in kernel.arg_names
-                known["stride_n" if shrinks else "stride_r"] = 1
+                # Triton makes a constant of a stride of 1
+                known[unit(kernel.arg_names, kind)] = 1
             pointers = {"experts_ptr": "*i32"} | dict.fromkeys(
                 ("weights_ptr", "hidden_ptr", "sums_ptr"), "*fp32"
             )
@@ -82,3 +82,11 @@ def compiles(kernel) -> tuple[Compile, ...]:
                 )
             )
     return tuple(found)
+
+
+def unit(arguments: Sequence[str], kind: str) -> str:
+    """The stride that is 1 in the forward pass, see `for_lanes`."""
+    shrinks = "stride_n" in arguments
+    if kind == "fp32":
+        return "stride_r" if shrinks else "stride_m"
+    return "stride_n" if shrinks else "stride_r"

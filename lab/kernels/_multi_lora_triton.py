@@ -243,6 +243,17 @@ def multi_lora_outer_kernel(
     )  # fmt: skip
 
 
+def for_lanes(adapters: Tensor) -> Tensor:
+    """The adapters; in fp32 with the second of three sizes side by side.
+
+    There no matrix unit turns a tile around, and lanes that read neighbours
+    far apart would wait for one another in shared memory, six times as long.
+    """
+    if adapters.dtype != torch.float32:
+        return adapters
+    return adapters.mT.contiguous().mT
+
+
 def shrink(
     tokens: Tensor, experts: Tensor, weights: Tensor, down: Tensor,
     keep: bool,
@@ -251,6 +262,7 @@ def shrink(
     ``keep``; 0 in an empty slot), and spread, [T, columns]."""
     T, S = experts.shape
     N, r, n = down.shape
+    down = for_lanes(down)
     block = blocks(N, r, tokens.dtype)
     groups = runtime.cdiv(N, block.BLOCK_E)
     hidden = tokens.new_empty((T, S, r) if keep else 0, dtype=torch.float32)
@@ -269,6 +281,7 @@ def expand(spread: Tensor, experts: Tensor, up: Tensor) -> Tensor:
     """The sum of up[e] spread[t, e] over the adapters, [T, m]."""
     T, S = experts.shape
     N, m, r = up.shape
+    up = for_lanes(up)
     out = up.new_empty(T, m)
     block = blocks(N, r, out.dtype)
     if out.numel():
