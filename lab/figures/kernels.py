@@ -2,6 +2,8 @@
 
 from lab.figures.theme import COLOURS, SERIES, drawn, number, upright
 
+MANY = 64  # cells in a row, too many for gaps and half as many for numbers
+
 
 def block_grid(
     rows,
@@ -20,11 +22,12 @@ def block_grid(
     """
     down, across = -(-rows // block_rows), -(-columns // block_columns)
     tones = len(SERIES) - 1
+    high, wide = down * block_rows, across * block_columns
     cells, tips = [], []
-    for r in range(down * block_rows):
+    for r in range(high):
         programs = [
             (r // block_rows) * across + c // block_columns
-            for c in range(across * block_columns)
+            for c in range(wide)
         ]
         inside = [r < rows and c < columns for c in range(len(programs))]
         pairs = list(zip(programs, inside, strict=True))
@@ -44,8 +47,8 @@ def block_grid(
         zmax=tones + 0.5,
         colorscale=scale,
         showscale=False,
-        xgap=2,
-        ygap=2,
+        xgap=2 if wide < MANY else 0.5,
+        ygap=2 if high < MANY else 0.5,
         hovertemplate=f"{row} %{{y}}, {column} %{{x}}: %{{text}}"
         "<extra></extra>",
     )
@@ -74,7 +77,7 @@ def block_grid(
         f"{number(bytes_per_row)} bytes a {row}"
     )
     cover = f"the array is {rows} {row}s x {columns} {column}s"
-    masked = down * block_rows * across * block_columns - rows * columns
+    masked = high * wide - rows * columns
     note = f"{cover}; {masked} grey cells are masked" if masked else cover
     if bytes_formula:
         note = f"bytes a {row} = {bytes_formula}; {note}"
@@ -82,14 +85,18 @@ def block_grid(
         [blocks],
         title,
         note,
-        x=dict(title_text=column, showline=False, dtick=1),
+        x=dict(
+            title_text=column,
+            showline=False,
+            dtick=1 if wide <= MANY // 2 else block_columns,
+        ),
         y=dict(
             title_text=row,
             showgrid=False,
-            range=[down * block_rows - 0.5, -0.5],
+            range=[high - 0.5, -0.5],
             dtick=block_rows,
         ),
-        height=min(520, 170 + 18 * down * block_rows),
+        height=min(520, 170 + 18 * high),
         showlegend=False,
         shapes=[frame],
         annotations=[label],
