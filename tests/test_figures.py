@@ -251,6 +251,14 @@ def test_the_roofline_says_how_near_the_floor_is():
     assert voices(figure)[1] == "recorded 2026-11-24 on a machine"
 
 
+def test_a_block_grid_of_many_cells_is_numbered_by_program():
+    few = figures.block_grid(6, 20, 4, 4, 48)
+    many = figures.block_grid(70, 150, 64, 64, 48)
+    assert few.layout.xaxis.dtick == 1 and few.data[0].xgap == 2
+    assert many.layout.xaxis.dtick == 64
+    assert many.data[0].xgap < 1 and many.data[0].ygap < 1
+
+
 def test_the_block_grid_masks_what_lies_past_the_edge():
     figure = EXAMPLES["block_grid"]()
     cells = [c for row in figure.data[0].z for c in row]

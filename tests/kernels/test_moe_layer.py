@@ -368,11 +368,17 @@ def test_both_operators_are_registered_properly():
         if function.name() == "lab::moe_layer":
             # who calls it without what backward needs gets it all the same
             torch.library.opcheck(function, [*args[:-1], False])
+            # only the first result is for others than the backward pass
+            learns = [x.requires_grad for x in function(*args)]
+            assert learns == [True, False, False]
 
 
 @interpreted
 def test_both_operators_announce_what_the_kernels_return():
-    for function, args in operators(torch.float32):
+    every = list(operators(torch.float32))
+    backward, args = every[-1]
+    every.append((backward, [*args[:-1], [False, True, False, False]]))
+    for function, args in every:
         with torch.no_grad():
             announced = function.redispatch(META, *on_meta(args))
             found = function.redispatch(CUDA, *args)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from on_device import on_device
 
+from lab.kernels._multi_lora_triton import for_lanes
 from lab.kernels.multi_lora import DECLARATION, multi_lora
 from lab.kernels.multi_lora_backward import multi_lora_backward_triton
 
@@ -98,3 +99,13 @@ def test_a_token_without_an_adapter_may_be_no_number():
     found = backward(**x, grad=grad)
     for left, right in zip(found, expected, strict=True):
         assert torch.equal(left, right)
+
+
+@pytest.mark.parametrize(
+    "dtype, stride", [(torch.float32, 1), (torch.bfloat16, 7)]
+)
+def test_adapters_in_fp32_are_turned_around(dtype, stride):
+    adapters = torch.rand(3, 5, 7).to(dtype)
+    turned = for_lanes(adapters)
+    assert torch.equal(turned, adapters)
+    assert turned.stride(1) == stride

@@ -105,3 +105,9 @@ R = torch.zeros(5, 3, dtype=torch.int8)
 def test_wrong_arguments_are_refused_in_a_sentence(call, sentence):
     with pytest.raises(ValueError, match=sentence):
         call()
+
+
+@pytest.mark.parametrize("K", [0, 3, 4096, 4099])
+def test_so_many_placements_are_drawn(K):
+    case = module._inputs(0, "cpu", torch.float32, K, 2, 4, 2)
+    assert case["placements"].shape == (K, 2, 4)
