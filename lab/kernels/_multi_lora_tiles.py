@@ -40,7 +40,11 @@ def blocks(N: int, rank: int, dtype: torch.dtype) -> Blocks:
 
 
 def turned(block: Blocks) -> Blocks:
-    """The tile of a sum over tokens, where a step is of tokens."""
+    """The tile of a sum over tokens, where a step is of tokens.
+
+    Of several groups, `shrink` writes no rows of a tile that did not choose
+    one. So a step must not reach beyond a tile of `shrink`.
+    """
     return block._replace(BLOCK_T=block.BLOCK_N, BLOCK_N=block.BLOCK_T)
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from on_device import on_device
 
+from lab.kernels._multi_lora_tiles import blocks, turned
 from lab.kernels._multi_lora_triton import for_lanes
 from lab.kernels.multi_lora import DECLARATION, multi_lora
 from lab.kernels.multi_lora_backward import multi_lora_backward_triton
@@ -109,3 +110,13 @@ def test_adapters_in_fp32_are_turned_around(dtype, stride):
     turned = for_lanes(adapters)
     assert torch.equal(turned, adapters)
     assert turned.stride(1) == stride
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rank", [1, 16, 64])
+def test_a_sum_over_tokens_stays_within_the_tiles_that_were_written(
+    dtype, rank
+):
+    many = blocks(200, rank, dtype)
+    assert many.BLOCK_E < 200
+    assert many.BLOCK_T % turned(many).BLOCK_T == 0
