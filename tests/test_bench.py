@@ -676,3 +676,22 @@ def test_the_commit_is_empty_where_there_is_no_git(monkeypatch):
 
     monkeypatch.setattr(table.subprocess, "run", missing)
     assert table.commit() == ""
+
+
+@pytest.mark.parametrize("ms, expected", [(6, 1 / 36), (60, 1 / 100)])
+def test_fp32_in_parts_may_be_the_higher_roof(monkeypatch, ms, expected):
+    """Where six products in bf16 take less time than one in fp32."""
+    taken = {"copy": 1, "float32": 100, "bfloat16": ms}
+    monkeypatch.setattr(
+        timing,
+        "in_turn",
+        lambda calls, *_, **__: {
+            what: Timing(taken[what], 0, 0, 1) for what in calls
+        },
+    )
+    roofs = timing.measure_roofs("meta", [torch.float32])
+    found = roofs.flops_per_s["float32"] / (2 * 8192**3 * 1e3)
+    assert found == pytest.approx(expected)
+    assert timing.measure_roofs("cpu", [torch.float32]).flops_per_s.keys() == {
+        "float32"
+    }

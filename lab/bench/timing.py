@@ -13,6 +13,9 @@ from typing import NamedTuple
 
 import torch
 
+from lab.kernels import runtime
+from lab.kernels._three_parts import PRODUCTS, splits
+
 SAMPLES = 30
 LEAST = 3  # samples, however long one takes
 SECONDS = 1.0  # per provider, whichever comes first
@@ -35,7 +38,9 @@ class Roofs(NamedTuple):
     """What this machine reaches on the simplest work there is."""
 
     bytes_per_s: float  # copying, read and written
-    flops_per_s: dict[str, float]  # a square matrix product, by dtype
+    # a square matrix product, by dtype; in fp32 that of parts in bf16, if
+    # it is faster (`lab.kernels._three_parts`)
+    flops_per_s: dict[str, float]
 
 
 def clock(device: str) -> Callable[[Callable], Sample]:
@@ -128,7 +133,9 @@ def measure_roofs(device: str, dtypes: list[torch.dtype]) -> Roofs:
     target = torch.empty_like(source)
     calls = {"copy": lambda: lambda: target.copy_(source)}
     side = 8192 if large else 768
-    for dtype in dtypes:
+    split = large and splits(torch.float32, runtime.target(source))
+    also = [torch.bfloat16] if split else []
+    for dtype in dict.fromkeys([*dtypes, *also]):
         a, b = (torch.randn(side, side, device=device) for _ in range(2))
         a, b = a.to(dtype), b.to(dtype)
         calls[name(dtype)] = lambda a=a, b=b: lambda: a @ b
@@ -137,9 +144,14 @@ def measure_roofs(device: str, dtypes: list[torch.dtype]) -> Roofs:
         times |= in_turn({what: call}, device, samples=10)
     copied = 8 * size / times["copy"].ms * 1e3
     flops = {
-        name(dtype): 2 * side**3 / times[name(dtype)].ms * 1e3
-        for dtype in dtypes
+        what: 2 * side**3 / timing.ms * 1e3
+        for what, timing in times.items()
+        if what != "copy"
     }
+    if split and "float32" in flops:
+        # this many products in bf16 are as exact as one in fp32
+        in_parts = flops["bfloat16"] / PRODUCTS
+        flops["float32"] = max(flops["float32"], in_parts)
     return Roofs(copied, flops)
 
 

@@ -25,6 +25,7 @@ from lab.kernels._expert_tiles import (
     choose_hidden_tiles,
     choose_weight_tiles,
 )
+from lab.kernels._three_parts import add_product, splits
 from lab.kernels.dispatch import lanes
 
 
@@ -33,12 +34,14 @@ def expert_hidden_backward_kernel(
     grad_ptr, w_down_ptr, hidden_ptr, offsets_ptr,
     active_ptr, grad_hidden_ptr,
     E, H, F, stride_wk, stride_wn,
-    ACTIVATION: tl.constexpr, EVEN: tl.constexpr, BINS: tl.constexpr,
+    ACTIVATION: tl.constexpr, EVEN: tl.constexpr,
+    SPLIT: tl.constexpr, BINS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """dh = dy W_down^T, and from the kept z both h [R, F] and dz [R, G].
 
-    W_down^T [H, F] lies by any strides. EVEN: tiles cover H and F.
+    W_down^T [H, F] lies by any strides. EVEN: tiles cover H and F. SPLIT:
+    numbers in fp32 go in three parts.
     """
     expert, first_row, end, column = find_tile(
         offsets_ptr, tl.program_id(0), tl.cdiv(F, BLOCK_N), E, BLOCK_M, BINS
@@ -64,7 +67,7 @@ def expert_hidden_backward_kernel(
             inside = inside[:, None] & (n < F)[None, :]
             step = tl.cast(start, tl.int64) * stride_wk
             w = tl.load(w_at + step, mask=inside, other=0.0)
-        dh = tl.dot(dy, w, dh, input_precision="ieee")
+        dh = add_product(dy, w, dh, SPLIT)
 
     G = 2 * F if ACTIVATION == "swiglu" else F
     hidden_ptr += row[:, None] * G
@@ -144,13 +147,14 @@ def expert_weight_backward_kernel(
     a_ptr, b_ptr, pairs_ptr, offsets_ptr, out_ptr,
     M, N,
     S: tl.constexpr, GATHER: tl.constexpr, EVEN: tl.constexpr,
-    BY_TILE: tl.constexpr,
+    SPLIT: tl.constexpr, BY_TILE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Sum over an expert's rows of a^T b, [M, N]; the rows of ``a`` are
     those of the tokens if GATHER. One program adds all rows of a tile.
-    EVEN: tiles cover M and N. BY_TILE: the GPU copies tiles by itself, by a
-    descriptor that ends with the expert, so that what follows counts as 0."""
+    EVEN: tiles cover M and N. SPLIT: numbers in fp32 go in three parts.
+    BY_TILE: the GPU copies tiles by itself, by a descriptor that ends with
+    the expert, so that what follows counts as 0."""
     expert = tl.program_id(1)
     tile, column = in_groups(
         tl.program_id(0), tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N)
@@ -199,7 +203,7 @@ def expert_weight_backward_kernel(
             a = tl.load(a_at, mask=mask, other=0.0)
             mask = inside[:, None] & (n < N)[None, :]
             b = tl.load(b_at, mask=mask, other=0.0)
-        total = tl.dot(a, b, total, input_precision="ieee")
+        total = add_product(a, b, total, SPLIT)
     at = expert.to(tl.int64) * M * N + m[:, None] * N + n[None, :]
     tl.store(
         out_ptr + at,
@@ -211,19 +215,21 @@ def expert_weight_backward_kernel(
 def transposed(weight: Tensor) -> Tensor:
     """Each expert's matrix the other way round, [E, K, N] to [E, N, K].
 
-    A view, but in fp32 a copy: there no matrix unit turns a tile around, and
-    lanes reading neighbours of a row would wait for one another, 16 at a
-    time, in shared memory.
+    A view, but in whole fp32 a copy: there no matrix unit turns a tile
+    around, and lanes reading neighbours of a row would wait for one another,
+    16 at a time, in shared memory.
     """
-    weight = weight.mT
-    return weight.contiguous() if weight.dtype == torch.float32 else weight
+    split = splits(weight.dtype, runtime.target(weight))
+    whole = weight.dtype == torch.float32 and not split
+    return weight.mT.contiguous() if whole else weight.mT
 
 
 def hidden_backward(grad, w_down, hidden, offsets, activation, tiles=None):
     """Launch the first kernel; returns h [R, F] and dz [R, G]."""
     R, (E, F, H) = grad.shape[0], w_down.shape
+    target = runtime.target(grad)
     if tiles is None:
-        tiles = choose_hidden_tiles(grad.dtype, R / E, runtime.target(grad))
+        tiles = choose_hidden_tiles(grad.dtype, R / E, target)
     active, grad_hidden = grad.new_empty(R, F), grad.new_empty(hidden.shape)
     if R:
         weight = transposed(w_down.contiguous())
@@ -233,7 +239,8 @@ def hidden_backward(grad, w_down, hidden, offsets, activation, tiles=None):
             offsets.contiguous(), active, grad_hidden,
             E, H, F, *weight.stride()[1:],
             ACTIVATION=activation,
-            EVEN=H % tiles.k == 0 and F % tiles.n == 0, BINS=lanes(E),
+            EVEN=H % tiles.k == 0 and F % tiles.n == 0,
+            SPLIT=splits(grad.dtype, target), BINS=lanes(E),
             BLOCK_M=tiles.m, BLOCK_N=tiles.n, BLOCK_K=tiles.k,
             num_warps=tiles.warps, num_stages=tiles.stages,
         )  # fmt: skip
@@ -253,8 +260,9 @@ def weight_backward(
     With ``slots`` S, ``a`` holds tokens and row r takes token pairs[r] // S.
     """
     E, M, N = offsets.shape[0] - 1, a.shape[1], b.shape[1]
+    target = runtime.target(a)
     if tiles is None:
-        tiles = choose_weight_tiles(a.dtype, b.shape[0] / E, runtime.target(a))
+        tiles = choose_weight_tiles(a.dtype, b.shape[0] / E, target)
     a, b = a.contiguous(), b.contiguous()
     out = a.new_empty(E, M, N)
     grid = (runtime.cdiv(M, tiles.m) * runtime.cdiv(N, tiles.n), E)
@@ -266,7 +274,7 @@ def weight_backward(
             a, b, pairs.contiguous(), offsets.contiguous(), out,
             M, N,
             S=slots or 1, GATHER=slots is not None, EVEN=even,
-            BY_TILE=by_tile,
+            SPLIT=splits(a.dtype, target), BY_TILE=by_tile,
             BLOCK_M=tiles.m, BLOCK_N=tiles.n, BLOCK_K=tiles.k,
             num_warps=tiles.warps, num_stages=tiles.stages,
         )  # fmt: skip

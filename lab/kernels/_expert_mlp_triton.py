@@ -14,6 +14,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from lab.kernels import runtime
 from lab.kernels._expert_tiles import HOPPER, Tiles, choose_tiles
+from lab.kernels._three_parts import add_product, splits
 from lab.kernels.dispatch import lanes
 
 
@@ -87,7 +88,7 @@ def expert_up_kernel(
     tokens_ptr, pairs_ptr, offsets_ptr, w_up_ptr, hidden_ptr, active_ptr,
     E, H, F,
     S: tl.constexpr, ACTIVATION: tl.constexpr, KEEP: tl.constexpr,
-    EVEN: tl.constexpr, BINS: tl.constexpr,
+    EVEN: tl.constexpr, SPLIT: tl.constexpr, BINS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """First product: rows gathered by pointer, activation at the end.
@@ -95,6 +96,7 @@ def expert_up_kernel(
     Writes act(x W_up) [R, F], and x W_up [R, G] if a gradient needs it. One
     product of BLOCK_N columns; for swiglu half of them are gates and half
     are their partners, F columns further on. EVEN: tiles cover H and F.
+    SPLIT: numbers in fp32 go in three parts.
     """
     HALVES: tl.constexpr = 2 if ACTIVATION == "swiglu" else 1
     WIDTH: tl.constexpr = BLOCK_N // HALVES
@@ -126,7 +128,7 @@ def expert_up_kernel(
             inside = inside[:, None] & (n < F)[None, :]
             step = tl.cast(start, tl.int64) * G
             w = tl.load(w_at + step, mask=inside, other=0.0)
-        z = tl.dot(x, w, z, input_precision="ieee")
+        z = add_product(x, w, z, SPLIT)
 
     row = row.to(tl.int64)
     hidden_ptr += row[:, None] * G
@@ -175,7 +177,7 @@ def store_active(
 def expert_product_kernel(
     a_ptr, w_ptr, out_ptr, offsets_ptr,
     E, K, N, stride_we, stride_wk, stride_wn,
-    EVEN: tl.constexpr, BINS: tl.constexpr,
+    EVEN: tl.constexpr, SPLIT: tl.constexpr, BINS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Rows a [R, K] times their expert's matrix [K, N], by any strides."""
@@ -202,7 +204,7 @@ def expert_product_kernel(
             inside = inside[:, None] & (n < N)[None, :]
             step = tl.cast(start, tl.int64) * stride_wk
             w = tl.load(w_at + step, mask=inside, other=0.0)
-        total = tl.dot(a, w, total, input_precision="ieee")
+        total = add_product(a, w, total, SPLIT)
     tl.store(
         out_ptr + row[:, None] * N + n[None, :],
         total.to(out_ptr.dtype.element_ty),
@@ -252,8 +254,9 @@ def up(tokens, pairs, rows, offsets, w_up, activation, keep, tiles=None):
     """Launch the first product; returns act(z) and z (or an empty z)."""
     R, (E, H, G) = pairs.shape[0], w_up.shape
     F = G // 2 if activation == "swiglu" else G
+    target = runtime.target(tokens)
     if tiles is None:
-        tiles = choose_tiles(tokens.dtype, R / E, runtime.target(tokens))
+        tiles = choose_tiles(tokens.dtype, R / E, target)
     active = tokens.new_empty(R, F)
     hidden = tokens.new_empty(R if keep else 0, G)
     width = tiles.n // 2 if activation == "swiglu" else tiles.n
@@ -264,7 +267,8 @@ def up(tokens, pairs, rows, offsets, w_up, activation, keep, tiles=None):
             w_up.contiguous(), hidden if keep else active, active,
             E, H, F,
             S=rows.shape[1], ACTIVATION=activation, KEEP=keep,
-            EVEN=H % tiles.k == 0 and F % width == 0, BINS=lanes(E),
+            EVEN=H % tiles.k == 0 and F % width == 0,
+            SPLIT=splits(tokens.dtype, target), BINS=lanes(E),
             BLOCK_M=tiles.m, BLOCK_N=tiles.n, BLOCK_K=tiles.k,
             num_warps=tiles.warps, num_stages=tiles.stages,
         )  # fmt: skip
@@ -276,8 +280,9 @@ def product(
 ) -> Tensor:
     """Each row of a [R, K] times its expert's matrix of weight [E, K, N]."""
     R, (E, K, N) = a.shape[0], weight.shape
+    target = runtime.target(a)
     if tiles is None:
-        tiles = choose_tiles(a.dtype, R / E, runtime.target(a))
+        tiles = choose_tiles(a.dtype, R / E, target)
     out = a.new_empty(R, N)
     if not R:
         return out
@@ -303,7 +308,8 @@ def product(
         return out
     expert_product_kernel[(count,)](
         a, weight, out, offsets, E, K, N, *weight.stride(),
-        EVEN=K % tiles.k == 0 and N % tiles.n == 0, **blocks,
+        EVEN=K % tiles.k == 0 and N % tiles.n == 0,
+        SPLIT=splits(a.dtype, target), **blocks,
     )  # fmt: skip
     return out
 

@@ -9,16 +9,13 @@ from typing import NamedTuple
 
 import torch
 
+from lab.kernels._three_parts import HAVE_ROOM, splits
 from lab.kernels.declaration import Compile
 
 BF16, FP32 = torch.bfloat16, torch.float32
 # these copy tiles by descriptor, and have room for the largest ones
 HOPPER = ("sm_90", "sm_100", "sm_103")
 MANY = 1024  # rows, enough for the largest tile
-# every tile that `choose_tiles` knows, as what asks for it
-EACH_TILE = (
-    (BF16, 1024), (BF16, 40), (BF16, 16), (BF16, 4), (FP32, 1024), (FP32, 8),
-)  # fmt: skip
 NVIDIA = ("sm_80", "sm_90", "sm_100")
 
 
@@ -32,6 +29,24 @@ class Tiles(NamedTuple):
     stages: int
 
 
+class Load(NamedTuple):
+    """What asks for a tile: a dtype, and mean rows per expert."""
+
+    dtype: torch.dtype
+    mean: float
+    targets: tuple[str, ...] = (*NVIDIA, "gfx942")
+
+
+# every tile that `choose_tiles` knows, as what asks for it
+IN_16 = tuple(Load(BF16, mean) for mean in (1024, 40, 16, 4))
+SPLIT_32 = tuple(Load(FP32, mean, HAVE_ROOM) for mean in (1024, 4))
+WHOLE_32 = tuple(
+    Load(FP32, mean, ("sm_86", "sm_100", "gfx942")) for mean in (1024, 8)
+)
+EACH_TILE = *IN_16, *SPLIT_32, *WHOLE_32
+MANY_ROWS = IN_16[:1]
+
+
 def choose_tiles(dtype: torch.dtype, mean: float, target: str) -> Tiles:
     """Tiles for a mean number of rows per expert: small experts would leave
     large tiles empty. No autotuner: a first call costs one compilation.
@@ -40,6 +55,11 @@ def choose_tiles(dtype: torch.dtype, mean: float, target: str) -> Tiles:
     an MI300X (128 experts of 768, 64 of 1280, 8 of 14336), and where those
     differ the smaller one; stages fit the least shared memory of a family.
     """
+    if splits(dtype, target):
+        # parts and their sums fill the registers
+        if mean > 24:
+            return Tiles(64, 128, 32, 4 if target in HOPPER else 8, 3)
+        return Tiles(16, 128, 32, 4, 3)
     if dtype == torch.float32:
         # no matrix units in full precision: registers set the limit
         return (
@@ -78,6 +98,10 @@ def choose_weight_tiles(dtype: torch.dtype, mean: float, target: str) -> Tiles:
     Where they are few, writing the result takes the time: small tiles, of
     which many run at once. Measured on an H200 (data/bench).
     """
+    if splits(dtype, target):
+        if mean > 48:
+            return Tiles(128, 128, 32, 8, 3 if target in HOPPER else 2)
+        return Tiles(64, 128, 16, 4, 2)
     large = 768 if target in HOPPER else 192
     if dtype == torch.float32 or mean > large:
         return choose_tiles(dtype, MANY, target)
@@ -92,7 +116,7 @@ def compiles(
     name: str,
     kernel,
     constants: dict,
-    loads: tuple = ((BF16, 1024),),
+    loads: tuple[Load, ...] = MANY_ROWS,
     choose=choose_tiles,
 ) -> tuple[Compile, ...]:
     """What to compile of a kernel ahead of time: just what is launched for
@@ -102,14 +126,16 @@ def compiles(
     On a T4 the products go through PyTorch, so it is not a target.
     """
     found = []
-    for dtype, mean in loads:
-        targets = defaultdict(list)
-        for target in (*NVIDIA, "gfx942"):
-            targets[choose(dtype, mean, target)].append(target)
-        for tiles, same in targets.items():
-            blocks = dict(
-                zip(("BLOCK_M", "BLOCK_N", "BLOCK_K"), tiles, strict=False)
-            )
+    for dtype, mean, targets in loads:
+        chosen = defaultdict(list)
+        for target in targets:
+            key = choose(dtype, mean, target), splits(dtype, target)
+            chosen[key].append(target)
+        for (tiles, split), same in chosen.items():
+            blocks = {
+                "SPLIT": split, "BLOCK_M": tiles.m, "BLOCK_N": tiles.n,
+                "BLOCK_K": tiles.k,
+            }  # fmt: skip
             if "BY_TILE" in kernel.arg_names:
                 blocks["BY_TILE"] = constants["EVEN"] and tiles.n >= 256
             kind = "*fp32" if dtype == FP32 else "*bf16"
@@ -134,7 +160,7 @@ def compiles(
                     num_warps=tiles.warps,
                     num_stages=tiles.stages,
                     targets=tuple(same),
-                    matrix_units=dtype != FP32,
+                    matrix_units=split or dtype != FP32,
                 )
             )
     return tuple(found)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lab.kernels import runtime
 from lab.kernels._expert_tiles import HOPPER, NVIDIA
+from lab.kernels._three_parts import three_parts
 from lab.kernels.declaration import Compile
 from lab.kernels.runtime import cdiv, next_power_of_2
 
@@ -17,17 +18,6 @@ NAMES = "x state w_input w_state input_bias state_bias w_gate".split()
 KINDS = {
     torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16",
 }  # fmt: skip
-
-
-INTERPRETED = tl.constexpr(runtime.INTERPRETED)
-
-
-@triton.jit
-def dot(a, w, total):
-    # the interpreter knows no products of bf16
-    if INTERPRETED:
-        a, w = a.to(tl.float32), w.to(tl.float32)
-    return tl.dot(a, w, total, input_precision="ieee")
 
 
 @triton.jit
@@ -38,18 +28,15 @@ def exact_dot(a, w, total):
     fp32 is a sum of three bf16 parts.
     """
     if a.dtype == w.dtype and a.dtype.primitive_bitwidth == 16:
-        return dot(a, w, total)
+        return tl.dot(a, w, total, input_precision="ieee")
     elif w.dtype == tl.bfloat16:
-        a = a.to(tl.float32)
-        first = a.to(tl.bfloat16)
-        rest = a - first.to(tl.float32)
-        second = rest.to(tl.bfloat16)
-        third = (rest - second.to(tl.float32)).to(tl.bfloat16)
-        total = dot(third, w, total)
-        total = dot(second, w, total)
-        return dot(first, w, total)
+        high, middle, low = three_parts(a.to(tl.float32))
+        total = tl.dot(low, w, total, input_precision="ieee")
+        total = tl.dot(middle, w, total, input_precision="ieee")
+        return tl.dot(high, w, total, input_precision="ieee")
     else:
-        return dot(a.to(tl.float32), w.to(tl.float32), total)
+        a, w = a.to(tl.float32), w.to(tl.float32)
+        return tl.dot(a, w, total, input_precision="ieee")
 
 
 @triton.jit

@@ -9,10 +9,11 @@ from typing import NamedTuple
 
 import torch
 
+from lab.kernels._expert_tiles import NVIDIA
+from lab.kernels._three_parts import HAVE_ROOM
 from lab.kernels.declaration import Compile
 from lab.kernels.runtime import next_power_of_2
 
-WARPS = 8
 STAGES = 3
 FEWEST = 16  # rows or columns that a matrix product takes
 
@@ -26,17 +27,27 @@ class Blocks(NamedTuple):
     BLOCK_R: int  # lanes that hold a hidden row of one
 
 
-def blocks(N: int, rank: int, dtype: torch.dtype) -> Blocks:
-    """The tiles for N adapters of a rank."""
+def blocks(N: int, rank: int, dtype: torch.dtype, split: bool) -> Blocks:
+    """The tiles for N adapters of a rank; in fp32, whether in three parts."""
     lanes = next_power_of_2(rank)
-    # full precision has no matrix units and wants smaller tiles
-    full = dtype == torch.float32
-    tokens, columns, widest = (64, 32, 64) if full else (128, 64, 128)
+    tokens, columns, widest = 128, 64, 128
+    # full precision wants smaller tiles: parts and their sums fill the
+    # registers, and without matrix units whole numbers do
+    if dtype == torch.float32:
+        tokens, columns, widest = 128 if split else 64, 32, 64
     group = next_power_of_2(N) * lanes
     if group > widest:
         # rows of two groups at once need the registers
         group, tokens = widest, tokens // 2
     return Blocks(tokens, columns, max(FEWEST, group) // lanes, lanes)
+
+
+def warps(split: bool, *sizes: int) -> int:
+    """How many share a tile; measured on an H200 (data/bench).
+
+    Four have no registers left for the addresses of rows of odd sizes.
+    """
+    return 4 if split and all(size % 16 == 0 for size in sizes) else 8
 
 
 def turned(block: Blocks) -> Blocks:
@@ -52,16 +63,24 @@ def compiles(kernel) -> tuple[Compile, ...]:
     """What to compile of a kernel: both dtypes, one group and several, sizes
     that 16 divides, of contiguous matrices, and others."""
     found = []
+    kinds = (
+        ("fp32", torch.float32, True, HAVE_ROOM),
+        ("fp32", torch.float32, False, ("sm_86", "sm_100", "gfx942")),
+        ("fp16", torch.float16, False, (*NVIDIA, "gfx942")),
+    )
     for N, rank, size in ((8, 16, "i32:16"), (4, 16, "i32"), (8, 64, "i32")):
-        for kind, dtype in (("fp32", torch.float32), ("fp16", torch.float16)):
-            block = blocks(N, rank, dtype)
+        for kind, dtype, split, targets in kinds:
+            block = blocks(N, rank, dtype, split)
             if "sums_ptr" in kernel.arg_names:
                 block = turned(block)
             known = block._asdict()
-            known |= {"MANY": N > block.BLOCK_E, "KEEP": True}
+            known |= {
+                "SPLIT": split, "MANY": N > block.BLOCK_E, "KEEP": True,
+            }  # fmt: skip
             if size != "i32":
                 # Triton makes a constant of a stride of 1
-                known[unit(kernel.arg_names, kind)] = 1
+                copied = kind == "fp32" and not split
+                known[unit(kernel.arg_names, copied)] = 1
             pointers = {"experts_ptr": "*i32"} | dict.fromkeys(
                 ("weights_ptr", "hidden_ptr", "sums_ptr"), "*fp32"
             )
@@ -79,18 +98,18 @@ def compiles(kernel) -> tuple[Compile, ...]:
                     kernel,
                     signature=signature,
                     constants=constants,
-                    num_warps=WARPS,
+                    num_warps=warps(split, 16 if size != "i32" else 1),
                     num_stages=STAGES,
-                    matrix_units=kind == "fp16",
-                    targets=("sm_80", "sm_90", "sm_100", "gfx942"),
+                    matrix_units=split or kind == "fp16",
+                    targets=targets,
                 )
             )
     return tuple(found)
 
 
-def unit(arguments: Sequence[str], kind: str) -> str:
+def unit(arguments: Sequence[str], copied: bool) -> str:
     """The stride that is 1 in the forward pass, see `for_lanes`."""
     shrinks = "stride_n" in arguments
-    if kind == "fp32":
+    if copied:
         return "stride_r" if shrinks else "stride_m"
     return "stride_n" if shrinks else "stride_r"

@@ -21,7 +21,8 @@ import triton.language as tl
 from torch import Tensor
 
 from lab.kernels import runtime
-from lab.kernels._multi_lora_tiles import STAGES, WARPS, blocks, turned
+from lab.kernels._multi_lora_tiles import STAGES, blocks, turned, warps
+from lab.kernels._three_parts import add_product, splits
 
 RESIDENT = 2  # programs that a multiprocessor holds at once
 LEAST = 4  # tiles of tokens that are added up before they are stored
@@ -65,7 +66,8 @@ def multi_lora_shrink_kernel(
     tokens_ptr, experts_ptr, weights_ptr, down_ptr, hidden_ptr, spread_ptr,
     T, S, N, n, r, stride_e, stride_r, stride_n,
     BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr,
-    BLOCK_R: tl.constexpr, MANY: tl.constexpr, KEEP: tl.constexpr,
+    BLOCK_R: tl.constexpr, SPLIT: tl.constexpr, MANY: tl.constexpr,
+    KEEP: tl.constexpr,
 ):  # fmt: skip
     """hidden[t, s] = down[e] tokens[t] for the adapter e of slot s, and
     spread[t, e] the sum of weight times hidden over the slots of e.
@@ -101,7 +103,7 @@ def multi_lora_shrink_kernel(
                 line[None, :] + k[:, None] * stride_n,
                 mask=(k[:, None] < n) & real[None, :], other=0.0,
             )  # fmt: skip
-            product = tl.dot(x, a, product, input_precision="ieee")
+            product = add_product(x, a, product, SPLIT)
         product = tl.reshape(product, [BLOCK_T, BLOCK_E, BLOCK_R])
         e = group * BLOCK_E + tl.arange(0, BLOCK_E)
         if KEEP:
@@ -142,7 +144,7 @@ def multi_lora_expand_kernel(
     spread_ptr, experts_ptr, up_ptr, out_ptr,
     T, S, N, m, r, stride_e, stride_m, stride_r,
     BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr,
-    BLOCK_R: tl.constexpr, MANY: tl.constexpr,
+    BLOCK_R: tl.constexpr, SPLIT: tl.constexpr, MANY: tl.constexpr,
 ):  # fmt: skip
     """out[t] = sum over the adapters of up[e] spread[t, e]."""
     groups = tl.cdiv(N, BLOCK_E)
@@ -165,7 +167,8 @@ def multi_lora_expand_kernel(
             line[:, None] + j[None, :] * stride_m,
             mask=real[:, None] & (j < m)[None, :], other=0.0,
         )  # fmt: skip
-        y = tl.dot(g, b, input_precision="ieee")
+        y = tl.zeros([BLOCK_T, BLOCK_N], tl.float32)
+        y = add_product(g, b, y, SPLIT)
         if MANY:
             for group in range(1, groups):
                 count = slots_in(group, experts_ptr, T, S, N, BLOCK_T, BLOCK_E)
@@ -182,7 +185,7 @@ def multi_lora_expand_kernel(
                         more[:, None] + j[None, :] * stride_m,
                         mask=real_more[:, None] & (j < m)[None, :], other=0.0,
                     )  # fmt: skip
-                    y = tl.dot(other, b, y, input_precision="ieee")
+                    y = add_product(other, b, y, SPLIT)
         tl.store(
             out_ptr + t[:, None] * m + j[None, :],
             y.to(out_ptr.dtype.element_ty),
@@ -195,7 +198,7 @@ def multi_lora_outer_kernel(
     spread_ptr, experts_ptr, rows_ptr, sums_ptr,
     T, S, N, n, r, per,
     BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr,
-    BLOCK_R: tl.constexpr, MANY: tl.constexpr,
+    BLOCK_R: tl.constexpr, SPLIT: tl.constexpr, MANY: tl.constexpr,
 ):  # fmt: skip
     """sums[part, e] = sum over the part's tokens of spread[t, e] rows[t].
 
@@ -229,7 +232,7 @@ def multi_lora_outer_kernel(
                 rows_ptr + t[:, None] * n + k[None, :],
                 mask=(count > 0)[:, None] & (k < n)[None, :], other=0.0,
             )  # fmt: skip
-            total = tl.dot(tl.trans(g), x, total, input_precision="ieee")
+            total = add_product(tl.trans(g), x, total, SPLIT)
         spread_ptr += BLOCK_T * width
         experts_ptr += BLOCK_T * S
         rows_ptr += BLOCK_T * n
@@ -244,12 +247,13 @@ def multi_lora_outer_kernel(
 
 
 def for_lanes(adapters: Tensor) -> Tensor:
-    """The adapters; in fp32 with the second of three sizes side by side.
+    """The adapters; in whole fp32 with the second of three sizes side by side.
 
     There no matrix unit turns a tile around, and lanes that read neighbours
     far apart would wait for one another in shared memory, six times as long.
     """
-    if adapters.dtype != torch.float32:
+    split = splits(adapters.dtype, runtime.target(adapters))
+    if adapters.dtype != torch.float32 or split:
         return adapters
     return adapters.mT.contiguous().mT
 
@@ -263,7 +267,8 @@ def shrink(
     T, S = experts.shape
     N, r, n = down.shape
     down = for_lanes(down)
-    block = blocks(N, r, tokens.dtype)
+    split = splits(tokens.dtype, runtime.target(tokens))
+    block = blocks(N, r, tokens.dtype, split)
     groups = runtime.cdiv(N, block.BLOCK_E)
     hidden = tokens.new_empty((T, S, r) if keep else 0, dtype=torch.float32)
     spread = tokens.new_empty(T, groups * block.BLOCK_E * block.BLOCK_R)
@@ -271,8 +276,8 @@ def shrink(
         multi_lora_shrink_kernel[(runtime.cdiv(T, block.BLOCK_T) * groups,)](
             tokens.contiguous(), experts.contiguous(), weights.contiguous(),
             down, hidden, spread, T, S, N, n, r, *down.stride(),
-            **block._asdict(), MANY=groups > 1, KEEP=keep,
-            num_warps=WARPS, num_stages=STAGES,
+            **block._asdict(), SPLIT=split, MANY=groups > 1, KEEP=keep,
+            num_warps=warps(split, n, r), num_stages=STAGES,
         )  # fmt: skip
     return hidden, spread
 
@@ -283,7 +288,8 @@ def expand(spread: Tensor, experts: Tensor, up: Tensor) -> Tensor:
     N, m, r = up.shape
     up = for_lanes(up)
     out = up.new_empty(T, m)
-    block = blocks(N, r, out.dtype)
+    split = splits(up.dtype, runtime.target(up))
+    block = blocks(N, r, up.dtype, split)
     if out.numel():
         tiles = runtime.cdiv(T, block.BLOCK_T)
         # where there are few tokens, programs share their columns
@@ -292,7 +298,8 @@ def expand(spread: Tensor, experts: Tensor, up: Tensor) -> Tensor:
         multi_lora_expand_kernel[tiles, programs](
             spread, experts.contiguous(), up, out,
             T, S, N, m, r, *up.stride(), **block._asdict(),
-            MANY=N > block.BLOCK_E, num_warps=WARPS, num_stages=STAGES,
+            SPLIT=split, MANY=N > block.BLOCK_E,
+            num_warps=warps(split, m, r), num_stages=STAGES,
         )  # fmt: skip
     return out
 
@@ -302,7 +309,8 @@ def outer(spread: Tensor, experts: Tensor, rows: Tensor, out: Tensor) -> None:
     ``rows`` [T, n], of parts of the tokens first, then of the parts."""
     T, S = experts.shape
     N, r, n = out.shape
-    block = turned(blocks(N, r, out.dtype))
+    split = splits(out.dtype, runtime.target(out))
+    block = turned(blocks(N, r, out.dtype, split))
     tiles = runtime.cdiv(T, block.BLOCK_T)
     grid = runtime.cdiv(n, block.BLOCK_N), runtime.cdiv(N, block.BLOCK_E)
     programs = RESIDENT * runtime.multiprocessors(out)
@@ -314,6 +322,7 @@ def outer(spread: Tensor, experts: Tensor, rows: Tensor, out: Tensor) -> None:
         multi_lora_outer_kernel[*grid, parts](
             spread, experts.contiguous(), rows.contiguous(), sums,
             T, S, N, n, r, per * block.BLOCK_T, **block._asdict(),
-            MANY=N > block.BLOCK_E, num_warps=WARPS, num_stages=STAGES,
+            SPLIT=split, MANY=N > block.BLOCK_E,
+            num_warps=warps(split, n, r), num_stages=STAGES,
         )  # fmt: skip
     out.copy_(sums.sum(dim=0))

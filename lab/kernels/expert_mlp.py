@@ -9,8 +9,10 @@ offsets bracket it, and to token t = pairs[r] // S:
     gelu     act(z) = z Phi(z)            the exact one, not the tanh form
     swiglu   act([g, u]) = g sigmoid(g) u     W_up holds the gate half first
 
-Products accumulate in fp32 whatever the input. Rows past offsets[E] are never
-read and never defined. A row knows its token through ``pairs``; a token knows
+Products accumulate in fp32 whatever the input. In fp32 itself they go through
+the matrix units, no less exactly, where that is faster, see
+`lab.kernels._three_parts`. Rows past offsets[E] are never read and never
+defined. A row knows its token through ``pairs``; a token knows
 its rows through ``rows``, and the backward pass needs both ways to sum
 without atomics.
 

@@ -49,8 +49,11 @@ from lab.kernels._expert_mlp_triton import (
 )
 from lab.kernels._expert_tiles import (
     BF16,
-    EACH_TILE,
-    FP32,
+    IN_16,
+    MANY_ROWS,
+    SPLIT_32,
+    WHOLE_32,
+    Load,
     choose_hidden_tiles,
     choose_weight_tiles,
     compiles,
@@ -232,10 +235,12 @@ def _act(activation, even=True, contiguous="stride_wk"):
     return constants | {contiguous: 1}
 
 
-MANY_ROWS = ((BF16, 1024),)
-BOTH = (BF16, 1024), (FP32, 1024)
-IN_16 = tuple(load for load in EACH_TILE if load[0] == BF16)
-IN_32 = tuple(load for load in EACH_TILE if load[0] == FP32)
+BOTH = *MANY_ROWS, SPLIT_32[0], WHOLE_32[0]
+
+
+def _rows(mean):
+    return (Load(BF16, mean),)
+
 
 DECLARATION = Declaration(
     name="expert_mlp_backward",
@@ -254,8 +259,9 @@ DECLARATION = Declaration(
                 ("relu", _act("relu"), MANY_ROWS),
                 ("gelu", _act("gelu"), MANY_ROWS),
                 ("swiglu", _act("swiglu"), IN_16),
-                ("swiglu", _act("swiglu", contiguous="stride_wn"), IN_32),
-                ("swiglu, 100 rows", _act("swiglu"), ((BF16, 100),)),
+                ("swiglu", _act("swiglu"), SPLIT_32),
+                ("swiglu", _act("swiglu", contiguous="stride_wn"), WHOLE_32),
+                ("swiglu, 100 rows", _act("swiglu"), _rows(100)),
                 ("swiglu uneven", _act("swiglu", False), MANY_ROWS),
             )
             for entry in compiles(
@@ -266,20 +272,21 @@ DECLARATION = Declaration(
         *compiles(
             "W^T", expert_product_kernel,
             {"stride_wk": 1, "EVEN": True, "BINS": 128},
+            (*MANY_ROWS, *SPLIT_32),
         ),
         compiles_tma("W^T", expert_product_tma_kernel, transposed=True),
         *(
             entry
             for name, gather, even, loads in (
                 ("up", True, True, BOTH),
-                ("up, 400 rows", True, True, ((BF16, 400),)),
-                ("up, 100 rows", True, True, ((BF16, 100),)),
-                ("up, 4 rows", True, True, ((BF16, 4),)),
+                ("up, 400 rows", True, True, _rows(400)),
+                ("up, 100 rows", True, True, _rows(100)),
+                ("up, 4 rows", True, True, (*_rows(4), SPLIT_32[1])),
                 ("up uneven", True, False, BOTH),
                 ("down", False, True, BOTH),
-                ("down, 400 rows", False, True, ((BF16, 400),)),
-                ("down, 100 rows", False, True, ((BF16, 100),)),
-                ("down, 4 rows", False, True, ((BF16, 4),)),
+                ("down, 400 rows", False, True, _rows(400)),
+                ("down, 100 rows", False, True, _rows(100)),
+                ("down, 4 rows", False, True, (*_rows(4), SPLIT_32[1])),
             )
             for entry in compiles(
                 name, expert_weight_backward_kernel,

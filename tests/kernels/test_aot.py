@@ -90,6 +90,7 @@ def test_what_the_ledger_holds_is_no_fault():
         ({"shared": 65537}, "there are 65536"),
         ({"hmma": 0}, "no matrix instruction"),
         ({"registers": 73}, "takes 73 registers, recorded are 64"),
+        ({"instructions": 3}, "3 instructions: it was compiled to nothing"),
         ({"instructions": 111}, "has 111 instructions, recorded are 100"),
     ],
 )

@@ -5,9 +5,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
 import triton
+import triton.language as tl
 
-from lab.kernels import interpreter
+from lab.kernels import interpreter, runtime
 
 CASES = pathlib.Path(__file__).with_name("interpreter_cases.py")
 
@@ -27,3 +29,20 @@ def test_an_untried_triton_keeps_its_own_interpreter(monkeypatch, version):
     before = interpreter.interpreter._patch_lang
     assert not interpreter.install()
     assert interpreter.interpreter._patch_lang is before
+
+
+@triton.jit
+def dot_kernel(a_ptr, b_ptr, out_ptr, SIZE: tl.constexpr):
+    at = tl.arange(0, SIZE)[:, None] * SIZE + tl.arange(0, SIZE)
+    product = tl.dot(tl.load(a_ptr + at), tl.load(b_ptr + at))
+    tl.store(out_ptr + at, product)
+
+
+@pytest.mark.skipif(not runtime.INTERPRETED, reason="asks the interpreter")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_tiles_of_16_bits_are_multiplied_as_numbers(dtype):
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(2, 16, 16, generator=generator).to(dtype)
+    out = torch.empty(16, 16)
+    dot_kernel[(1,)](a, b, out, SIZE=16)
+    torch.testing.assert_close(out, a.float() @ b.float())

@@ -115,7 +115,8 @@ def test_loaded_values_are_widened_before_arithmetic(file, kernel):
                 "dtype",
             )
             dotted = isinstance(user, ast.Call) and (
-                ast.unparse(user.func) in ("tl.dot", "tl.trans", "exact_dot")
+                ast.unparse(user.func)
+                in ("tl.dot", "tl.trans", "exact_dot", "add_product")
             )
             # once widened under its own name, the later uses are safe
             rebound = any(

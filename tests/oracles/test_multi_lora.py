@@ -4,6 +4,7 @@ import pytest
 import torch
 from on_device import on_device
 
+from lab.kernels import runtime
 from lab.kernels._multi_lora_tiles import blocks, turned
 from lab.kernels._multi_lora_triton import for_lanes
 from lab.kernels.multi_lora import DECLARATION, multi_lora
@@ -103,20 +104,31 @@ def test_a_token_without_an_adapter_may_be_no_number():
 
 
 @pytest.mark.parametrize(
-    "dtype, stride", [(torch.float32, 1), (torch.bfloat16, 7)]
+    "dtype, target, stride",
+    [
+        (torch.float32, "sm_86", 1),
+        (torch.float32, "sm_90", 7),
+        (torch.bfloat16, "sm_86", 7),
+    ],
 )
-def test_adapters_in_fp32_are_turned_around(dtype, stride):
+def test_adapters_in_whole_fp32_are_turned_around(
+    monkeypatch, dtype, target, stride
+):
+    monkeypatch.setattr(runtime, "target", lambda tensor: target)
     adapters = torch.rand(3, 5, 7).to(dtype)
     turned = for_lanes(adapters)
     assert torch.equal(turned, adapters)
     assert turned.stride(1) == stride
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "dtype, split",
+    [(torch.float32, True), (torch.float32, False), (torch.bfloat16, False)],
+)
 @pytest.mark.parametrize("rank", [1, 16, 64])
 def test_a_sum_over_tokens_stays_within_the_tiles_that_were_written(
-    dtype, rank
+    dtype, split, rank
 ):
-    many = blocks(200, rank, dtype)
+    many = blocks(200, rank, dtype, split)
     assert many.BLOCK_E < 200
     assert many.BLOCK_T % turned(many).BLOCK_T == 0
