@@ -11,8 +11,8 @@ added. The three smallest are below 2^-25 of it and left out:
     x y ~ x1 y3 + x2 y2 + x3 y1 + x1 y2 + x2 y1 + x1 y1
 
 Where matrix units are more than six times as fast as fp32 without them, that
-is faster. An infinite number becomes NaN, and numbers below 1e-30 lose their
-last bits.
+is faster. A number above 3.39e38 or infinite becomes NaN, and those below
+1e-30 lose their last bits.
 
 Source: Henry, Tang and Heinecke 2019, "Leveraging the bfloat16 artificial
 intelligence datatype for higher-precision computations" (three parts, six
@@ -24,8 +24,8 @@ import triton
 import triton.language as tl
 
 # Here bf16 on matrix units is 14 times as fast as fp32 without, or more. On
-# NVIDIA's other GPUs it is twice as fast, and AMD's matrix units take fp32.
-# A B200 has the room, but Triton 3.6 and 3.7 compile this to nothing there.
+# NVIDIA's smaller GPUs two to four times, and AMD's matrix units take fp32. A
+# B200 has the room, but Triton 3.6 and 3.7 compile this to nothing there.
 HAVE_ROOM = ("sm_80", "sm_90")
 PRODUCTS = 6  # of parts, for one of whole numbers
 

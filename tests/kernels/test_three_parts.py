@@ -1,13 +1,15 @@
 """fp32 through matrix units in bf16: no less exact than fp32."""
 
+import numpy as np
 import pytest
 import torch
 import triton
 import triton.language as tl
+from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 from lab.kernels import _expert_mlp_backward_triton as backward
 from lab.kernels import _expert_mlp_triton as forward
-from lab.kernels import runtime
+from lab.kernels import interpreter, runtime
 from lab.kernels._expert_mlp_examples import backward_inputs, forward_inputs
 from lab.kernels._three_parts import HAVE_ROOM, splits, three_parts
 from lab.kernels.expert_mlp import expert_mlp_reference, expert_mlp_triton
@@ -53,12 +55,34 @@ def test_three_parts_hold_every_bit():
 @pytest.mark.parametrize("transposed", [False, True])
 def test_a_long_sum_is_as_exact_as_in_fp32(rows, transposed):
     """Added straight into the total, a matrix unit's errors all go one way:
-    at this length 5e-5, seen on an H200. Without the last part it is 1e-5."""
-    K = 1024 if runtime.INTERPRETED else 16384
+    1.4e-5 at a length of 2048, on an H200. Without the last part it is 1e-5.
+    """
+    K = 1024 if runtime.INTERPRETED else 8192
     a, weight = normal(rows, K), normal(1, K, 128)
     if transposed:
         weight = weight.mT.contiguous().mT
     offsets = torch.tensor([0, rows], dtype=torch.int32, device=DEVICE)
+    found = forward.product(a, weight, offsets)
+    expected = a.double() @ weight[0].double()
+    assert (found - expected).norm() / expected.norm() < 5e-7
+
+
+def cutting_dot(self, a, b, total, *_):
+    """A product as a matrix unit makes it: what does not fit is cut off."""
+    a, b = (interpreter._in_fp32(x).data.astype(np.float64) for x in (a, b))
+    exact = a @ b + total.data
+    cut = exact.astype(np.float32)
+    too_far = np.abs(cut) > np.abs(exact)
+    cut[too_far] = np.nextafter(cut[too_far], np.float32(0))
+    return TensorHandle(cut, total.dtype.scalar)
+
+
+@pytest.mark.skipif(not runtime.INTERPRETED, reason="stands for a GPU")
+def test_what_a_matrix_unit_cuts_off_does_not_add_up(monkeypatch):
+    """All into one sum, it would be 9e-6 here."""
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", cutting_dot)
+    a, weight = normal(16, 2048), normal(1, 2048, 128)
+    offsets = torch.tensor([0, 16], dtype=torch.int32)
     found = forward.product(a, weight, offsets)
     expected = a.double() @ weight[0].double()
     assert (found - expected).norm() / expected.norm() < 5e-7
