@@ -144,6 +144,25 @@ def test_each_gpu_takes_its_own_way(monkeypatch, target, T):
         assert set(kernel.split) == {target == "sm_80"}
 
 
+@pytest.mark.parametrize(
+    "dtype, target, copied",
+    [
+        (torch.float32, "sm_86", True),
+        (torch.float32, "sm_90", False),
+        (torch.bfloat16, "sm_86", False),
+    ],
+)
+def test_only_whole_fp32_copies_weights(monkeypatch, dtype, target, copied):
+    """It would wait in shared memory; with few tokens a copy takes longer
+    than all the rest."""
+    monkeypatch.setattr(runtime, "target", lambda tensor: target)
+    weight = torch.rand(2, 3, 5).to(dtype)
+    turned = backward.transposed(weight)
+    assert torch.equal(turned, weight.mT)
+    assert (turned.data_ptr() != weight.data_ptr()) == copied
+    assert turned.is_contiguous() == copied
+
+
 def test_other_dtypes_and_gpus_are_not_split():
     assert splits(torch.float32, "sm_90")
     assert not splits(torch.float32, "sm_100")
