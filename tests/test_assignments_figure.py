@@ -29,6 +29,11 @@ def test_letters_that_nobody_sees_are_shown():
     assert figure.data[0].text[0][2] == ""
 
 
+def test_a_column_without_a_name_has_no_tick():
+    x = assignments([[0] * 3], ["a"], ["row"], ["", "b", ""], "t").layout.xaxis
+    assert (list(x.tickvals), list(x.ticktext)) == ([1], ["b"])
+
+
 def test_a_tip_says_more():
     tips = [["1.0", "0.5", ""], ["0.7", "0.8", "0.9"]]
     assert table(tips=tips).data[0].text[1][2] == "anna 0.9"

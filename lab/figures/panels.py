@@ -3,6 +3,7 @@
 import re
 from itertools import count
 
+from lab.figures.motion import picture
 from lab.figures.theme import (
     COLOURS,
     LINE,
@@ -29,23 +30,28 @@ def panels(grid, title, note=""):
     """
     margin = margins(title, note)
     inner = WIDTH - margin["l"] - margin["r"]
-    heads = [max(_head(panel, len(row)) for panel in row) for row in grid]
+    headings = [[_heading(panel, len(row)) for panel in row] for row in grid]
+    # plotly's own objects answer ten times slower than dictionaries
+    grid = [[picture(panel) for panel in row] for row in grid]
+    heads = [max(_head(heading) for heading in row) for row in headings]
     rooms = [max(_room(panel) for panel in row) for row in grid]
     feet = [max(_foot(panel) for panel in row) for row in grid]
     total = sum(heads) + sum(rooms) + sum(feet) - feet[-1]
     traces, layout = [], dict(shapes=[], annotations=[])
     numbers, top = count(1), total
-    for row, head, room, foot in zip(grid, heads, rooms, feet, strict=True):
+    for row, head, room, foot, texts in zip(
+        grid, heads, rooms, feet, headings, strict=True
+    ):
         top -= head
         wide = (inner - GAP * (len(row) - 1)) / len(row)
-        for column, panel in enumerate(row):
+        for column, (panel, text) in enumerate(zip(row, texts, strict=True)):
             left = column * (wide + GAP)
             bar = BAR if _colour_bar(panel) else 0
             across = [left / inner, (left + wide - bar) / inner]
             down = [max(0, (top - room) / total), top / total]
             suffix = _suffix(next(numbers))
             traces += _traces(panel, suffix, across, down)
-            _place(layout, panel, suffix, across, down, total, len(row))
+            _place(layout, panel, suffix, across, down, total, text)
         top -= room + foot
     return drawn(
         traces,
@@ -54,7 +60,7 @@ def panels(grid, title, note=""):
         x=layout.pop("xaxis"),
         y=layout.pop("yaxis"),
         height=total + margin["t"] + feet[-1] + 2,
-        showlegend=any(p.layout.showlegend for row in grid for p in row),
+        showlegend=any(_legend(panel) for row in grid for panel in row),
         margin=dict(b=feet[-1] + 8, t=margin["t"] - 6),
         **layout,
     )
@@ -62,10 +68,9 @@ def panels(grid, title, note=""):
 
 def _traces(panel, suffix, across, down):
     """The traces of `panel` on the axes that end in `suffix`."""
-    for trace in panel.data:
-        new = trace.to_plotly_json()
-        new |= {"xaxis": f"x{suffix}", "yaxis": f"y{suffix}"}
-        if trace.type == "heatmap":
+    for trace in panel.traces:
+        new = trace | {"xaxis": f"x{suffix}", "yaxis": f"y{suffix}"}
+        if new["type"] == "heatmap":
             new["colorbar"] = new.get("colorbar", {}) | {
                 "x": across[1] + 0.008,
                 "y": sum(down) / 2,
@@ -73,22 +78,23 @@ def _traces(panel, suffix, across, down):
             }
         else:
             new["legend"] = f"legend{suffix}"
-        if not panel.layout.showlegend:
+        if not _legend(panel):
             new["showlegend"] = False
         yield new
 
 
-def _place(layout, panel, suffix, across, down, total, shared):
+def _place(layout, panel, suffix, across, down, total, heading):
     """Add axes, shapes, texts and legend of `panel` to `layout`."""
     for side, domain, other in (("x", across, "y"), ("y", down, "x")):
-        axis = panel.layout[f"{side}axis"].to_plotly_json()
-        axis |= {"domain": domain, "anchor": f"{other}{suffix}"}
+        place = {"domain": domain, "anchor": f"{other}{suffix}"}
+        axis = panel.layout.get(f"{side}axis", {}) | place
         layout[f"{side}axis{suffix}"] = axis
     for kind in ("shapes", "annotations"):
-        layout[kind] += [_moved(item, suffix) for item in panel.layout[kind]]
+        items = panel.layout.get(kind, [])
+        layout[kind] += [_moved(item, suffix) for item in items]
     layout["annotations"].append(
         dict(
-            text=_heading(panel, shared),
+            text=heading,
             x=across[0],
             y=down[1],
             yshift=12,
@@ -114,7 +120,7 @@ def _place(layout, panel, suffix, across, down, total, shared):
 
 def _moved(item, suffix):
     """A shape or annotation of a panel, tied to the panel's own axes."""
-    item = item.to_plotly_json()
+    item = dict(item)
     for key in ("xref", "yref", "axref", "ayref"):
         side = key.removesuffix("ref")[-1]
         found = item.get(key, side if key[0] != "a" else None)
@@ -125,35 +131,40 @@ def _moved(item, suffix):
     return item
 
 
-def _heading(panel, shared):
+def _heading(figure, shared):
     width = LINE if shared == 1 else NARROW
-    head, foot = voices(panel)
+    head, foot = voices(figure)
     head, foot = wrapped(head, width), wrapped(foot, width + 6)
     quiet = f"font-size:11.5px;color:{COLOURS['faint']}"
     return f"{head}<br><span style='{quiet}'>{foot}</span>" if foot else head
 
 
-def _head(panel, shared):
-    return 30 + 17 * (1 + _heading(panel, shared).count("<br>"))
+def _head(heading):
+    return 30 + 17 * (1 + heading.count("<br>"))
 
 
 def _room(panel):
-    margin = panel.layout.margin
+    margin = panel.layout["margin"]
     # a panel that needs more than most says so in its meta
-    most = (panel.layout.meta or {}).get("room", 230)
-    return max(90, min(most, panel.layout.height - margin.t - margin.b))
+    most = panel.layout.get("meta", {}).get("room", 230)
+    high = panel.layout["height"] - margin["t"] - margin["b"]
+    return max(90, min(most, high))
 
 
 def _foot(panel):
-    if panel.layout.xaxis.visible is False:
+    if panel.layout.get("xaxis", {}).get("visible") is False:
         return 18
-    return AXES + (LEGEND if panel.layout.showlegend else 0)
+    return AXES + (LEGEND if _legend(panel) else 0)
+
+
+def _legend(panel):
+    return bool(panel.layout.get("showlegend"))
 
 
 def _colour_bar(panel):
     return any(
-        trace.type == "heatmap" and trace.showscale is not False
-        for trace in panel.data
+        trace["type"] == "heatmap" and trace.get("showscale") is not False
+        for trace in panel.traces
     )
 
 

@@ -54,10 +54,9 @@ def picture(
     texts, lost = {}, {}
     for name in names:
         seen = brick_scores.passage(name)
-        whole = brick_scores.token_bits(recorded(), seen)
         left = brick_scores.token_bits(recorded(), seen, gone)
         texts[name] = seen.text
-        lost[name] = (left - whole).clamp(min=0).tolist()
+        lost[name] = (left - _whole(name)).clamp(min=0).tolist()
     place = LAYERS.index(layer), PERCENT.index(pruned)
     damage = known["damage"][:, *place]
     if unit == "%":
@@ -75,6 +74,13 @@ def _gone(table: Tensor, pruned: float, layer: str) -> Tensor:
         only = torch.arange(len(gone)) == int(layer) - 1
         gone &= only[:, None]
     return gone
+
+
+# whatever is pruned, it is compared with the same
+@cache
+def _whole(function: str) -> Tensor:
+    """Bits lost on each character of a passage by the whole model."""
+    return brick_scores.token_bits(recorded(), brick_scores.passage(function))
 
 
 @cache

@@ -67,10 +67,10 @@ def serve(
         gone = {token.request for token in take}
         waiting = [t for t in waiting if t.request not in gone]
         for token in take:
-            done[token.request] += 1
-            rest = traces[token.request][done[token.request] :]
-            if len(rest):
-                waiting.append(Token(token.request, rest[0], now + 1))
+            trace = traces[token.request]
+            at = done[token.request] = done[token.request] + 1
+            if at < len(trace):
+                waiting.append(Token(token.request, trace[at], now + 1))
     return Served(batches, waits)
 
 

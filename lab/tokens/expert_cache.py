@@ -58,8 +58,9 @@ def simulate(
     hits, content = [], []
     for now, expert in enumerate(trace):
         uses[expert] += 1
-        hits.append(expert in last)
-        if expert not in last and len(last) == capacity:
+        hit = expert in last
+        hits.append(hit)
+        if not hit and len(last) == capacity:
             if policy == "random":
                 leaves = draw.choice(sorted(last))
             elif policy == "LRU":
@@ -75,7 +76,8 @@ def simulate(
                 leaves = max(last, key=lambda e: (seen[e], -last[e]))
             del last[leaves], needed[leaves]
         last[expert], needed[expert] = now, upcoming[now]
-        content.append(tuple(sorted(last)))
+        # a hit leaves the cache as it is, and most requests are hits
+        content.append(content[-1] if hit else tuple(sorted(last)))
     return CacheRun(hits, content)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lab.exercises import check
-from lab.tokens import bricks
+from lab.tokens import brick_scores, bricks
 from lab.tokens.brick_damage import percent, tables
 from lab.tokens.brick_scores import (
     DOMAINS,
@@ -162,6 +162,20 @@ def test_in_the_recorded_picture_the_own_text_breaks():
     rise = picture("score", "tables", 5, unit="%").damage
     row = DOMAINS.index("tables")
     assert rise[row, row] > 10 * rise[row].sort().values[-2]
+
+
+def test_the_whole_model_reads_a_passage_once(monkeypatch):
+    read = []
+
+    def counting(model, seen, pruned=None):
+        read.append(pruned is None)
+        return token_bits(model, seen, pruned)
+
+    picture("score", "tables", 5)
+    monkeypatch.setattr(brick_scores, "token_bits", counting)
+    for pruned in (5, 10):
+        picture("score", "tables", pruned)
+    assert read == [False] * 4
 
 
 def test_nothing_pruned_costs_nothing():

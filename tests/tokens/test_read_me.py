@@ -11,6 +11,7 @@ from lab.tokens.domain_experts import bits, carve, code_overlap, overlaps, read
 from lab.tokens.domains import DOMAINS, passage, split
 from lab.tokens.expert_batching import serve
 from lab.tokens.expert_cache import (
+    POLICIES,
     interleave,
     simulate,
     stickiness,
@@ -162,6 +163,20 @@ def test_the_exercise_trace_hits_as_said():
         for policy in ("LRU", "Belady")
     ]
     assert hits == [0, 2, 2, 3]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_the_content_is_that_after_each_request(policy):
+    trace = [0, 1, 1, 2, 1, 3, 3, 0, 2, 2]
+    run = simulate(trace, 2, policy, 3)
+    before = ()
+    for asked, hit, content in zip(trace, run.hits, run.content, strict=True):
+        assert hit == (asked in before)
+        # a hit moves nobody; else one comes, and one leaves if it was full
+        assert content == before if hit else asked in content
+        assert list(content) == sorted(set(content)) and len(content) <= 2
+        assert len(set(before) - set(content)) == (not hit and len(before) > 1)
+        before = content
 
 
 def test_made_traces_are_as_sticky_as_asked():

@@ -235,6 +235,20 @@ def test_the_recorded_models_read_digits():
         assert (model(images).argmax(1) == labels).double().mean() > 0.88
 
 
+@pytest.mark.parametrize("gate", GATES)
+def test_a_picture_shows_what_the_whole_model_does(gate):
+    # another setting in between must leave nothing behind
+    for k, share in ((1, 0.5), (2, 1.0), (1, 0.5)):
+        seen = picture(k, share, 4, gate, "empty", 3)
+        model = recorded(4, gate)
+        images, labels = (part[:128] for part in digits("test"))
+        right = (model(images).argmax(1) == labels).double().mean()
+        assert seen.accuracy == 100 * right.item()
+        chosen = model.layers[0].mlp.choice.chosen
+        which = int((labels == 3).nonzero()[0])
+        assert seen.counts == chosen[which].sum(1).reshape(4, 4).tolist()
+
+
 def gate(**more):
     options = dict(dim=4, slices=4, k=2, share=0.5, rule="weighted")
     return UnionGate(**options | more)
