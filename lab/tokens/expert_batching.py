@@ -67,8 +67,8 @@ def serve(
         gone = {token.request for token in take}
         waiting = [t for t in waiting if t.request not in gone]
         for token in take:
-            trace = traces[token.request]
-            at = done[token.request] = done[token.request] + 1
+            done[token.request] += 1
+            trace, at = traces[token.request], done[token.request]
             if at < len(trace):
                 waiting.append(Token(token.request, trace[at], now + 1))
     return Served(batches, waits)
