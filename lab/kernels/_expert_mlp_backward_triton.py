@@ -25,7 +25,7 @@ from lab.kernels._expert_tiles import (
     choose_hidden_tiles,
     choose_weight_tiles,
 )
-from lab.kernels._three_parts import add_product, splits
+from lab.kernels._three_parts import add_product, is_whole, splits
 from lab.kernels.dispatch import lanes
 
 
@@ -215,13 +215,9 @@ def expert_weight_backward_kernel(
 def transposed(weight: Tensor) -> Tensor:
     """Each expert's matrix the other way round, [E, K, N] to [E, N, K].
 
-    A view, but in whole fp32 a copy: there no matrix unit turns a tile
-    around, and lanes reading neighbours of a row would wait for one another,
-    16 at a time, in shared memory.
+    A view, but a copy where the lanes would wait, 16 at a time.
     """
-    split = splits(weight.dtype, runtime.target(weight))
-    whole = weight.dtype == torch.float32 and not split
-    return weight.mT.contiguous() if whole else weight.mT
+    return weight.mT.contiguous() if is_whole(weight) else weight.mT
 
 
 def hidden_backward(grad, w_down, hidden, offsets, activation, tiles=None):

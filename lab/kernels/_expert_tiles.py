@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from lab.kernels._three_parts import HAVE_ROOM, splits
+from lab.kernels._three_parts import HAVE_ROOM, TAKE_IT_WHOLE, splits
 from lab.kernels.declaration import Compile
 
 BF16, FP32 = torch.bfloat16, torch.float32
@@ -17,6 +17,7 @@ BF16, FP32 = torch.bfloat16, torch.float32
 HOPPER = ("sm_90", "sm_100", "sm_103")
 MANY = 1024  # rows, enough for the largest tile
 NVIDIA = ("sm_80", "sm_90", "sm_100")
+EACH_TARGET = (*NVIDIA, "gfx942")
 
 
 class Tiles(NamedTuple):
@@ -34,15 +35,13 @@ class Load(NamedTuple):
 
     dtype: torch.dtype
     mean: float
-    targets: tuple[str, ...] = (*NVIDIA, "gfx942")
+    targets: tuple[str, ...] = EACH_TARGET
 
 
 # every tile that `choose_tiles` knows, as what asks for it
 IN_16 = tuple(Load(BF16, mean) for mean in (1024, 40, 16, 4))
 SPLIT_32 = tuple(Load(FP32, mean, HAVE_ROOM) for mean in (1024, 4))
-WHOLE_32 = tuple(
-    Load(FP32, mean, ("sm_86", "sm_100", "gfx942")) for mean in (1024, 8)
-)
+WHOLE_32 = tuple(Load(FP32, mean, TAKE_IT_WHOLE) for mean in (1024, 8))
 EACH_TILE = *IN_16, *SPLIT_32, *WHOLE_32
 MANY_ROWS = IN_16[:1]
 

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import torch
 
-from lab.kernels._expert_tiles import NVIDIA
-from lab.kernels._three_parts import HAVE_ROOM
+from lab.kernels._expert_tiles import EACH_TARGET
+from lab.kernels._three_parts import HAVE_ROOM, TAKE_IT_WHOLE
 from lab.kernels.declaration import Compile
 from lab.kernels.runtime import next_power_of_2
 
@@ -65,8 +65,8 @@ def compiles(kernel) -> tuple[Compile, ...]:
     found = []
     kinds = (
         ("fp32", torch.float32, True, HAVE_ROOM),
-        ("fp32", torch.float32, False, ("sm_86", "sm_100", "gfx942")),
-        ("fp16", torch.float16, False, (*NVIDIA, "gfx942")),
+        ("fp32", torch.float32, False, TAKE_IT_WHOLE),
+        ("fp16", torch.float16, False, EACH_TARGET),
     )
     for N, rank, size in ((8, 16, "i32:16"), (4, 16, "i32"), (8, 64, "i32")):
         for kind, dtype, split, targets in kinds:

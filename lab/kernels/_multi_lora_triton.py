@@ -22,7 +22,7 @@ from torch import Tensor
 
 from lab.kernels import runtime
 from lab.kernels._multi_lora_tiles import STAGES, blocks, turned, warps
-from lab.kernels._three_parts import add_product, splits
+from lab.kernels._three_parts import add_product, is_whole, splits
 
 RESIDENT = 2  # programs that a multiprocessor holds at once
 LEAST = 4  # tiles of tokens that are added up before they are stored
@@ -247,15 +247,9 @@ def multi_lora_outer_kernel(
 
 
 def for_lanes(adapters: Tensor) -> Tensor:
-    """The adapters; in whole fp32 with the second of three sizes side by side.
-
-    There no matrix unit turns a tile around, and lanes that read neighbours
-    far apart would wait for one another in shared memory, six times as long.
-    """
-    split = splits(adapters.dtype, runtime.target(adapters))
-    if adapters.dtype != torch.float32 or split:
-        return adapters
-    return adapters.mT.contiguous().mT
+    """The adapters; with the second of three sizes side by side where the
+    lanes would wait, six times as long."""
+    return adapters.mT.contiguous().mT if is_whole(adapters) else adapters
 
 
 def shrink(

@@ -22,17 +22,28 @@ products).
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
+from lab.kernels import runtime
 
 # Here bf16 on matrix units is 14 times as fast as fp32 without, or more. On
 # NVIDIA's smaller GPUs two to four times, and AMD's matrix units take fp32. A
 # B200 has the room, but Triton 3.6 and 3.7 compile this to nothing there.
 HAVE_ROOM = ("sm_80", "sm_90")
+TAKE_IT_WHOLE = ("sm_86", "sm_100", "gfx942")  # what stands for the others
 PRODUCTS = 6  # of parts, for one of whole numbers
 
 
 def splits(dtype: torch.dtype, target: str) -> bool:
     """Whether products of this dtype go in parts on this GPU."""
     return dtype == torch.float32 and target in HAVE_ROOM
+
+
+def is_whole(x: Tensor) -> bool:
+    """Whether this is fp32 that is multiplied as it is: without units that
+    turn a tile around, so that lanes reading neighbours far apart wait for
+    one another in shared memory."""
+    return x.dtype == torch.float32 and not splits(x.dtype, runtime.target(x))
 
 
 @triton.jit

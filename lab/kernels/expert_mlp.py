@@ -12,9 +12,9 @@ offsets bracket it, and to token t = pairs[r] // S:
 Products accumulate in fp32 whatever the input. In fp32 itself they go through
 the matrix units, no less exactly, where that is faster, see
 `lab.kernels._three_parts`. Rows past offsets[E] are never read and never
-defined. A row knows its token through ``pairs``; a token knows
-its rows through ``rows``, and the backward pass needs both ways to sum
-without atomics.
+defined. A row knows its token through ``pairs``; a token knows its rows
+through ``rows``, and the backward pass needs both ways to sum without
+atomics.
 
 FLOPs: 2 R H (F + G) with G = F, or 2 F for swiglu. Bytes: the kept tokens
 and the weights of the used experts read once, R rows of H written.
