@@ -10,19 +10,27 @@ leaf i_g up to spine k_g and down to leaf j_g:
 A subflow inside one leaf meets no spine, and one with spine -1 is padding.
 Both load nothing.
 
-One program owns one assignment and one tile of (leaf, spine) pairs. It reads
-the subflows block by block, compares each with its tile and adds in
-registers: no atomics, so the same sums in the same order on every run. With
-L S pairs in one tile every subflow is read once.
+Sums by address need atomics, whose order changes from run to run. As a
+product of two matrices of zeros and ones, one of them times the sizes, they
+need none:
 
-Bytes: 16 G read and 8 L S + 4 written per assignment. FLOPs: 2 per subflow;
-the comparisons, 2 G L S, are the kernel's own price for doing without
-atomics.
+    up_ik = sum over g of  [i_g = i] * z_g [k_g = k]
+
+One program owns one assignment and one tile of leaves and spines. It reads
+the subflows block by block and multiplies on the matrix units; sources and
+targets are rows of one product. The units take fp32 cut to tf32, 11 of its 24
+bits, so a size goes as three such parts. Zeros and ones lose nothing.
+
+Bytes: 16 G read and 8 L S + 4 written per assignment, as long as one tile
+holds all links. FLOPs: 2 per subflow; the products, 4 G L S, are the kernel's
+own price for doing without atomics.
 
 Source: the loads of Addanki, Goyal, Marinos 2024, "Challenging the Need for
 Packet Spraying", where the largest one is called the maximum congestion.
 """
 
+from collections import defaultdict
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -30,8 +38,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lab.kernels import runtime
 from lab.kernels.declaration import Compile, Cost, Declaration, Example
 from lab.kernels.operator import operator
+from lab.kernels.runtime import cdiv
 
 
 class LinkLoad(NamedTuple):
@@ -55,8 +65,9 @@ def linkload(
     ``source`` and ``target`` are leaves, ``spine`` is -1 in an empty slot.
     Sums are fp32 (float64 for float64 sizes). Ids outside the fabric and
     sizes that are negative or not finite are refused on a CPU; on a GPU,
-    where looking would stall it, such ids count as empty slots. O(G) per
-    assignment on a CPU, O(G L S) comparisons on a GPU.
+    where looking would stall it, such ids count as empty slots, and a size
+    that is not finite makes all links of its spine NaN. O(G) per assignment
+    on a CPU, O(G L S) on a GPU.
     """
     _check_shapes(source, target, spine, size)
     if leaves < 1 or spines < 1:
@@ -140,18 +151,19 @@ def linkload_kernel(
     G,
     L,
     S,
-    tiles,
+    PARTS: tl.constexpr,
+    PRECISION: tl.constexpr,
     BLOCK_G: tl.constexpr,
-    BINS: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+    BLOCK_S: tl.constexpr,
 ):
     b = tl.program_id(0).to(tl.int64)
-    tile = tl.program_id(1)
-    links = tile * BINS + tl.arange(0, BINS)
-    leaf, spine = links // S, links % S
-    # one sum for every row of a block, added up once at the end: a sum over
-    # threads in each step would cost more than all the comparisons
-    up = tl.zeros([BLOCK_G, BINS], tl.float32)
-    down = tl.zeros([BLOCK_G, BINS], tl.float32)
+    # leaves as sources, and below them the same leaves as targets
+    row = tl.arange(0, 2 * BLOCK_L)
+    is_up = row[:, None] < BLOCK_L
+    leaf = tl.program_id(1) * BLOCK_L + row % BLOCK_L
+    spine = tl.program_id(2) * BLOCK_S + tl.arange(0, BLOCK_S)
+    load = tl.zeros([2 * BLOCK_L, BLOCK_S], tl.float32)
     for start in range(0, G, BLOCK_G):
         g = start + tl.arange(0, BLOCK_G)
         inside = g < G
@@ -160,28 +172,65 @@ def linkload_kernel(
         j = tl.load(target_ptr + at, mask=inside, other=0)
         k = tl.load(spine_ptr + at, mask=inside, other=-1)
         z = tl.load(size_ptr + at, mask=inside, other=0.0).to(tl.float32)
-        exists = (tl.minimum(i, j) >= 0) & (tl.maximum(i, j) < L)
-        z = tl.where(exists & (i != j), z, 0.0)
-        # [BLOCK_G, BINS]: the subflow's spine is the link's
-        passes = k[:, None] == spine[None, :]
-        rises = passes & (i[:, None] == leaf[None, :])
-        falls = passes & (j[:, None] == leaf[None, :])
-        up += tl.where(rises, z[:, None], 0.0)
-        down += tl.where(falls, z[:, None], 0.0)
-    # links past the end belong to leaves that do not exist: load 0
-    up_load, down_load = tl.sum(up, 0), tl.sum(down, 0)
-    at = b * (L * S) + links
-    tl.store(up_ptr + at, up_load, mask=links < L * S)
-    tl.store(down_ptr + at, down_load, mask=links < L * S)
-    peak = tl.max(tl.maximum(up_load, down_load), 0)
+        exists = (i >= 0) & (i < L) & (j >= 0) & (j < L)
+        k = tl.where(exists & (i != j), k, -1)
+        ends = tl.where(is_up, i[None, :], j[None, :])
+        meets = tl.where(ends == leaf[:, None], 1.0, 0.0)
+        takes = k[:, None] == spine[None, :]
+        load += sizes_by_link(meets, takes, z, PARTS, PRECISION)
+    at = (b * L + leaf)[:, None] * S + spine[None, :]
+    inside = (leaf < L)[:, None] & (spine < S)[None, :]
+    tl.store(up_ptr + at, load, mask=inside & is_up)
+    tl.store(down_ptr + at, load, mask=inside & ~is_up)
+    peak = tl.max(tl.max(tl.where(inside, load, 0.0), 1), 0)
+    tile = tl.program_id(1) * tl.num_programs(2) + tl.program_id(2)
+    tiles = tl.num_programs(1) * tl.num_programs(2)
     tl.store(peak_ptr + b * tiles + tile, peak)
 
 
-def blocks(links: int) -> tuple[int, int]:
-    """Subflows and links of one step: 512 comparisons of one warp, as each
-    warp of a program would load every subflow."""
-    bins = min(256, max(16, triton.next_power_of_2(links)))
-    return 512 // bins, bins
+@triton.jit
+def sizes_by_link(
+    meets, takes, z, PARTS: tl.constexpr, PRECISION: tl.constexpr
+):
+    """Sums of z [G] over who meets a leaf [rows, G] and takes a spine
+    [G, columns]."""
+    if PARTS == 1:
+        sizes = tl.where(takes, z[:, None], 0.0)
+        return tl.dot(meets, sizes, input_precision=PRECISION)
+    else:
+        high = leading_bits(z)
+        rest = z - high
+        middle = leading_bits(rest)
+        sizes = tl.where(takes, (rest - middle)[:, None], 0.0)
+        total = tl.dot(meets, sizes, input_precision=PRECISION)
+        sizes = tl.where(takes, middle[:, None], 0.0)
+        total = tl.dot(meets, sizes, total, input_precision=PRECISION)
+        sizes = tl.where(takes, high[:, None], 0.0)
+        return tl.dot(meets, sizes, total, input_precision=PRECISION)
+
+
+@triton.jit
+def leading_bits(z):
+    """fp32 without its last 13 bits, which tf32 does not have."""
+    bits = z.to(tl.int32, bitcast=True)
+    return (bits & -8192).to(tl.float32, bitcast=True)
+
+
+def blocks(L: int, S: int, dtype: torch.dtype, target: str) -> dict:
+    """How a size is multiplied, and subflows, leaves and spines of one step.
+
+    One warp owns them, as each would build the same matrices; more links
+    would spill registers. A T4 has no matrix units that Triton reaches, AMD's
+    take fp32 as it is.
+    """
+    tf32 = target.startswith("sm_") and int(target[3:]) >= 80
+    return {
+        "PARTS": 3 if tf32 and dtype == torch.float32 else 1,
+        "PRECISION": "tf32" if tf32 else "ieee",
+        "BLOCK_G": 32,
+        "BLOCK_L": 8 if L <= 8 else 16,
+        "BLOCK_S": 8 if S <= 8 else 16,
+    }
 
 
 def linkload_triton(
@@ -197,16 +246,16 @@ def linkload_triton(
     source, target, spine, size = (
         x.contiguous() for x in (source, target, spine, size)
     )
-    block_g, bins = blocks(leaves * spines)
-    tiles = triton.cdiv(leaves * spines, bins)
+    tile = blocks(leaves, spines, size.dtype, runtime.target(size))
+    tiles = cdiv(leaves, tile["BLOCK_L"]), cdiv(spines, tile["BLOCK_S"])
     up = size.new_empty((B, leaves, spines), dtype=torch.float32)
     down = torch.empty_like(up)
-    peaks = size.new_empty((B, tiles), dtype=torch.float32)
+    peaks = size.new_empty((B, tiles[0] * tiles[1]), dtype=torch.float32)
     if B:
-        linkload_kernel[(B, tiles)](
+        linkload_kernel[(B, *tiles)](
             source, target, spine, size, up, down, peaks,
-            G, leaves, spines, tiles,
-            BLOCK_G=block_g, BINS=bins, num_warps=1,
+            G, leaves, spines,
+            **tile, num_warps=1,
         )  # fmt: skip
     return LinkLoad(up, down, peaks.amax(1))
 
@@ -266,20 +315,27 @@ def _example(name, B, G, L, S, **more):
     return Example(name, {"B": B, "G": G, "L": L, "S": S, **more}, **kind)
 
 
-def _compile(L: int, S: int) -> Compile:
-    block_g, bins = blocks(L * S)
-    return Compile(
-        f"L{L} S{S}",
-        linkload_kernel,
-        signature={
-            "source_ptr": "*i32", "target_ptr": "*i32", "spine_ptr": "*i32",
-            "size_ptr": "*fp32", "up_ptr": "*fp32", "down_ptr": "*fp32",
-            "peak_ptr": "*fp32", "G": "i32", "L": "i32", "S": "i32",
-            "tiles": "i32",
-        },
-        constants={"BLOCK_G": block_g, "BINS": bins},
-        num_warps=1,
-    )  # fmt: skip
+def _compile(L: int, S: int, kind: str) -> Iterator[Compile]:
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[kind]
+    by_tile = defaultdict(list)
+    for target in Compile.targets:
+        by_tile[tuple(blocks(L, S, dtype, target).items())].append(target)
+    for items, targets in by_tile.items():
+        tile = dict(items)
+        yield Compile(
+            f"L{L} S{S} {kind} {tile['PRECISION']}",
+            linkload_kernel,
+            signature={
+                "source_ptr": "*i32", "target_ptr": "*i32",
+                "spine_ptr": "*i32", "size_ptr": f"*{kind}",
+                "up_ptr": "*fp32", "down_ptr": "*fp32", "peak_ptr": "*fp32",
+                "G": "i32", "L": "i32", "S": "i32",
+            },
+            constants=tile,
+            num_warps=1,
+            targets=tuple(targets),
+            matrix_units=tile["PRECISION"] == "tf32",
+        )  # fmt: skip
 
 
 DECLARATION = Declaration(
@@ -308,5 +364,8 @@ DECLARATION = Declaration(
         _example("large", 4096, 3584, 8, 8, large=True),
     ),
     cost=_cost,
-    compiles=(_compile(8, 8), _compile(4, 4), _compile(16, 16)),
+    compiles=(
+        *_compile(8, 8, "fp32"), *_compile(16, 16, "fp32"),
+        *_compile(8, 8, "bf16"),
+    ),
 )  # fmt: skip
