@@ -14,9 +14,12 @@ index. A difference within rounding of 0 may fall on either side.
 
 Bytes: 8 N M read (4 N M more where costs differ by prompt), once, whatever
 the number of lambdas; one policy at a time would read that L times. The work
-is some 3 N M L operations, so from L = 64 on registers bound it, not memory.
-No atomics: every program sums its own prompts, and a second sum adds up the
-programs, so a result repeats bit for bit.
+is some 3 N M L operations, so from L = 64 on comparing bounds it, not memory.
+
+A lane owns a lambda and goes through the prompts one by one, so neither a
+choice nor a sum asks another lane. No atomics: every program sums its own
+prompts, and a second sum adds up the programs, so a result repeats bit for
+bit.
 
 Source: the Lagrangian of the budgeted routing problem; Varangot-Reille et al.
 2025, section on the formal problem.
@@ -29,13 +32,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lab.kernels import runtime
 from lab.kernels.declaration import Compile, Cost, Declaration, Example
-from lab.kernels.gate_backward import finite
 from lab.kernels.operator import operator
+from lab.kernels.runtime import cdiv, next_power_of_2
 
 MOST_MODELS = 64
-PROGRAMS = 1024  # along the prompts, about as many as a large GPU holds
-BLOCK_L = 16  # lambdas per program
+PROGRAMS = 32  # along the prompts, for each multiprocessor: what it holds
+MOST_PROMPTS = 255  # of a program; its counts have 8 bits
 
 
 class Frontier(NamedTuple):
@@ -54,7 +58,7 @@ def frontier(
     ``truth`` [N, M] are the true scores and ``costs`` [M] or [N, M] what a
     call costs. fp32, or float64 where the predictions are. On a CPU, NaN and
     negative prices are refused; on a GPU, where looking would stall it, a NaN
-    prediction counts as the lowest number. O(N M L).
+    prediction loses to all others. O(N M L).
     """
     if predicted.ndim != 2 or 0 in predicted.shape:
         raise ValueError(
@@ -125,67 +129,61 @@ def frontier_kernel(
     N,
     M,
     L,
-    tiles,
+    prompts,
     costs_stride_n,
-    BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_L: tl.constexpr,
 ):
     program = tl.program_id(0).to(tl.int64)
-    first = tl.program_id(1) * BLOCK_L
-    lane = tl.arange(0, BLOCK_L)
+    lam = tl.program_id(1) * BLOCK_L + tl.arange(0, BLOCK_L)
+    is_lam = lam < L
+    price = tl.load(prices_ptr + lam, mask=is_lam, other=0.0).to(tl.float32)
     m = tl.arange(0, BLOCK_M)
-    is_model = m[None, :] < M
+    is_model = m < M
     quality = tl.zeros([BLOCK_L], tl.float32)
     cost = tl.zeros([BLOCK_L], tl.float32)
-    load = tl.zeros([BLOCK_L, BLOCK_M], tl.int32)
+    # the counts of four models share an integer: a fourth of the additions
+    four = tl.arange(0, BLOCK_M // 4) * 4
+    counts = tl.zeros([BLOCK_M // 4, BLOCK_L], tl.int32)
 
-    for tile in range(0, tiles):
-        n = (program * tiles + tile) * BLOCK_N + tl.arange(0, BLOCK_N)
-        inside = (n[:, None] < N) & is_model
-        # [BLOCK_N, BLOCK_M], read once for all lambdas
-        at = n[:, None] * M + m[None, :]
-        s = tl.load(predicted_ptr + at, mask=inside, other=0.0)
-        s = finite(s.to(tl.float32))
-        y = tl.load(truth_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    first = program * prompts
+    for n in range(first, tl.minimum(first + prompts, N)):
+        s = tl.load(
+            predicted_ptr + n * M + m, mask=is_model, other=float("-inf")
+        ).to(tl.float32)
         # one row for all prompts has stride 0
-        c_ptr = costs_ptr + n[:, None] * costs_stride_n + m[None, :]
-        c = tl.load(c_ptr, mask=inside, other=0.0).to(tl.float32)
-        for j in range(0, BLOCK_L):
-            price = tl.load(
-                prices_ptr + first + j, mask=first + j < L, other=0.0
-            ).to(tl.float32)
-            value = tl.where(is_model, s - price * c, float("-inf"))
-            best = tl.max(value, 1)
-            first_best = tl.where(value == best[:, None], m[None, :], BLOCK_M)
-            choice = tl.min(first_best, 1)
-            chosen = (m[None, :] == choice[:, None]) & inside
-            here = lane == j
-            gained = tl.sum(tl.sum(tl.where(chosen, y, 0.0), 1), 0)
-            spent = tl.sum(tl.sum(tl.where(chosen, c, 0.0), 1), 0)
-            count = tl.sum(chosen.to(tl.int32), 0)
-            quality += tl.where(here, gained, 0.0)
-            cost += tl.where(here, spent, 0.0)
-            load += tl.where(here[:, None], count[None, :], 0)
+        row_ptr = costs_ptr + n * costs_stride_n
+        c = tl.load(row_ptr + m, mask=is_model, other=0.0).to(tl.float32)
+        value = s[:, None] - price[None, :] * c[:, None]
+        # NaN neither is the largest nor equals it
+        is_best = value == tl.max(value, 0)[None, :]
+        choice = tl.min(tl.where(is_best, m[:, None], BLOCK_M), 0)
+        choice = tl.where(choice < M, choice, 0)
+        # neighbouring lanes read from one row, so the cache sees one access
+        y = tl.load(truth_ptr + n * M + choice)
+        quality += y.to(tl.float32)
+        cost += tl.load(row_ptr + choice).to(tl.float32)
+        one = (1 << (choice % 4 * 8))[None, :]
+        is_here = four[:, None] == (choice // 4 * 4)[None, :]
+        counts += tl.where(is_here, one, 0)
 
     # row [program, lambda] of the partial sums
-    row = program * L + first + lane
-    kept = first + lane < L
-    tl.store(sums_ptr + row * 2, quality, mask=kept)
-    tl.store(sums_ptr + row * 2 + 1, cost, mask=kept)
-    at = row[:, None] * M + m[None, :]
-    tl.store(load_ptr + at, load, mask=kept[:, None] & is_model)
+    row = program * L + lam
+    tl.store(sums_ptr + row * 2, quality, mask=is_lam)
+    tl.store(sums_ptr + row * 2 + 1, cost, mask=is_lam)
+    for i in tl.static_range(4):
+        model = (four + i)[:, None]
+        at = row[None, :] * M + model
+        kept = is_lam[None, :] & (model < M)
+        tl.store(load_ptr + at, (counts >> 8 * i) & 255, mask=kept)
 
 
-def blocks(M: int) -> tuple[int, int, int]:
-    """Prompts and models of one tile, and its warps.
-
-    One warp holds 256 scores, so that no sum crosses warps; three such tiles
-    are alive, and twice as many scores would spill.
-    """
-    block_m = triton.next_power_of_2(max(2, M))
-    block_n = max(16, min(128, 256 // block_m))
-    return block_n, block_m, 1 if block_n * block_m < 1024 else 2
+def blocks(M: int, L: int) -> tuple[int, int]:
+    """Models and lambdas of a program, which one warp owns: two lambdas a
+    lane where there are as many, and at most 32 values a lane."""
+    block_m = max(4, next_power_of_2(M))
+    most = min(64, 1024 // block_m)
+    return block_m, min(most, max(16, next_power_of_2(L)))
 
 
 def frontier_triton(
@@ -198,17 +196,17 @@ def frontier_triton(
     costs = costs.expand(N, M)
     if costs.stride(1) != 1:
         costs = costs.contiguous()
-    block_n, block_m, warps = blocks(M)
-    tiles = triton.cdiv(triton.cdiv(N, block_n), PROGRAMS)
-    programs = triton.cdiv(N, block_n * tiles)
+    programs = PROGRAMS * runtime.multiprocessors(predicted)
+    prompts = min(MOST_PROMPTS, cdiv(N, programs))
+    programs = cdiv(N, prompts)
     sums = predicted.new_empty((programs, L, 2), dtype=torch.float32)
     load = predicted.new_empty((programs, L, M), dtype=torch.int32)
     if L:
-        frontier_kernel[(programs, triton.cdiv(L, BLOCK_L))](
+        block_m, block_l = blocks(M, L)
+        frontier_kernel[(programs, cdiv(L, block_l))](
             predicted, truth, costs, prices.contiguous(), sums, load,
-            N, M, L, tiles, costs.stride(0),
-            BLOCK_N=block_n, BLOCK_M=block_m, BLOCK_L=BLOCK_L,
-            num_warps=warps,
+            N, M, L, prompts, costs.stride(0),
+            BLOCK_M=block_m, BLOCK_L=block_l, num_warps=1,
         )  # fmt: skip
     means = (sums.sum(dim=0, dtype=torch.float64) / N).float()
     quality, cost = (
@@ -261,21 +259,21 @@ def _cost(predicted, truth, costs, prices) -> Cost:
     return Cost(read + 4 * L * (2 + M), 3 * N * M * L)
 
 
-def _compile(M: int) -> Compile:
-    block_n, block_m, warps = blocks(M)
+def _compile(M: int, L: int) -> Compile:
+    block_m, block_l = blocks(M, L)
     size = "i32:16" if M % 16 == 0 else "i32"
     pointers = ("predicted", "truth", "costs", "prices", "sums")
     return Compile(
-        f"M{M}",
+        f"M{M} L{L}",
         frontier_kernel,
         signature={
             **{f"{name}_ptr": "*fp32" for name in pointers},
             "load_ptr": "*i32", "N": "i32", "M": size, "L": "i32:16",
             # stride 0, which counts as a multiple of 16
-            "tiles": "i32", "costs_stride_n": "i32:16",
+            "prompts": "i32", "costs_stride_n": "i32:16",
         },
-        constants=dict(BLOCK_N=block_n, BLOCK_M=block_m, BLOCK_L=BLOCK_L),
-        num_warps=warps,
+        constants=dict(BLOCK_M=block_m, BLOCK_L=block_l),
+        num_warps=1,
     )  # fmt: skip
 
 
@@ -287,9 +285,9 @@ DECLARATION = Declaration(
     inputs=_inputs,
     exact=("load",),
     examples=(
-        Example("9 models", {"N": 1000, "M": 9, "L": 16}),
-        Example("by prompt", {"N": 257, "M": 5, "L": 7, "by_prompt": True}),
-        Example("16 models", {"N": 130, "M": 16, "L": 20}),
+        Example("9 models", {"N": 150, "M": 9, "L": 16}),
+        Example("by prompt", {"N": 67, "M": 5, "L": 7, "by_prompt": True}),
+        Example("16 models", {"N": 35, "M": 16, "L": 20}),
         Example("2 models", {"N": 63, "M": 2, "L": 33}),
         Example("64 models", {"N": 33, "M": 64, "L": 3}),
         Example("ties", {"N": 65, "M": 9, "L": 4, "ties": True},
@@ -300,5 +298,7 @@ DECLARATION = Declaration(
         Example("large", {"N": 1 << 20, "M": 16, "L": 64}, large=True),
     ),
     cost=_cost,
-    compiles=(*map(_compile, (2, 9, 16, 64)),),
+    compiles=(
+        _compile(2, 64), _compile(9, 16), _compile(16, 64), _compile(64, 16),
+    ),
 )  # fmt: skip

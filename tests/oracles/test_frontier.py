@@ -5,6 +5,7 @@ import pytest
 import torch
 from scipy.optimize import linprog
 
+from lab.kernels import frontier as module
 from lab.kernels import runtime
 from lab.kernels.frontier import (
     frontier,
@@ -126,3 +127,28 @@ def test_the_kernel_agrees_on_real_predictions():
     for name in ("quality", "cost"):
         left, right = getattr(found, name).cpu(), getattr(wide, name)
         torch.testing.assert_close(left.double(), right, atol=4e-3, rtol=0)
+
+
+@pytest.mark.parametrize("N, programs", [(255, 1), (257, 2)])
+def test_a_program_counts_all_its_prompts(monkeypatch, N, programs):
+    # four counts share an integer, and the last has the sign bit
+    monkeypatch.setattr(runtime, "multiprocessors", lambda tensor: 1)
+    monkeypatch.setattr(module, "PROGRAMS", 1)
+    scores = torch.zeros(N, 5, device=DEVICE)
+    scores[:, 3] = 1.0
+    zero = torch.zeros(5, device=DEVICE), torch.zeros(2, device=DEVICE)
+    found = frontier_triton(scores, scores, *zero)
+    assert found.load.tolist() == [[0, 0, 0, N, 0]] * 2
+    assert found.quality.tolist() == [1.0, 1.0]
+
+
+@pytest.mark.filterwarnings("ignore:All-NaN slice")  # NumPy's
+def test_a_prediction_that_is_no_number_loses_to_all_others():
+    nan, inf = float("nan"), float("inf")
+    scores = [
+        [nan, -5.0, -7.0], [nan, -inf, nan], [0.0, inf, nan], [nan] * 3,
+    ]  # fmt: skip
+    scores = torch.tensor(scores, device=DEVICE)
+    costs = torch.ones(3, device=DEVICE)
+    found = frontier_triton(scores, torch.ones_like(scores), costs, costs[:1])
+    assert found.load.tolist() == [[1, 3, 0]]
