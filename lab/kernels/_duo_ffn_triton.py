@@ -6,15 +6,21 @@ begins and ends elsewhere. The grid has room for a last tile of each kind that
 is not full; a program without a tile leaves at once.
 """
 
+from collections.abc import Iterator
+from functools import partial
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from lab.kernels import runtime
 from lab.kernels._expert_mlp_triton import find_tile, gelu
-from lab.kernels._expert_tiles import NVIDIA
-from lab.kernels.declaration import Compile
+from lab.kernels._expert_tiles import EACH_TARGET, HOPPER
+from lab.kernels._three_parts import add_product, splits
+from lab.kernels.declaration import Compile, targets_by_tile
 from lab.kernels.dispatch import dispatch_triton
+from lab.kernels.runtime import cdiv, next_power_of_2
 
 BINS = 16  # lanes for the two kinds of tile
 
@@ -32,6 +38,7 @@ def duo_ffn_kernel(
     G,
     ACTIVATION: tl.constexpr,
     BINS: tl.constexpr,
+    SPLIT: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_F: tl.constexpr,
@@ -65,25 +72,38 @@ def duo_ffn_kernel(
             mask=(f[:, None] < last) & (d[None, :] < D),
             other=0.0,
         )
-        z = tl.dot(x, w, input_precision="ieee")
+        zero = tl.zeros([BLOCK_M, BLOCK_F], tl.float32)
+        z = add_product(x, w, zero, SPLIT)
         h = tl.maximum(z, 0.0) if ACTIVATION == "relu" else gelu(z)
         h = h.to(out_ptr.dtype.element_ty)
-        y = tl.dot(h, v, y, input_precision="ieee")
+        y = add_product(h, v, y, SPLIT)
     tl.store(out_ptr + at, y.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-def blocks(dtype: torch.dtype, D: int) -> tuple[int, int, int, int]:
-    """Rows, width and hidden units of one step, and warps.
+def blocks(dtype: torch.dtype, D: int, target: str) -> dict:
+    """Whether fp32 goes in parts; rows, width and hidden units of one step,
+    and warps.
 
     A wide row leaves room for few hidden units beside it: with more, some
     versions of Triton spill a register or two.
     """
-    block_d = max(16, triton.next_power_of_2(D))
-    warps = 8 if block_d > 64 else 4
-    if dtype == torch.float32:
+    block_d = max(16, next_power_of_2(D))
+    wide = block_d > 64
+    split = splits(dtype, target)
+    if split and target in HOPPER:
+        tile = 128, 16 if wide else 32, 8
+    elif split:
+        tile = 32 if wide else 64, 16, 4
+    elif dtype == torch.float32:
         # no matrix units in full precision: registers set the limit
-        return 32, block_d, 16 if block_d > 32 else 32, warps
-    return 64, block_d, 32 if block_d > 64 else 64, warps
+        tile = 32, 16 if block_d > 32 else 32, 8 if wide else 4
+    else:
+        tile = 64, 32 if wide else 64, 8 if wide else 4
+    block_m, block_f, warps = tile
+    return {
+        "SPLIT": split, "BLOCK_M": block_m, "BLOCK_D": block_d,
+        "BLOCK_F": block_f, "num_warps": warps,
+    }  # fmt: skip
 
 
 def duo_ffn_triton(
@@ -100,23 +120,20 @@ def duo_ffn_triton(
     kinds = big.logical_not().to(torch.int32)[:, None]
     _, offsets, pairs, _ = dispatch_triton(kinds, 2)
     y = tokens.new_empty((T, D))
-    block_m, block_d, block_f, warps = blocks(tokens.dtype, D)
+    tile = blocks(tokens.dtype, D, runtime.target(tokens))
     if T:
         # each kind may have one tile that is not full
-        duo_ffn_kernel[(triton.cdiv(T, block_m) + 1,)](
+        duo_ffn_kernel[(cdiv(T, tile["BLOCK_M"]) + 1,)](
             tokens.contiguous(), pairs, offsets,
             w_up.contiguous(), w_down.contiguous(), y,
             D, G - small, G,
-            ACTIVATION=activation, BINS=BINS,
-            BLOCK_M=block_m, BLOCK_D=block_d, BLOCK_F=block_f,
-            num_warps=warps,
+            ACTIVATION=activation, BINS=BINS, **tile,
         )  # fmt: skip
     return y
 
 
-def compiled(dtype: torch.dtype, D: int, activation: str) -> Compile:
+def compiled(dtype: torch.dtype, D: int, activation: str) -> Iterator[Compile]:
     """What to compile ahead of time: what is launched for these."""
-    block_m, block_d, block_f, warps = blocks(dtype, D)
     kind = {torch.float32: "*fp32", torch.bfloat16: "*bf16"}[dtype]
     floats = ("tokens_ptr", "w_up_ptr", "w_down_ptr", "out_ptr")
     signature = {
@@ -124,16 +141,17 @@ def compiled(dtype: torch.dtype, D: int, activation: str) -> Compile:
         for name in duo_ffn_kernel.arg_names
         if name.endswith("_ptr")
     }
-    return Compile(
-        f"{kind[1:]} D{D} {activation}",
-        duo_ffn_kernel,
-        signature=signature | {"D": "i32:16", "F": "i32:16", "G": "i32"},
-        constants={
-            "ACTIVATION": activation, "BINS": BINS, "BLOCK_M": block_m,
-            "BLOCK_D": block_d, "BLOCK_F": block_f,
-        },
-        num_warps=warps,
-        # on a T4 the products go through PyTorch
-        targets=(*NVIDIA, "gfx942"),
-        matrix_units=dtype != torch.float32,
-    )  # fmt: skip
+    # on a T4 the products go through PyTorch
+    choose = partial(blocks, dtype, D)
+    for tile, targets in targets_by_tile(choose, EACH_TARGET):
+        warps = tile.pop("num_warps")
+        rows = f"{tile['BLOCK_M']} rows" + (" split" if tile["SPLIT"] else "")
+        yield Compile(
+            f"{kind[1:]} D{D} {activation} {rows}",
+            duo_ffn_kernel,
+            signature=signature | {"D": "i32:16", "F": "i32:16", "G": "i32"},
+            constants={"ACTIVATION": activation, "BINS": BINS} | tile,
+            num_warps=warps,
+            targets=targets,
+            matrix_units=tile["SPLIT"] or dtype != torch.float32,
+        )

@@ -4,13 +4,12 @@ A tile is chosen by dtype, by how many rows an expert has on average, and by
 the GPU. What is compiled ahead of time follows from the same choice.
 """
 
-from collections import defaultdict
 from typing import NamedTuple
 
 import torch
 
 from lab.kernels._three_parts import HAVE_ROOM, TAKE_IT_WHOLE, splits
-from lab.kernels.declaration import Compile
+from lab.kernels.declaration import Compile, targets_by_tile
 
 BF16, FP32 = torch.bfloat16, torch.float32
 # these copy tiles by descriptor, and have room for the largest ones
@@ -126,11 +125,11 @@ def compiles(
     """
     found = []
     for dtype, mean, targets in loads:
-        chosen = defaultdict(list)
-        for target in targets:
-            key = choose(dtype, mean, target), splits(dtype, target)
-            chosen[key].append(target)
-        for (tiles, split), same in chosen.items():
+
+        def chosen(target, dtype=dtype, mean=mean):
+            return choose(dtype, mean, target), splits(dtype, target)
+
+        for (tiles, split), same in targets_by_tile(chosen, targets):
             blocks = {
                 "SPLIT": split, "BLOCK_M": tiles.m, "BLOCK_N": tiles.n,
                 "BLOCK_K": tiles.k,
@@ -158,7 +157,7 @@ def compiles(
                     constants=constants | blocks,
                     num_warps=tiles.warps,
                     num_stages=tiles.stages,
-                    targets=tuple(same),
+                    targets=same,
                     matrix_units=split or dtype != FP32,
                 )
             )

@@ -1,7 +1,7 @@
 """The Triton side of `gru_router_step`: one kernel, and what to compile."""
 
-from collections import defaultdict
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 import triton
@@ -9,9 +9,9 @@ import triton.language as tl
 from torch import Tensor
 
 from lab.kernels import runtime
-from lab.kernels._expert_tiles import HOPPER, NVIDIA
-from lab.kernels._three_parts import three_parts
-from lab.kernels.declaration import Compile
+from lab.kernels._expert_tiles import EACH_TARGET, HOPPER
+from lab.kernels._three_parts import add_product, splits, three_parts
+from lab.kernels.declaration import Compile, targets_by_tile
 from lab.kernels.runtime import cdiv, next_power_of_2
 
 NAMES = "x state w_input w_state input_bias state_bias w_gate".split()
@@ -21,11 +21,11 @@ KINDS = {
 
 
 @triton.jit
-def exact_dot(a, w, total):
+def exact_dot(a, w, total, SPLIT: tl.constexpr):
     """total + a w as good as in fp32, where possible on the matrix units.
 
     They multiply 16-bit factors of one kind exactly. Beside bf16 weights,
-    fp32 is a sum of three bf16 parts.
+    fp32 is a sum of three bf16 parts; beside others both are, if SPLIT.
     """
     if a.dtype == w.dtype and a.dtype.primitive_bitwidth == 16:
         return tl.dot(a, w, total, input_precision="ieee")
@@ -35,8 +35,7 @@ def exact_dot(a, w, total):
         total = tl.dot(middle, w, total, input_precision="ieee")
         return tl.dot(high, w, total, input_precision="ieee")
     else:
-        a, w = a.to(tl.float32), w.to(tl.float32)
-        return tl.dot(a, w, total, input_precision="ieee")
+        return add_product(a.to(tl.float32), w.to(tl.float32), total, SPLIT)
 
 
 @triton.jit
@@ -44,8 +43,8 @@ def gru_router_step_kernel(
     x_ptr, state_ptr, w_input_ptr, w_state_ptr, input_bias_ptr,
     state_bias_ptr, w_gate_ptr, new_ptr, logits_ptr,
     T, P, E,
-    EVEN: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_P: tl.constexpr,
-    BLOCK_K: tl.constexpr, BLOCK_E: tl.constexpr,
+    SPLIT: tl.constexpr, EVEN: tl.constexpr, BLOCK_T: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
     """EVEN: slices of both kinds cover P."""
     t = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
@@ -70,17 +69,17 @@ def gru_router_step_kernel(
             inside = is_k[:, None] & is_p
             at = k[:, None] * (3 * P) + p[None, :]
             w = tl.load(w_input_ptr + at, mask=inside, other=0.0)
-            r = exact_dot(x, w, r)
+            r = exact_dot(x, w, r, SPLIT)
             w = tl.load(w_input_ptr + at + P, mask=inside, other=0.0)
-            u = exact_dot(x, w, u)
+            u = exact_dot(x, w, u, SPLIT)
             w = tl.load(w_input_ptr + at + 2 * P, mask=inside, other=0.0)
-            n = exact_dot(x, w, n)
+            n = exact_dot(x, w, n, SPLIT)
             w = tl.load(w_state_ptr + at, mask=inside, other=0.0)
-            r = exact_dot(h, w, r)
+            r = exact_dot(h, w, r, SPLIT)
             w = tl.load(w_state_ptr + at + P, mask=inside, other=0.0)
-            u = exact_dot(h, w, u)
+            u = exact_dot(h, w, u, SPLIT)
             w = tl.load(w_state_ptr + at + 2 * P, mask=inside, other=0.0)
-            c = exact_dot(h, w, c)
+            c = exact_dot(h, w, c, SPLIT)
 
         here = p < P
         r += both_biases(input_bias_ptr + p, state_bias_ptr + p, here)
@@ -100,7 +99,7 @@ def gru_router_step_kernel(
             w_gate_ptr + p[:, None] * E + e[None, :],
             mask=here[:, None] & (e[None, :] < E), other=0.0,
         )  # fmt: skip
-        logits = exact_dot(new, gate, logits)
+        logits = exact_dot(new, gate, logits, SPLIT)
     at = t[:, None] * E + e[None, :]
     inside = (t[:, None] < T) & (e[None, :] < E)
     tl.store(logits_ptr + at, logits, mask=inside)
@@ -118,25 +117,28 @@ def blocks(P: int, E: int, kind: str, state: str, target: str) -> dict:
 
     Four sums and the logits are in registers at once, and with plain fp32
     products or a masked width more than them: then it holds fewer tokens.
-    Slices of 32 are twice as fast on an H200 (data/bench); elsewhere an fp32
-    state spills registers with them.
+    Slices of 32 are twice as fast on an H200 (data/bench); elsewhere parts of
+    an fp32 state spill registers with them, and everywhere those of weights.
     """
     block_e = max(16, next_power_of_2(E))
-    exact = kind == "bf16" or kind == state == "fp16"
+    split = kind != "bf16" and splits(torch.float32, target)
+    exact = split or kind == "bf16" or kind == state == "fp16"
     if exact and P % 16 == 0 and block_e <= 128:
         block_t = 64
     else:
         block_t = 32 if block_e <= 64 and (exact or kind == "fp32") else 16
-    wide = kind == "bf16" and P % 32 == 0
-    narrow = state == "bf16"  # the state needs no parts
     block_p = block_k = 16
-    if wide and narrow:
-        block_k = 32
-    if wide and block_e <= 64 and (narrow or target in HOPPER):
-        block_p = block_k = 32
+    if P % 32 == 0 and (split or kind == "bf16"):
+        narrow = kind == state != "fp32"  # only the new state needs parts
+        few = block_e <= 64
+        if narrow or few and target in HOPPER:
+            block_k = 32
+        room = target in HOPPER or state == "bf16"
+        if few and room and (narrow or kind == "bf16"):
+            block_p = 32
     return {
-        "EVEN": P % block_k == 0, "BLOCK_T": block_t, "BLOCK_P": block_p,
-        "BLOCK_K": block_k, "BLOCK_E": block_e,
+        "SPLIT": split, "EVEN": P % block_k == 0, "BLOCK_T": block_t,
+        "BLOCK_P": block_p, "BLOCK_K": block_k, "BLOCK_E": block_e,
     }  # fmt: skip
 
 
@@ -162,12 +164,8 @@ def compiled(
 ) -> Iterator[Compile]:
     """What is launched for these sizes and dtypes, by the tile it takes."""
     # on a T4 the step goes through PyTorch
-    by_tile = defaultdict(list)
-    for target in (*NVIDIA, "gfx942"):
-        tile = blocks(P, E, kind, state, target)
-        by_tile[tuple(tile.items())].append(target)
-    for items, targets in by_tile.items():
-        tile = dict(items)
+    choose = partial(blocks, P, E, kind, state)
+    for tile, targets in targets_by_tile(choose, EACH_TARGET):
         yield Compile(
             f"P{P} E{E} {kind} {state} {tile['BLOCK_T']}x{tile['BLOCK_P']}",
             gru_router_step_kernel,
@@ -180,6 +178,6 @@ def compiled(
                 "E": "i32:16" if E % 16 == 0 else "i32",
             },
             constants=tile,
-            targets=tuple(targets),
-            matrix_units=kind == "bf16",
+            targets=targets,
+            matrix_units=kind == "bf16" or tile["SPLIT"],
         )

@@ -62,6 +62,24 @@ class Compile:
     matrix_units: bool = False
 
 
+def targets_by_tile(
+    choose: Callable[[str], Any], targets: tuple[str, ...] = Compile.targets
+) -> list[tuple[Any, tuple[str, ...]]]:
+    """Each tile that ``choose`` gives a target, and the targets that share it.
+
+    What is compiled ahead of time so follows from what is launched.
+    """
+    found: list[tuple[Any, list[str]]] = []
+    for target in targets:
+        tile = choose(target)
+        same = next((same for known, same in found if known == tile), None)
+        if same is None:
+            found.append((tile, [target]))
+        else:
+            same.append(target)
+    return [(tile, tuple(same)) for tile, same in found]
+
+
 def _whole(result, **inputs):
     return result
 

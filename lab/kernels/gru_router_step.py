@@ -20,8 +20,9 @@ the projection of the hidden vector a plain matrix product.
 
 The matrix units multiply 16-bit numbers exactly and add in fp32, so x and its
 weights in 16 bits lose nothing there. An fp32 state beside bf16 weights goes
-as the sum of three bf16 parts, 24 bits in all. Other fp32 products are plain
-multiply-adds, which then bind the kernel.
+as the sum of three bf16 parts, 24 bits in all; beside others so do both, on
+GPUs whose matrix units are that much faster (`_three_parts`). Elsewhere they
+are plain multiply-adds, which then bind the kernel.
 
 FLOPs: 12 P^2 + 2 P E per token. Bytes: x and h read, h' and z written, the
 weights once. The backward pass recomputes the gates from x and h, so that
@@ -268,11 +269,14 @@ DECLARATION = Declaration(
     ),
     cost=_cost,
     compiles=(
-        *compiled(16, 8, "fp32"), *compiled(128, 16, "bf16"),
+        *compiled(16, 8, "fp32"), *compiled(37, 5, "fp32"),
+        *compiled(128, 64, "fp32"), *compiled(128, 128, "fp32"),
+        *compiled(128, 256, "fp32"), *compiled(128, 16, "bf16"),
         *compiled(128, 64, "bf16"), *compiled(128, 128, "bf16"),
         *compiled(128, 256, "bf16"), *compiled(37, 5, "bf16"),
         *compiled(128, 64, "bf16", state="bf16"),
         *compiled(128, 64, "fp16", state="fp16"),
+        *compiled(128, 128, "fp16", state="fp16"),
         *compiled(128, 64, "fp16"),
     ),
 )  # fmt: skip

@@ -29,8 +29,8 @@ Source: the loads of Addanki, Goyal, Marinos 2024, "Challenging the Need for
 Packet Spraying", where the largest one is called the maximum congestion.
 """
 
-from collections import defaultdict
 from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -39,7 +39,13 @@ import triton.language as tl
 from torch import Tensor
 
 from lab.kernels import runtime
-from lab.kernels.declaration import Compile, Cost, Declaration, Example
+from lab.kernels.declaration import (
+    Compile,
+    Cost,
+    Declaration,
+    Example,
+    targets_by_tile,
+)
 from lab.kernels.operator import operator
 from lab.kernels.runtime import cdiv
 
@@ -317,11 +323,7 @@ def _example(name, B, G, L, S, **more):
 
 def _compile(L: int, S: int, kind: str) -> Iterator[Compile]:
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[kind]
-    by_tile = defaultdict(list)
-    for target in Compile.targets:
-        by_tile[tuple(blocks(L, S, dtype, target).items())].append(target)
-    for items, targets in by_tile.items():
-        tile = dict(items)
+    for tile, targets in targets_by_tile(partial(blocks, L, S, dtype)):
         yield Compile(
             f"L{L} S{S} {kind} {tile['PRECISION']}",
             linkload_kernel,
@@ -333,7 +335,7 @@ def _compile(L: int, S: int, kind: str) -> Iterator[Compile]:
             },
             constants=tile,
             num_warps=1,
-            targets=tuple(targets),
+            targets=targets,
             matrix_units=tile["PRECISION"] == "tf32",
         )  # fmt: skip
 
