@@ -178,8 +178,11 @@ def linkload_kernel(
         j = tl.load(target_ptr + at, mask=inside, other=0)
         k = tl.load(spine_ptr + at, mask=inside, other=-1)
         z = tl.load(size_ptr + at, mask=inside, other=0.0).to(tl.float32)
-        exists = (i >= 0) & (i < L) & (j >= 0) & (j < L)
-        k = tl.where(exists & (i != j), k, -1)
+        # read without a sign, an id below 0 is above every leaf
+        far = tl.maximum(
+            i.to(tl.uint32, bitcast=True), j.to(tl.uint32, bitcast=True)
+        )
+        k = tl.where((far < L) & (i != j), k, -1)
         ends = tl.where(is_up, i[None, :], j[None, :])
         meets = tl.where(ends == leaf[:, None], 1.0, 0.0)
         takes = k[:, None] == spine[None, :]
