@@ -251,6 +251,11 @@ def test_the_roofline_says_how_near_the_floor_is():
     assert voices(figure)[1] == "recorded 2026-11-24 on a machine"
 
 
+def test_the_roofline_of_a_reference_does_not_pass_for_a_kernel():
+    figure = figures.roofline({"reference": 1358.0}, 4.57, "sum", "a CPU")
+    assert "Reference of sum runs at 0.3 % of" in figure.layout.title.text
+
+
 def test_a_block_grid_of_many_cells_is_numbered_by_program():
     few = figures.block_grid(6, 20, 4, 4, 48)
     many = figures.block_grid(70, 150, 64, 64, 48)
