@@ -131,13 +131,13 @@ def roofline(
         hovertemplate="%{y}: %{x:.4g} µs<extra></extra>",
     )
     share = 100 * floor / times[ours]
-    shown = f"{share:.0f}" if share >= 1 else number(share, 1)
-    # on a CPU there is no kernel to time
-    who = operation if ours != "reference" else f"Reference of {operation}"
-    title = (
-        f"{who} runs at {shown} % of what {bound} allows: "
-        f"{number(times[ours])} µs, floor {number(floor)} µs"
-    )
+    both = f"{number(times[ours])} µs, floor {number(floor)} µs"
+    if ours == "reference":  # on a CPU there is no kernel to time
+        title = f"{operation} in PyTorch: {both}"
+    else:
+        title = (
+            f"{operation} runs at {share:.0f} % of what {bound} allows: {both}"
+        )
     when = (
         f"recorded {date} on {machine}" if date else f"measured on {machine}"
     )
