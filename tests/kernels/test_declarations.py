@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lab.kernels import runtime
-from lab.kernels.declaration import all_declarations
+from lab.kernels.declaration import all_declarations, targets_by_tile
 
 DEVICE = "cpu" if runtime.INTERPRETED else "cuda"
 
@@ -379,3 +379,11 @@ def test_declaration_is_complete(declaration):
         assert list(inspect.signature(function).parameters) == named
     assert set(declaration.differentiable) <= set(named)
     assert declaration.compiles, "name what to compile ahead of time"
+
+
+def test_targets_with_the_same_tile_are_compiled_together():
+    tiles = {"sm_80": {"M": 32}, "sm_90": {"M": 64}, "sm_100": {"M": 32}}
+    assert targets_by_tile(tiles.get, tuple(tiles)) == [
+        ({"M": 32}, ("sm_80", "sm_100")),
+        ({"M": 64}, ("sm_90",)),
+    ]

@@ -7,9 +7,16 @@ import triton
 import triton.language as tl
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
+from lab.kernels import (
+    _duo_ffn_triton,
+    _gru_router_step_triton,
+    duo_ffn,
+    gru_router_step,
+    interpreter,
+    runtime,
+)
 from lab.kernels import _expert_mlp_backward_triton as backward
 from lab.kernels import _expert_mlp_triton as forward
-from lab.kernels import interpreter, runtime
 from lab.kernels._expert_mlp_examples import backward_inputs, forward_inputs
 from lab.kernels._three_parts import HAVE_ROOM, splits, three_parts
 from lab.kernels.expert_mlp import expert_mlp_reference, expert_mlp_triton
@@ -142,6 +149,36 @@ def test_each_gpu_takes_its_own_way(monkeypatch, target, T):
         torch.testing.assert_close(left, right, rtol=0, atol=3e-5)
     for kernel in seen:
         assert set(kernel.split) == {target == "sm_80"}
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_86", "gfx942"])
+@pytest.mark.parametrize(
+    "module, kernel, declaration, options",
+    [
+        (
+            _gru_router_step_triton, "gru_router_step_kernel",
+            gru_router_step.DECLARATION, {"T": 70, "P": 32, "E": 5},
+        ),
+        (
+            _duo_ffn_triton, "duo_ffn_kernel", duo_ffn.DECLARATION,
+            {"T": 150, "D": 70, "F": 40, "small": 3},
+        ),
+    ],
+    ids=["gru_router_step", "duo_ffn"],
+)  # fmt: skip
+def test_each_gpu_takes_its_own_way_in_other_kernels(
+    monkeypatch, target, module, kernel, declaration, options
+):
+    monkeypatch.setattr(runtime, "target", lambda tensor: target)
+    seen = Switches(getattr(module, kernel))
+    monkeypatch.setattr(module, kernel, seen)
+    inputs = declaration.inputs(0, DEVICE, torch.float32, **options)
+    found, expected = (
+        torch.cat([part.flatten() for part in run(**inputs)])
+        for run in (declaration.triton, declaration.reference)
+    )
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert seen.split == [target in HAVE_ROOM]
 
 
 @pytest.mark.parametrize(
