@@ -91,6 +91,39 @@ def test_summary_is_the_median_and_the_middle_three_fifths():
     assert timing.summary(hosts) == Timing(3.5, 2.0, 5.0, 6, 35.0)
 
 
+class FakeGPU:
+    """Work given to a GPU takes time there, and none here."""
+
+    def __init__(self):
+        self.ms = 0.0
+
+    def work(self, ms):
+        return lambda *_, **__: setattr(self, "ms", self.ms + ms)
+
+    def event(self, enable_timing):
+        event = types.SimpleNamespace(synchronize=lambda: None)
+        event.record = lambda: setattr(event, "at", self.ms)
+        event.elapsed_time = lambda other: other.at - event.at
+        return event
+
+
+@pytest.mark.parametrize("ahead, wait", [(False, 0.07), (True, 0.56)])
+def test_a_gpu_is_kept_busy_until_the_call_is_there(monkeypatch, ahead, wait):
+    gpu, begun = FakeGPU(), []
+    spill = types.SimpleNamespace(zero_=gpu.work(0.07))
+    monkeypatch.setattr(torch, "empty", lambda *_, **__: spill)
+    monkeypatch.setattr(torch.cuda, "Event", gpu.event)
+    measure = timing.clock("cuda", ahead)
+    before = gpu.ms
+
+    def call():
+        begun.append(gpu.ms - before)
+        gpu.work(2.0)()
+
+    assert measure(call).ms == pytest.approx(2.0)
+    assert begun == [pytest.approx(wait)]
+
+
 def test_who_is_slow_leaves_the_rounds(monkeypatch):
     turns, now = [], [0.0]
 
@@ -100,7 +133,7 @@ def test_who_is_slow_leaves_the_rounds(monkeypatch):
 
     fake = types.SimpleNamespace(monotonic=lambda: now[0])
     monkeypatch.setattr(timing, "time", fake)
-    monkeypatch.setattr(timing, "clock", lambda device: measure)
+    monkeypatch.setattr(timing, "clock", lambda device, ahead: measure)
 
     def provider(name, seconds):
         def prepare():

@@ -111,6 +111,7 @@ def kernel_rows(key, declaration, calls, inputs, dtype, roofs, effort):
         },
         device,
         **effort,
+        ahead=True,
     )
     for provider in calls:
         yield row(
