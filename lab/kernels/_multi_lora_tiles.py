@@ -59,6 +59,12 @@ def turned(block: Blocks) -> Blocks:
     return block._replace(BLOCK_T=block.BLOCK_N, BLOCK_N=block.BLOCK_T)
 
 
+def stages_of_sum(split: bool) -> int:
+    """How many tiles of a sum over tokens are under way at once: parts leave
+    no registers for the addresses of a third."""
+    return 2 if split else STAGES
+
+
 def compiles(kernel) -> tuple[Compile, ...]:
     """What to compile of a kernel: both dtypes, one group and several, sizes
     that 16 divides, of contiguous matrices, and others."""
@@ -71,12 +77,12 @@ def compiles(kernel) -> tuple[Compile, ...]:
     for N, rank, size in ((8, 16, "i32:16"), (4, 16, "i32"), (8, 64, "i32")):
         for kind, dtype, split, targets in kinds:
             block = blocks(N, rank, dtype, split)
+            known = {"SPLIT": split, "MANY": N > block.BLOCK_E, "KEEP": True}
+            stages = STAGES
             if "sums_ptr" in kernel.arg_names:
-                block = turned(block)
-            known = block._asdict()
-            known |= {
-                "SPLIT": split, "MANY": N > block.BLOCK_E, "KEEP": True,
-            }  # fmt: skip
+                block, stages = turned(block), stages_of_sum(split)
+                known["S"] = 2
+            known |= block._asdict()
             if size != "i32":
                 # Triton makes a constant of a stride of 1
                 copied = kind == "fp32" and not split
@@ -99,7 +105,7 @@ def compiles(kernel) -> tuple[Compile, ...]:
                     signature=signature,
                     constants=constants,
                     num_warps=warps(split, 16 if size != "i32" else 1),
-                    num_stages=STAGES,
+                    num_stages=stages,
                     matrix_units=split or kind == "fp16",
                     targets=targets,
                 )

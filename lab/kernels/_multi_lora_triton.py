@@ -21,7 +21,13 @@ import triton.language as tl
 from torch import Tensor
 
 from lab.kernels import runtime
-from lab.kernels._multi_lora_tiles import STAGES, blocks, turned, warps
+from lab.kernels._multi_lora_tiles import (
+    STAGES,
+    blocks,
+    stages_of_sum,
+    turned,
+    warps,
+)
 from lab.kernels._three_parts import add_product, is_whole, splits
 
 RESIDENT = 2  # programs that a multiprocessor holds at once
@@ -196,9 +202,10 @@ def multi_lora_expand_kernel(
 @triton.jit
 def multi_lora_outer_kernel(
     spread_ptr, experts_ptr, rows_ptr, sums_ptr,
-    T, S, N, n, r, per,
-    BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr,
-    BLOCK_R: tl.constexpr, SPLIT: tl.constexpr, MANY: tl.constexpr,
+    T, N, n, r, per,
+    S: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_E: tl.constexpr, BLOCK_R: tl.constexpr, SPLIT: tl.constexpr,
+    MANY: tl.constexpr,
 ):  # fmt: skip
     """sums[part, e] = sum over the part's tokens of spread[t, e] rows[t].
 
@@ -218,7 +225,8 @@ def multi_lora_outer_kernel(
     total = tl.zeros([BLOCK_E * BLOCK_R, BLOCK_N], tl.float32)
     for _ in range(0, per, BLOCK_T):
         count = tl.zeros([BLOCK_T], tl.int32)
-        for s in range(0, S):
+        # a loop within would keep Triton from loading a step ahead
+        for s in tl.static_range(S):
             e = tl.load(experts_ptr + t * S + s, mask=t < T, other=-1)
             mine = (e >= 0) & (e < N) & (e // BLOCK_E == group)
             count += mine.to(tl.int32)
@@ -315,8 +323,8 @@ def outer(spread: Tensor, experts: Tensor, rows: Tensor, out: Tensor) -> None:
     if sums.numel():
         multi_lora_outer_kernel[*grid, parts](
             spread, experts.contiguous(), rows.contiguous(), sums,
-            T, S, N, n, r, per * block.BLOCK_T, **block._asdict(),
+            T, N, n, r, per * block.BLOCK_T, S=S, **block._asdict(),
             SPLIT=split, MANY=N > block.BLOCK_E,
-            num_warps=warps(split, n, r), num_stages=STAGES,
+            num_warps=warps(split, n, r), num_stages=stages_of_sum(split),
         )  # fmt: skip
     out.copy_(sums.sum(dim=0))

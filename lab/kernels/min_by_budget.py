@@ -7,10 +7,10 @@ route (for Duo-LLM, how many of its layers are big):
     route[b, t] = the lowest r that reaches it, -1 if there is none
 
 A segmented reduction whose segments are scattered: route 0b0110 has budget
-2, its neighbours 1 and 3. A stable sort of the R budgets lists every menu's
-routes together; then a program takes one menu and a block of tokens, and
-reads rows of the losses in that order. Each loss is read once, in rows that
-lie together in memory, and nothing is copied into another order.
+2, its neighbours 1 and 3. `dispatch` lists every menu's routes together, as
+it does the tokens of an expert; then a program takes one menu and a block of
+tokens, and reads rows of the losses in that order. Each loss is read once, in
+rows that lie together in memory, and nothing is copied into another order.
 
 Bytes: 4 R T read and 8 B T written; R T comparisons, no floating-point
 operation. On any GPU the kernel waits for memory.
@@ -26,9 +26,10 @@ import triton.language as tl
 from torch import Tensor
 
 from lab.kernels.declaration import Compile, Cost, Declaration, Example
+from lab.kernels.dispatch import dispatch_triton
 from lab.kernels.operator import operator
 
-BLOCK_R, BLOCK_T = 16, 128  # routes and tokens of one step
+BLOCK_R, BLOCK_T = 16, 64  # routes and tokens of one step
 
 
 class Best(NamedTuple):
@@ -101,46 +102,44 @@ def min_by_budget_kernel(
     t = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
     begin = tl.load(offsets_ptr + budget)
     end = tl.load(offsets_ptr + budget + 1)
-    best = tl.full([BLOCK_T], float("inf"), tl.float32)
-    place = tl.full([BLOCK_T], -1, tl.int32)
-    for start in range(begin, end, BLOCK_R):
-        at = start + tl.arange(0, BLOCK_R)
-        route = tl.load(order_ptr + at, mask=at < end, other=0).to(tl.int64)
-        # [BLOCK_R, BLOCK_T]
+    # each row of a step keeps the best it has seen until the end
+    best = tl.full([BLOCK_R, BLOCK_T], float("inf"), tl.float32)
+    nowhere = 2147483647  # behind every place
+    place = tl.full([BLOCK_R, BLOCK_T], nowhere, tl.int32)
+    at = begin + tl.arange(0, BLOCK_R)
+    route = tl.load(order_ptr + at, mask=at < end, other=0).to(tl.int64)
+    for _ in range(begin, end, BLOCK_R):
         loss = tl.load(
             losses_ptr + route[:, None] * stride_r + t[None, :] * stride_t,
             mask=(at[:, None] < end) & (t[None, :] < T),
             other=float("inf"),
         ).to(tl.float32)
-        loss = tl.where(loss == loss, loss, float("inf"))
-        least, index = tl.min(
-            loss, 0, return_indices=True, return_indices_tie_break_left=True
-        )
-        # the sort is stable, so an earlier place is a lower route
-        better = least < best
-        place = tl.where(better, start + index, place)
-        best = tl.where(better, least, best)
-    found = (place >= 0) & (t < T)
-    chosen = tl.load(order_ptr + place, mask=found, other=-1)
-    tl.store(best_ptr + budget * T + t, best, mask=t < T)
+        better = loss < best  # which NaN is not
+        place = tl.where(better, at[:, None], place)
+        best = tl.where(better, loss, best)
+        # a step ahead: losses whose place is known wait for memory once
+        at += BLOCK_R
+        route = tl.load(order_ptr + at, mask=at < end, other=0).to(tl.int64)
+    least = tl.min(best, 0)
+    # routes of a menu are in their order: an earlier place is a lower route
+    first = tl.min(tl.where(best == least[None, :], place, nowhere), 0)
+    found = (first < nowhere) & (t < T)
+    chosen = tl.load(order_ptr + first, mask=found, other=-1)
+    tl.store(best_ptr + budget * T + t, least, mask=t < T)
     tl.store(route_ptr + budget * T + t, chosen, mask=t < T)
 
 
 def min_by_budget_triton(
     losses: Tensor, budgets: Tensor, num_budgets: int
 ) -> Best:
-    """Sort the budgets, then launch; no number travels to the host."""
-    R, T = losses.shape
-    ordered, order = budgets.sort(stable=True)
-    menus = torch.arange(
-        num_budgets + 1, dtype=torch.int32, device=losses.device
-    )
-    offsets = torch.searchsorted(ordered, menus, out_int32=True)
+    """Sort the routes, then launch; no number travels to the host."""
+    T = losses.shape[1]
+    _, offsets, order, _ = dispatch_triton(budgets[:, None], num_budgets)
     best = losses.new_empty((num_budgets, T), dtype=torch.float32)
     route = losses.new_empty((num_budgets, T), dtype=torch.int32)
     if T:
         min_by_budget_kernel[(triton.cdiv(T, BLOCK_T), num_budgets)](
-            losses, order.int(), offsets, best, route,
+            losses, order, offsets, best, route,
             T, *losses.stride(),
             # four warps would meet in shared memory, 16 at one bank
             BLOCK_R=BLOCK_R, BLOCK_T=BLOCK_T, num_warps=1,
