@@ -97,8 +97,12 @@ def blocks(dtype: torch.dtype, D: int, target: str) -> dict:
     elif dtype == torch.float32:
         # no matrix units in full precision: registers set the limit
         tile = 32, 16 if block_d > 32 else 32, 8 if wide else 4
+    elif wide:
+        # four warps multiply 64 rows at a time on these: eight would share
+        # the hidden units of 64 rows, and do all the rest of it twice
+        tile = 128 if target in HOPPER else 64, 32, 8
     else:
-        tile = 64, 32 if wide else 64, 8 if wide else 4
+        tile = 64, 64, 4
     block_m, block_f, warps = tile
     return {
         "SPLIT": split, "BLOCK_M": block_m, "BLOCK_D": block_d,

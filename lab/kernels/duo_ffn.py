@@ -208,6 +208,7 @@ DECLARATION = Declaration(
         _example("character model", 257, 48, 192, 12),
         _example("relu", 130, 32, 64, 4, activation="relu"),
         _example("odd sizes", 63, 17, 37, 5),
+        _example("wide", 150, 100, 72, 9),
         _example("all big", 40, 16, 32, 2, share=1.0, degenerate=True),
         _example("all small", 65, 16, 32, 2, share=0.0, degenerate=True),
         _example("one of each", 1, 1, 1, 1, degenerate=True),
