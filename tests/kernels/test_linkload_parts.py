@@ -60,7 +60,7 @@ def tf32_dot(self, a, b, total, precision, *_):
     "dtype", [torch.float32, torch.float16, torch.bfloat16]
 )
 def test_each_link_is_as_exact_as_in_fp32(monkeypatch, dtype):
-    """In two parts it would be 3e-7, in one 1e-3."""
+    """In two parts it would be 4e-7, in one 8e-4."""
     if runtime.INTERPRETED:
         monkeypatch.setattr(InterpreterBuilder, "create_dot", tf32_dot)
     given = fabric(dtype)
@@ -85,4 +85,5 @@ def test_each_gpu_multiplies_in_its_own_way(
     # 11 bits or fewer need no parts
     assert blocks(8, 8, torch.float16, target)["PARTS"] == 1
     given = fabric()
-    assert farthest(linkload_triton(*given), given) < 5e-7
+    if precision == "ieee" or runtime.triton_has_tensor_cores(given[0]):
+        assert farthest(linkload_triton(*given), given) < 5e-7

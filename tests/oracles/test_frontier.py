@@ -129,8 +129,8 @@ def test_the_kernel_agrees_on_real_predictions():
         torch.testing.assert_close(left.double(), right, atol=4e-3, rtol=0)
 
 
-@pytest.mark.parametrize("N, programs", [(255, 1), (257, 2)])
-def test_a_program_counts_all_its_prompts(monkeypatch, N, programs):
+@pytest.mark.parametrize("N", [255, 257], ids=["one program", "two"])
+def test_a_program_counts_all_its_prompts(monkeypatch, N):
     # four counts share an integer, and the last has the sign bit
     monkeypatch.setattr(runtime, "multiprocessors", lambda tensor: 1)
     monkeypatch.setattr(module, "PROGRAMS", 1)
