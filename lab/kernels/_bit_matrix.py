@@ -1,11 +1,24 @@
 """Bits as a matrix: 32 words of 32 bits, to turn around and to count.
 
 A word w of row q holds the bits of number 32 w + q. In the transpose, row b
-holds bit b of all 32 numbers of a word, side by side.
+holds bit b of all 32 numbers of a word, side by side. So a count of numbers
+that have a certain bit is a popcount, and the largest of many numbers are
+found without a sort.
 """
 
+import torch
 import triton
 import triton.language as tl
+
+BITS = 32  # of a word
+LOAD = 16  # bytes that a lane loads at once
+# the lowest bit of fp32 that a number of this type can set
+LOWEST = {torch.bfloat16: 16, torch.float16: 13}
+
+
+def words(size: int) -> int:
+    """Words that as many bits need."""
+    return -(-size // BITS)
 
 
 @triton.jit
@@ -65,3 +78,35 @@ def exchange(rows, S: tl.constexpr):
             row = (rows[q] & LOW) | ((rows[q + S] & LOW) << S)
         swapped = swapped + (row,)
     return swapped
+
+
+@triton.jit
+def largest(plane, equal, left, HIGHEST: tl.constexpr, LOWEST: tl.constexpr):
+    """The ``left`` largest of the numbers that are set in ``equal``, as bits
+    of the same words [W]. Ties go to the first.
+
+    ``plane[b]`` [W] has bit b of all numbers, as `transpose` gives them. From
+    the highest on: how many of those that still equal the one looked for have
+    a 1 here? If at least ``left``, so has it; if fewer, all of these are
+    larger, and as many less are left to find.
+    """
+    above = tl.zeros_like(equal)
+    for b in tl.static_range(HIGHEST, LOWEST - 1, -1):
+        one = equal & plane[b]
+        count = tl.sum(popcount(one), 0)
+        enough = count >= left
+        above = tl.where(enough, above, above | one)
+        equal = tl.where(enough, one, equal ^ one)
+        left = tl.where(enough, left, left - count)
+
+    # ties: the words before leave room for so many of this one; as many first
+    # bits of it as hold no more are found by 5 counts
+    tied = popcount(equal)
+    room = left - (tl.cumsum(tied, 0) - tied)
+    bits = tl.zeros_like(equal)
+    for e in tl.static_range(5):
+        more = bits + (16 >> e)
+        fit = popcount(equal & ((1 << more) - 1)) <= room
+        bits = tl.where(fit, more, bits)
+    first = equal & ((1 << bits) - 1)
+    return above | tl.where(tied <= room, equal, first)

@@ -43,16 +43,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lab.kernels._bit_matrix import columns, popcount, transpose
+from lab.kernels._bit_matrix import (
+    BITS,
+    LOAD,
+    LOWEST,
+    columns,
+    largest,
+    popcount,
+    transpose,
+    words,
+)
 from lab.kernels.declaration import Compile, Cost, Declaration, Example
 from lab.kernels.operator import operator
 
-BITS = 32  # of a word
 MOST_FEATURES = 16384  # of one row, 128 registers a thread
-LOAD = 16  # bytes of a row that a lane loads at once
 BLOCK_N = 8  # experts that are counted at once
-# the lowest bit of fp32 that a number of this type can set
-LOWEST = {torch.bfloat16: 16, torch.float16: 13}
 
 
 class Overlap(NamedTuple):
@@ -97,11 +102,6 @@ def mask_overlap(features: Tensor, experts: Tensor, d: int) -> Overlap:
             " infinite entries; only finite ones have a rank"
         )
     return Overlap(*_mask_overlap(features.detach(), experts, d))
-
-
-def words(D: int) -> int:
-    """Words that D bits need."""
-    return -(-D // BITS)
 
 
 def pack(mask: Tensor) -> Tensor:
@@ -176,31 +176,8 @@ def mask_overlap_kernel(
         some = some | plane[b]
         every = every & plane[b]
 
-    # features above the d-th largest; those equal to it, as far as its bits
-    # are known, none that is 0; how many of these are among the d
-    above = tl.zeros([BLOCK_W], tl.uint32)
-    equal = some ^ (every & fraction)
-    left = d
-    for b in tl.static_range(30, LOWEST - 1, -1):
-        one = equal & plane[b]
-        count = tl.sum(popcount(one), 0)
-        enough = count >= left
-        above = tl.where(enough, above, above | one)
-        equal = tl.where(enough, one, equal ^ one)
-        left = tl.where(enough, left, left - count)
-
-    # ties: the words before leave room for so many of this one; as many first
-    # bits of it as hold no more are found by 5 counts
-    tied = popcount(equal)
-    room = left - (tl.cumsum(tied, 0) - tied)
-    bits = tl.zeros([BLOCK_W], tl.uint32)
-    for e in tl.static_range(5):
-        more = bits + (16 >> e)
-        fit = popcount(equal & ((1 << more) - 1)) <= room
-        bits = tl.where(fit, more, bits)
-    first = equal & ((1 << bits) - 1)
-    mine = above | tl.where(tied <= room, equal, first)
-
+    # of the numbers that are neither 0 nor NaN
+    mine = largest(plane, some ^ (every & fraction), d, 30, LOWEST)
     tl.store(
         masks_ptr + token * W + w, mine.to(tl.int32, bitcast=True), mask=w < W
     )

@@ -11,13 +11,16 @@ So the order of time is kept, and a causal mask of c x c stays right after the
 gather. Ties go to the lowest index.
 
 One program holds one column. It finds t bit by bit: read as integers, floats
-of one sign have the order of their bits, so 32 counts of "how many are at
-least this?" fix all 32 bits of t, whatever c. A prefix sum then packs the
-taken ones, and they are sorted without a sort.
+of one sign have the order of their bits, so 32 counts fix all 32 bits of t,
+whatever c; of scores in bf16 16, in fp16 19. The 32 scores of a word are the
+rows of a matrix of 32 x 32 bits, and its transpose has one bit of all of them
+in a word, so a popcount counts 32 scores (see `largest`). The words left at
+the end mark who is taken. A prefix sum packs them, and they are sorted
+without a sort.
 
-Bytes: 4 B n S read and 4 B n c written. The 32 counts read registers only,
-33 S compares a column; but each ends in a sum over the whole program, and
-these 32 barriers bound a short column.
+Bytes: 4 B n S read and 4 B n c written. The counts read registers only; but
+each ends in a sum over the whole program, and these barriers bound a short
+column.
 
 Source: YujiaoYang-work/UoE, model/mlp/UoME_DS.py (topk, then sort).
 """
@@ -27,11 +30,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lab.kernels._bit_matrix import (
+    LOAD,
+    LOWEST,
+    columns,
+    largest,
+    popcount,
+    transpose,
+    words,
+)
 from lab.kernels.declaration import Compile, Cost, Declaration, Example
 from lab.kernels.gate_backward import finite
 from lab.kernels.operator import operator
+from lab.kernels.runtime import next_power_of_2
 
-MOST_TOKENS = 8192  # of one column; twice as many would spill
+MOST_TOKENS = 8192  # of one column, 8 warps; twice as many would spill
 
 
 def topc_select(scores: Tensor, c: int) -> Tensor:
@@ -82,37 +95,43 @@ def topc_select_kernel(
     stride_b,
     stride_e,
     stride_s,
-    BLOCK_S: tl.constexpr,
+    LOWEST: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BLOCK_W: tl.constexpr,
 ):
     column = tl.program_id(0).to(tl.int64)
-    s = tl.arange(0, BLOCK_S)
-    at = column // n * stride_b + column % n * stride_e
-    z = tl.load(
-        scores_ptr + at + s.to(tl.int64) * stride_s, mask=s < S, other=0.0
-    )
-    z = finite(z.to(tl.float32))
+    scores_ptr += column // n * stride_b + column % n * stride_e
+    w = tl.arange(0, BLOCK_W)
+    # the tokens w * 32 + q, for q from 0 to 31: each [BLOCK_W]
+    rows = ()
+    for q in tl.static_range(0, 32, CHUNK):
+        s = w[:, None] * 32 + q + tl.arange(0, CHUNK)[None, :]
+        z = tl.load(
+            scores_ptr + s.to(tl.int64) * stride_s, mask=s < S, other=0.0
+        )
+        rows = rows + columns(in_order(z.to(tl.float32)), BLOCK_W, CHUNK)
+    here = tl.minimum(S - w * 32, 32)  # tokens of a word
+    every = tl.full([BLOCK_W], 0xFFFFFFFF, tl.uint32)
+    exist = tl.where(here > 0, every >> (32 - tl.maximum(here, 1)), 0)
+    taken = largest(transpose(rows), exist, c, 31, LOWEST)
+
+    count = popcount(taken)
+    place = tl.cumsum(count, 0) - count
+    for q in range(32):
+        is_taken = (taken >> q) & 1
+        at = indices_ptr + column * c + place
+        tl.store(at, w * 32 + q, mask=is_taken > 0)
+        place += is_taken.to(tl.int32)
+
+
+@triton.jit
+def in_order(z):
+    """Whole numbers without a sign that are in the order of the fp32 z."""
+    z = finite(z)
     z = tl.where(z == 0.0, 0.0, z)  # -0 and 0 tie, but differ in a bit
-    # the bits in the order of the numbers: below 0 they run backwards
-    bits = z.to(tl.int32, bitcast=True)
-    key = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    lowest = -2147483648  # below every number, for the lanes past the end
-    key = tl.where(s < S, key, lowest)
-
-    # the largest t that at least c keys reach, its sign first
-    reached = tl.sum((key >= 0).to(tl.int32), 0)
-    t = tl.where(reached >= c, 0, lowest)
-    bit = 1 << 30
-    for _ in range(31):
-        reached = tl.sum((key >= t + bit).to(tl.int32), 0)
-        t = tl.where(reached >= c, t + bit, t)
-        bit = bit >> 1
-
-    above = (key > t).to(tl.int32)
-    tied = (key == t).to(tl.int32)
-    left = c - tl.sum(above, 0)  # seats for those equal to t
-    taken = (above > 0) | ((tied > 0) & (tl.cumsum(tied, 0) <= left))
-    place = tl.cumsum(taken.to(tl.int32), 0) - 1
-    tl.store(indices_ptr + column * c + place, s, mask=taken)
+    bits = z.to(tl.uint32, bitcast=True)
+    # below 0 the bits run backwards
+    return bits ^ tl.where(bits >> 31 > 0, 0xFFFFFFFF, 0x80000000)
 
 
 def topc_select_triton(scores: Tensor, c: int) -> Tensor:
@@ -122,14 +141,21 @@ def topc_select_triton(scores: Tensor, c: int) -> Tensor:
     if B * n:
         topc_select_kernel[(B * n,)](
             scores, indices, n, S, c, *scores.stride(),
-            BLOCK_S=triton.next_power_of_2(S), num_warps=warps(S),
+            **blocks(S, scores.dtype),
         )  # fmt: skip
     return indices
 
 
-def warps(S: int) -> int:
-    """Warps of a program: up to 512 tokens each, a power of two to 8."""
-    return max(1, min(8, triton.next_power_of_2(S) // 512))
+def blocks(S: int, dtype: torch.dtype) -> dict:
+    """Which bits count, scores that a lane loads at once, words, and warps:
+    a word a lane, as the 32 rows of two would fill the registers."""
+    block_w = next_power_of_2(words(S))
+    return {
+        "LOWEST": LOWEST.get(dtype, 0),
+        "CHUNK": LOAD // dtype.itemsize,
+        "BLOCK_W": block_w,
+        "num_warps": max(1, block_w // 32),
+    }
 
 
 def _shapes(scores, c):
@@ -158,18 +184,20 @@ def _cost(scores, c) -> Cost:
     return Cost(B * n * (S * scores.element_size() + 4 * c), 0)
 
 
-def _compile(S: int) -> Compile:
+def _compile(S: int, dtype: torch.dtype = torch.float32) -> Compile:
     size = "i32:16" if S % 16 == 0 else "i32"
+    kind = {torch.float32: "fp32", torch.bfloat16: "bf16"}[dtype]
+    constants = blocks(S, dtype)
     return Compile(
-        f"S{S}",
+        f"S{S} {kind}",
         topc_select_kernel,
+        num_warps=constants.pop("num_warps"),
         signature={
-            "scores_ptr": "*fp32", "indices_ptr": "*i32", "n": "i32",
+            "scores_ptr": f"*{kind}", "indices_ptr": "*i32", "n": "i32",
             "S": size, "c": "i32", "stride_b": size, "stride_e": size,
             "stride_s": "i32",
         },
-        constants={"BLOCK_S": triton.next_power_of_2(S)},
-        num_warps=warps(S),
+        constants=constants,
     )  # fmt: skip
 
 
@@ -200,5 +228,8 @@ DECLARATION = Declaration(
                 large=True),
     ),
     cost=_cost,
-    compiles=(_compile(16), _compile(1000), _compile(4096), _compile(8192)),
+    compiles=(
+        _compile(16), _compile(1000), _compile(4096), _compile(8192),
+        _compile(8192, torch.bfloat16),
+    ),
 )  # fmt: skip
