@@ -223,6 +223,25 @@ def test_a_wrong_kernel_gets_a_note_and_no_time():
     assert rows[2]["error"] == 0 and rows[2]["ms"] > 0
 
 
+def test_an_operation_is_timed_with_the_host_ahead(monkeypatch):
+    asked = []
+
+    def in_turn(calls, device, samples, ahead):
+        asked.append(ahead)
+        return dict.fromkeys(calls)
+
+    monkeypatch.setattr(kernels, "in_turn", in_turn)
+    declaration = next(
+        d for d in kernels.all_declarations() if d.name == "combine"
+    )
+    piece = kernels.piece(
+        declaration, declaration.examples[0], "cpu", [torch.float32], ROOFS,
+        {"samples": 5},
+    )  # fmt: skip
+    assert len([*piece.measure()]) == len(piece.keys)
+    assert asked == [True]
+
+
 @on_cpu
 def test_quick_run_makes_a_table_that_reads_back(tmp_path, monkeypatch):
     monkeypatch.setattr(table, "FOLDER", tmp_path)

@@ -14,7 +14,10 @@ def drawn(*shape, seed=0):
     return torch.randn(shape, generator=generator).to(DEVICE)
 
 
-@pytest.mark.parametrize("S, c", [(1, 1), (63, 20), (100, 99), (1000, 500)])
+# of 65 and all, the last of four words has no token
+@pytest.mark.parametrize(
+    "S, c", [(1, 1), (63, 20), (65, 65), (100, 99), (1000, 500)]
+)
 @pytest.mark.parametrize("select", [topc_select, topc_select_triton])
 def test_it_takes_what_topk_takes(select, S, c):
     scores = drawn(2, 3, S)
@@ -38,6 +41,18 @@ def test_ties_go_to_the_lowest_token(select):
                 ]
                 wanted = [i for i, m in enumerate(before) if m < c]
                 assert taken[b][e] == wanted
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float16, torch.bfloat16]
+)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_last_bit_of_a_score_counts(dtype, sign):
+    steps = torch.arange(40).roll(13)
+    scores = sign * (1 + steps * torch.finfo(dtype).eps).to(dtype)
+    best = (sign * steps).topk(20).indices.sort().values
+    taken = topc_select_triton(scores.to(DEVICE)[None, None], 20)
+    assert taken[0, 0].tolist() == best.tolist()
 
 
 def test_the_column_may_lie_across_the_memory():
