@@ -31,6 +31,15 @@ def popcount(x):
 
 
 @triton.jit
+def numbers(ptr, w, q, size, stride, N: tl.constexpr):
+    """Of ``size`` numbers those at 32 w + q and the next: fp32 [W, N], 0 past
+    the end."""
+    at = w[:, None] * 32 + q + tl.arange(0, N)[None, :]
+    x = tl.load(ptr + at.to(tl.int64) * stride, mask=at < size, other=0.0)
+    return x.to(tl.float32)
+
+
+@triton.jit
 def columns(x, W: tl.constexpr, N: tl.constexpr):
     """The columns [W] of x [W, N], N a power of two, from left to right."""
     parts = (tl.reshape(x, [W * N]),)

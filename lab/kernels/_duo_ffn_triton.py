@@ -18,7 +18,7 @@ from lab.kernels import runtime
 from lab.kernels._expert_mlp_triton import find_tile, gelu
 from lab.kernels._expert_tiles import EACH_TARGET, HOPPER
 from lab.kernels._three_parts import add_product, splits
-from lab.kernels.declaration import Compile, targets_by_tile
+from lab.kernels.declaration import KINDS, Compile, targets_by_tile
 from lab.kernels.dispatch import dispatch_triton
 from lab.kernels.runtime import cdiv, next_power_of_2
 
@@ -138,10 +138,10 @@ def duo_ffn_triton(
 
 def compiled(dtype: torch.dtype, D: int, activation: str) -> Iterator[Compile]:
     """What to compile ahead of time: what is launched for these."""
-    kind = {torch.float32: "*fp32", torch.bfloat16: "*bf16"}[dtype]
+    kind = KINDS[dtype]
     floats = ("tokens_ptr", "w_up_ptr", "w_down_ptr", "out_ptr")
     signature = {
-        name: kind if name in floats else "*i32"
+        name: f"*{kind}" if name in floats else "*i32"
         for name in duo_ffn_kernel.arg_names
         if name.endswith("_ptr")
     }
@@ -151,7 +151,7 @@ def compiled(dtype: torch.dtype, D: int, activation: str) -> Iterator[Compile]:
         warps = tile.pop("num_warps")
         rows = f"{tile['BLOCK_M']} rows" + (" split" if tile["SPLIT"] else "")
         yield Compile(
-            f"{kind[1:]} D{D} {activation} {rows}",
+            f"{kind} D{D} {activation} {rows}",
             duo_ffn_kernel,
             signature=signature | {"D": "i32:16", "F": "i32:16", "G": "i32"},
             constants={"ACTIVATION": activation, "BINS": BINS} | tile,

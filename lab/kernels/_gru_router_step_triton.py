@@ -11,13 +11,10 @@ from torch import Tensor
 from lab.kernels import runtime
 from lab.kernels._expert_tiles import EACH_TARGET, HOPPER
 from lab.kernels._three_parts import add_product, splits, three_parts
-from lab.kernels.declaration import Compile, targets_by_tile
+from lab.kernels.declaration import KINDS, Compile, targets_by_tile
 from lab.kernels.runtime import cdiv, next_power_of_2
 
 NAMES = "x state w_input w_state input_bias state_bias w_gate".split()
-KINDS = {
-    torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16",
-}  # fmt: skip
 
 
 @triton.jit

@@ -23,6 +23,7 @@ from torch import Tensor
 from lab.kernels import runtime
 from lab.kernels._multi_lora_tiles import (
     STAGES,
+    Blocks,
     blocks,
     stages_of_sum,
     turned,
@@ -260,6 +261,12 @@ def for_lanes(adapters: Tensor) -> Tensor:
     return adapters.mT.contiguous().mT if is_whole(adapters) else adapters
 
 
+def tile(x: Tensor, N: int, rank: int) -> tuple[Blocks, bool]:
+    """What is worked on at a time, and whether fp32 goes in parts."""
+    split = splits(x.dtype, runtime.target(x))
+    return blocks(N, rank, x.dtype, split), split
+
+
 def shrink(
     tokens: Tensor, experts: Tensor, weights: Tensor, down: Tensor,
     keep: bool,
@@ -269,8 +276,7 @@ def shrink(
     T, S = experts.shape
     N, r, n = down.shape
     down = for_lanes(down)
-    split = splits(tokens.dtype, runtime.target(tokens))
-    block = blocks(N, r, tokens.dtype, split)
+    block, split = tile(tokens, N, r)
     groups = runtime.cdiv(N, block.BLOCK_E)
     hidden = tokens.new_empty((T, S, r) if keep else 0, dtype=torch.float32)
     spread = tokens.new_empty(T, groups * block.BLOCK_E * block.BLOCK_R)
@@ -290,8 +296,7 @@ def expand(spread: Tensor, experts: Tensor, up: Tensor) -> Tensor:
     N, m, r = up.shape
     up = for_lanes(up)
     out = up.new_empty(T, m)
-    split = splits(up.dtype, runtime.target(up))
-    block = blocks(N, r, up.dtype, split)
+    block, split = tile(up, N, r)
     if out.numel():
         tiles = runtime.cdiv(T, block.BLOCK_T)
         # where there are few tokens, programs share their columns
@@ -311,8 +316,8 @@ def outer(spread: Tensor, experts: Tensor, rows: Tensor, out: Tensor) -> None:
     ``rows`` [T, n], of parts of the tokens first, then of the parts."""
     T, S = experts.shape
     N, r, n = out.shape
-    split = splits(out.dtype, runtime.target(out))
-    block = turned(blocks(N, r, out.dtype, split))
+    block, split = tile(out, N, r)
+    block = turned(block)
     tiles = runtime.cdiv(T, block.BLOCK_T)
     grid = runtime.cdiv(n, block.BLOCK_N), runtime.cdiv(N, block.BLOCK_E)
     programs = RESIDENT * runtime.multiprocessors(out)

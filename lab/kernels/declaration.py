@@ -15,6 +15,11 @@ import torch
 
 import lab.kernels
 
+# what Triton calls them
+KINDS = {
+    torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16",
+}  # fmt: skip
+
 
 class Cost(NamedTuple):
     """The least an operation must do, whoever implements it."""

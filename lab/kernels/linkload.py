@@ -40,6 +40,7 @@ from torch import Tensor
 
 from lab.kernels import runtime
 from lab.kernels.declaration import (
+    KINDS,
     Compile,
     Cost,
     Declaration,
@@ -324,8 +325,8 @@ def _example(name, B, G, L, S, **more):
     return Example(name, {"B": B, "G": G, "L": L, "S": S, **more}, **kind)
 
 
-def _compile(L: int, S: int, kind: str) -> Iterator[Compile]:
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[kind]
+def _compile(L: int, S: int, dtype: torch.dtype) -> Iterator[Compile]:
+    kind = KINDS[dtype]
     for tile, targets in targets_by_tile(partial(blocks, L, S, dtype)):
         yield Compile(
             f"L{L} S{S} {kind} {tile['PRECISION']}",
@@ -370,7 +371,7 @@ DECLARATION = Declaration(
     ),
     cost=_cost,
     compiles=(
-        *_compile(8, 8, "fp32"), *_compile(16, 16, "fp32"),
-        *_compile(8, 8, "bf16"),
+        *_compile(8, 8, torch.float32), *_compile(16, 16, torch.float32),
+        *_compile(8, 8, torch.bfloat16),
     ),
 )  # fmt: skip

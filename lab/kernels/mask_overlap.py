@@ -49,6 +49,7 @@ from lab.kernels._bit_matrix import (
     LOWEST,
     columns,
     largest,
+    numbers,
     popcount,
     transpose,
     words,
@@ -157,12 +158,7 @@ def mask_overlap_kernel(
     # the features w * 32 + q, for q from 0 to 31: each [BLOCK_W]
     rows = ()
     for q in tl.static_range(0, 32, CHUNK):
-        feature = w[:, None] * 32 + q + tl.arange(0, CHUNK)[None, :]
-        u = tl.load(
-            features_ptr + token * stride_t + feature.to(tl.int64) * stride_d,
-            mask=feature < D,
-            other=0.0,
-        ).to(tl.float32)
+        u = numbers(features_ptr + token * stride_t, w, q, D, stride_d, CHUNK)
         rows = rows + columns(u.to(tl.uint32, bitcast=True), BLOCK_W, CHUNK)
     # bit 31, the sign, is left out
     plane = transpose(rows)

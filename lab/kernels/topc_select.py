@@ -35,14 +35,22 @@ from lab.kernels._bit_matrix import (
     LOWEST,
     columns,
     largest,
+    numbers,
     popcount,
     transpose,
     words,
 )
-from lab.kernels.declaration import Compile, Cost, Declaration, Example
+from lab.kernels.declaration import (
+    KINDS,
+    Compile,
+    Cost,
+    Declaration,
+    Example,
+)
 from lab.kernels.gate_backward import finite
 from lab.kernels.operator import operator
 from lab.kernels.runtime import next_power_of_2
+from lab.kernels.topk_gate import ordered
 
 MOST_TOKENS = 8192  # of one column, 8 warps; twice as many would spill
 
@@ -105,11 +113,11 @@ def topc_select_kernel(
     # the tokens w * 32 + q, for q from 0 to 31: each [BLOCK_W]
     rows = ()
     for q in tl.static_range(0, 32, CHUNK):
-        s = w[:, None] * 32 + q + tl.arange(0, CHUNK)[None, :]
-        z = tl.load(
-            scores_ptr + s.to(tl.int64) * stride_s, mask=s < S, other=0.0
-        )
-        rows = rows + columns(in_order(z.to(tl.float32)), BLOCK_W, CHUNK)
+        z = finite(numbers(scores_ptr, w, q, S, stride_s, CHUNK))
+        z = tl.where(z == 0.0, 0.0, z)  # -0 and 0 tie, but differ in a bit
+        # without a sign the highest bit is the first to count
+        key = ordered(z).to(tl.uint32, bitcast=True) ^ 0x80000000
+        rows = rows + columns(key, BLOCK_W, CHUNK)
     here = tl.minimum(S - w * 32, 32)  # tokens of a word
     every = tl.full([BLOCK_W], 0xFFFFFFFF, tl.uint32)
     exist = tl.where(here > 0, every >> (32 - tl.maximum(here, 1)), 0)
@@ -122,16 +130,6 @@ def topc_select_kernel(
         at = indices_ptr + column * c + place
         tl.store(at, w * 32 + q, mask=is_taken > 0)
         place += is_taken.to(tl.int32)
-
-
-@triton.jit
-def in_order(z):
-    """Whole numbers without a sign that are in the order of the fp32 z."""
-    z = finite(z)
-    z = tl.where(z == 0.0, 0.0, z)  # -0 and 0 tie, but differ in a bit
-    bits = z.to(tl.uint32, bitcast=True)
-    # below 0 the bits run backwards
-    return bits ^ tl.where(bits >> 31 > 0, 0xFFFFFFFF, 0x80000000)
 
 
 def topc_select_triton(scores: Tensor, c: int) -> Tensor:
@@ -186,7 +184,7 @@ def _cost(scores, c) -> Cost:
 
 def _compile(S: int, dtype: torch.dtype = torch.float32) -> Compile:
     size = "i32:16" if S % 16 == 0 else "i32"
-    kind = {torch.float32: "fp32", torch.bfloat16: "bf16"}[dtype]
+    kind = KINDS[dtype]
     constants = blocks(S, dtype)
     return Compile(
         f"S{S} {kind}",
