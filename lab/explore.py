@@ -23,6 +23,7 @@ from lab.figures.motion import Picture, bring, ghosts_of, picture
 from lab.front_end import has_front_end
 from lab.parameters import choice, flag, span
 from lab.ticks import Ticks
+from lab.warm_up import WarmUp
 
 KNOBS = 6
 
@@ -74,6 +75,9 @@ class View:
         for control in controls.values():
             control.observe(self._moved, "value")
         self._box = self._dressed() if self._live else None
+        self._warm_up = None
+        if self._live and compiles() and get_ipython() is not None:
+            self._warm_up = WarmUp(draw, controls, self._lock)
 
     @property
     def values(self):
@@ -131,6 +135,8 @@ class View:
     def _moved(self, _change):
         if self._held:
             return
+        if self._warm_up:
+            self._warm_up.rest()
         with self._lock:
             try:
                 self._redraw()
@@ -236,6 +242,12 @@ def implementation():
     """What the kernels ran on; nothing for a chapter without kernels."""
     runtime = sys.modules.get("lab.kernels.runtime")
     return runtime.implementation() if runtime else ""
+
+
+def compiles():
+    """Whether a draw may have to wait until a kernel is compiled."""
+    runtime = sys.modules.get("lab.kernels.runtime")
+    return runtime is not None and runtime.device() == "cuda"
 
 
 def sentence(error):

@@ -1,0 +1,90 @@
+"""Draw ahead while nobody does anything, so that no knob has to wait.
+
+On a GPU a kernel is compiled when it first meets a new constant. Each number
+of experts a token is another program, and the first move to it took a second
+where the next takes a tenth. So once the notebook has been idle for a moment,
+a view draws what each of its knobs could ask for, one picture after the
+other, and throws the pictures away; what was compiled stays.
+
+The pictures are drawn between the cells, in the thread that runs the cells,
+and under the lock of the moves: neither meets a model that a picture ahead
+has changed.
+"""
+
+import asyncio
+from collections import deque
+from contextlib import suppress
+
+import ipywidgets as widgets
+from IPython import get_ipython
+
+IDLE = 1.0  # seconds without a cell or a move
+MOST = 16  # values of a knob; one that has more changes no kernel's constant
+
+
+class WarmUp:
+    """Draws ahead with `draw`, one of the knobs `controls` moved at a time.
+
+    To be made in a cell. `lock` is held during each draw.
+    """
+
+    def __init__(self, draw, controls, lock):
+        self._draw, self._lock = draw, lock
+        self._left = deque(ahead(controls))
+        self._timer = None
+        self._loop = asyncio.get_running_loop()
+        events = get_ipython().events
+        events.register("pre_run_cell", self._stop)
+        events.register("post_run_cell", self._rest)
+
+    def rest(self):
+        """Begin again when nothing has happened for a moment.
+
+        May be called from any thread, as a move may come from any.
+        """
+        self._loop.call_soon_threadsafe(self._rest)
+
+    def _rest(self, _cell=None):
+        self._after(IDLE)
+
+    def _after(self, seconds):
+        self._stop()
+        if self._left:
+            self._timer = self._loop.call_later(seconds, self._next)
+
+    def _stop(self, _cell=None):
+        if self._timer:
+            self._timer.cancel()
+
+    def _next(self):
+        values = self._left.popleft()
+        # what is wrong is said to whoever moves the knob there
+        with self._lock, suppress(Exception):
+            self._draw(**values)
+        # messages that have come meanwhile go first
+        self._after(0)
+
+
+def ahead(controls):
+    """The values by name, with one knob moved at a time, the first first."""
+    now = {name: control.value for name, control in controls.items()}
+    return [
+        now | {name: value}
+        for name, control in controls.items()
+        for value in stops(control)
+        if value != now[name]
+    ]
+
+
+def stops(control):
+    """All values that a knob can take; none if they are more than `MOST`."""
+    if isinstance(control, widgets.Checkbox):
+        return [False, True]
+    if hasattr(control, "_options_values"):
+        found = list(control._options_values)
+    elif isinstance(control, (widgets.IntSlider, widgets.FloatSlider)):
+        steps = int((control.max - control.min) / control.step + 0.5)
+        found = [control.min + i * control.step for i in range(steps + 1)]
+    else:
+        found = []
+    return found if len(found) <= MOST else []

@@ -1,0 +1,185 @@
+"""A view on a GPU draws ahead in idle moments, and never in others."""
+
+import asyncio
+import threading
+from types import SimpleNamespace
+
+import ipywidgets as widgets
+import pytest
+from IPython.core.events import EventManager, available_events
+
+from lab import explore as explore_module
+from lab import figures, warm_up
+from lab.explore import explore
+from lab.ticks import Ticks
+from lab.warm_up import IDLE, MOST, WarmUp, ahead, stops
+
+
+class Loop:
+    """An event loop whose time passes when a test says so."""
+
+    def __init__(self):
+        self.timers = []
+
+    def call_later(self, seconds, call):
+        timer = SimpleNamespace(seconds=seconds, call=call)
+
+        def cancel():
+            # asyncio, too, lets one that has fired be cancelled
+            if timer in self.timers:
+                self.timers.remove(timer)
+
+        timer.cancel = cancel
+        self.timers.append(timer)
+        return timer
+
+    def call_soon_threadsafe(self, call):
+        call()
+
+    def fire(self):
+        (timer,) = self.timers
+        timer.cancel()
+        timer.call()
+        return timer.seconds
+
+
+@pytest.fixture
+def shell(monkeypatch):
+    shell = SimpleNamespace(loop=Loop(), drawn=[])
+    shell.events = EventManager(shell, available_events)
+    monkeypatch.setattr(warm_up, "get_ipython", lambda: shell)
+    monkeypatch.setattr(asyncio, "get_running_loop", lambda: shell.loop)
+    return shell
+
+
+def warm(shell, draw=None):
+    controls = {
+        "k": widgets.IntSlider(value=2, min=1, max=4),
+        "loss": widgets.Dropdown(options=["null", "ordinary"]),
+    }
+    lock = threading.RLock()
+
+    def note(**values):
+        assert lock._is_owned()
+        shell.drawn.append(tuple(values.values()))
+        if draw:
+            draw(**values)
+
+    return WarmUp(note, controls, lock)
+
+
+ALL = [(1, "null"), (3, "null"), (4, "null"), (2, "ordinary")]
+
+
+def test_what_each_knob_could_ask_for_is_drawn_once_the_cell_is_done(shell):
+    warm(shell)
+    assert shell.loop.timers == []
+    shell.events.trigger("post_run_cell", None)
+    assert shell.loop.fire() == IDLE
+    while shell.loop.timers:
+        assert shell.loop.fire() == 0
+    assert shell.drawn == ALL
+    shell.events.trigger("post_run_cell", None)
+    assert shell.loop.timers == []
+
+
+def test_nothing_is_drawn_while_cells_run(shell):
+    warm(shell)
+    shell.events.trigger("post_run_cell", None)
+    shell.events.trigger("pre_run_cell", None)
+    assert shell.loop.timers == []
+    shell.events.trigger("post_run_cell", None)
+    assert shell.loop.fire() == IDLE
+    assert shell.drawn == ALL[:1]
+
+
+def test_a_move_makes_it_wait_again(shell):
+    warming = warm(shell)
+    shell.events.trigger("post_run_cell", None)
+    shell.loop.fire()
+    warming.rest()
+    assert shell.loop.fire() == IDLE
+    assert shell.drawn == ALL[:2]
+
+
+def test_a_picture_that_fails_keeps_none_of_the_others(shell):
+    def draw(k, loss):
+        if k == 3:
+            raise ValueError("three is broken")
+
+    warm(shell, draw)
+    shell.events.trigger("post_run_cell", None)
+    while shell.loop.timers:
+        shell.loop.fire()
+    assert shell.drawn == ALL
+
+
+def test_one_knob_is_moved_at_a_time_and_the_first_one_first():
+    controls = {
+        "share": widgets.FloatSlider(value=0.5, min=0.25, max=0.75, step=0.25),
+        "broken": widgets.Checkbox(True),
+    }
+    assert ahead(controls) == [
+        {"share": 0.25, "broken": True},
+        {"share": 0.75, "broken": True},
+        {"share": 0.5, "broken": False},
+    ]
+
+
+@pytest.mark.parametrize(
+    "control, values",
+    [
+        (widgets.IntSlider(min=1, max=MOST), list(range(1, MOST + 1))),
+        (widgets.IntSlider(min=0, max=MOST), []),
+        (widgets.IntSlider(min=25, max=100, step=25), [25, 50, 75, 100]),
+        (widgets.FloatSlider(min=0.0, max=0.3, step=0.1), [0, 0.1, 0.2, 0.3]),
+        (widgets.FloatLogSlider(min=-1, max=1), []),
+        (widgets.SelectionSlider(options=[1, 8]), [1, 8]),
+        (widgets.Dropdown(options={"one": 1, "two": 2}), [1, 2]),
+        (widgets.Dropdown(options=range(MOST + 1)), []),
+        (widgets.Checkbox(), [False, True]),
+        (Ticks(["top-k", "THOR"], "THOR"), []),
+    ],
+)
+def test_a_knob_of_few_values_has_these_stops(control, values):
+    assert stops(control) == pytest.approx(values)
+
+
+@pytest.mark.parametrize(
+    "live, gpu, warms", [(1, 1, True), (1, 0, False), (0, 1, False)]
+)
+def test_only_a_live_view_on_a_gpu_warms_up(
+    shell, monkeypatch, live, gpu, warms
+):
+    monkeypatch.setattr(explore_module, "has_front_end", lambda: bool(live))
+    monkeypatch.setattr(explore_module, "compiles", lambda: bool(gpu))
+    monkeypatch.setattr(explore_module, "get_ipython", lambda: shell)
+    monkeypatch.setattr(explore_module, "display", lambda view: None)
+
+    def draw(k):
+        shell.drawn.append(k)
+        return figures.histogram([0] * k)
+
+    view = explore(
+        draw, chapter="02", k=widgets.IntSlider(value=2, min=1, max=4)
+    )
+    shell.events.trigger("post_run_cell", None)
+    assert bool(shell.loop.timers) == warms
+    if warms:
+        shell.loop.fire()
+        assert shell.drawn == [2, 1]
+        # and the first move makes it wait
+        assert shell.loop.timers[0].seconds == 0
+        view._controls["k"].value = 4
+        assert shell.loop.timers[0].seconds == IDLE
+
+
+def test_kernels_are_compiled_where_there_is_a_gpu(monkeypatch):
+    from lab.kernels import runtime
+
+    monkeypatch.setattr(runtime, "device", lambda: "cuda")
+    assert explore_module.compiles()
+    monkeypatch.setattr(runtime, "device", lambda: "cpu")
+    assert not explore_module.compiles()
+    monkeypatch.delitem(explore_module.sys.modules, "lab.kernels.runtime")
+    assert not explore_module.compiles()
