@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from lab import readme
+from lab import catalogue, readme
 from lab.data import ROOT
 
 
@@ -21,6 +21,15 @@ def test_every_picture_is_the_one_its_notebook_stores():
         stored = readme.picture(ROOT / notebook, cell)
         kept = (readme.PICTURES / name).read_bytes()
         assert kept == stored, f"{name}: run `lab readme`"
+
+
+def test_the_number_of_chapters_that_are_ready_is_said():
+    chapters = [one for one in catalogue.PAGES if one.number.isdigit()]
+    ready = {one.part for one in chapters if one.ready}
+    count = sum(one.ready for one in chapters)
+    assert f"{len(chapters)} papers on routing" in text()
+    assert f"; {count} are ready, at least one in each of six" in text()
+    assert len(ready) == len({one.part for one in chapters}) == 6
 
 
 def test_every_local_link_leads_somewhere():
