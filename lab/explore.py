@@ -23,7 +23,7 @@ from lab.figures.motion import Picture, bring, ghosts_of, picture
 from lab.front_end import has_front_end
 from lab.parameters import choice, flag, span
 from lab.ticks import Ticks
-from lab.warm_up import WarmUp
+from lab.warm_up import WarmUp, in_a_cell
 
 KNOBS = 6
 
@@ -76,7 +76,7 @@ class View:
             control.observe(self._moved, "value")
         self._box = self._dressed() if self._live else None
         self._warm_up = None
-        if self._live and compiles() and get_ipython() is not None:
+        if self._live and compiles() and in_a_cell():
             self._warm_up = WarmUp(draw, controls, self._lock)
 
     @property

@@ -25,7 +25,7 @@ MOST = 16  # values of a knob; one that has more changes no kernel's constant
 class WarmUp:
     """Draws ahead with `draw`, one of the knobs `controls` moved at a time.
 
-    To be made in a cell. `lock` is held during each draw.
+    To be made `in_a_cell`. `lock` is held during each draw.
     """
 
     def __init__(self, draw, controls, lock):
@@ -63,6 +63,15 @@ class WarmUp:
             self._draw(**values)
         # messages that have come meanwhile go first
         self._after(0)
+
+
+def in_a_cell():
+    """Whether idle moments can be noticed: in a cell, beside an event loop."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return get_ipython() is not None
 
 
 def ahead(controls):

@@ -174,6 +174,17 @@ def test_only_a_live_view_on_a_gpu_warms_up(
         assert shell.loop.timers[0].seconds == IDLE
 
 
+def test_idle_moments_are_noticed_in_a_cell_beside_an_event_loop(monkeypatch):
+    async def cell():
+        return warm_up.in_a_cell()
+
+    monkeypatch.setattr(warm_up, "get_ipython", lambda: object())
+    assert asyncio.run(cell())
+    assert not warm_up.in_a_cell()
+    monkeypatch.setattr(warm_up, "get_ipython", lambda: None)
+    assert not asyncio.run(cell())
+
+
 def test_kernels_are_compiled_where_there_is_a_gpu(monkeypatch):
     from lab.kernels import runtime
 
