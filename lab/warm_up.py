@@ -18,7 +18,7 @@ from contextlib import suppress
 import ipywidgets as widgets
 from IPython import get_ipython
 
-IDLE = 1.0  # seconds without a cell or a move
+IDLE = 2.0  # seconds without a cell or a move
 MOST = 16  # values of a knob; one that has more changes no kernel's constant
 
 
@@ -75,14 +75,23 @@ def in_a_cell():
 
 
 def ahead(controls):
-    """The values by name, with one knob moved at a time, the first first."""
+    """The values by name, with one knob moved at a time.
+
+    The first knob comes first, and of each knob the nearest values.
+    """
     now = {name: control.value for name, control in controls.items()}
     return [
         now | {name: value}
         for name, control in controls.items()
-        for value in stops(control)
-        if value != now[name]
+        for value in others(stops(control), now[name])
     ]
+
+
+def others(values, now):
+    """All but the one that a knob stands on, its neighbours first."""
+    at = values.index(now) if now in values else 0
+    nearest = sorted(range(len(values)), key=lambda i: abs(i - at))
+    return [values[i] for i in nearest if values[i] != now]
 
 
 def stops(control):

@@ -12,7 +12,7 @@ from lab import explore as explore_module
 from lab import figures, warm_up
 from lab.explore import explore
 from lab.ticks import Ticks
-from lab.warm_up import IDLE, MOST, WarmUp, ahead, stops
+from lab.warm_up import IDLE, MOST, WarmUp, ahead, others, stops
 
 
 class Loop:
@@ -116,14 +116,22 @@ def test_a_picture_that_fails_keeps_none_of_the_others(shell):
 
 def test_one_knob_is_moved_at_a_time_and_the_first_one_first():
     controls = {
-        "share": widgets.FloatSlider(value=0.5, min=0.25, max=0.75, step=0.25),
+        "share": widgets.FloatSlider(value=0.5, min=0.25, max=1.0, step=0.25),
         "broken": widgets.Checkbox(True),
     }
     assert ahead(controls) == [
         {"share": 0.25, "broken": True},
         {"share": 0.75, "broken": True},
+        {"share": 1.0, "broken": True},
         {"share": 0.5, "broken": False},
     ]
+
+
+def test_the_neighbours_of_a_value_come_first():
+    assert others([1, 2, 3, 4, 5], 4) == [3, 5, 2, 1]
+    assert others(["null", "ordinary"], "ordinary") == ["null"]
+    # a slider may stand between the stops
+    assert others([1, 3, 5], 2) == [1, 3, 5]
 
 
 @pytest.mark.parametrize(
