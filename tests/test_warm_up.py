@@ -20,6 +20,7 @@ class Loop:
 
     def __init__(self):
         self.timers = []
+        self.asked = 0
 
     def call_later(self, seconds, call):
         timer = SimpleNamespace(seconds=seconds, call=call)
@@ -34,6 +35,7 @@ class Loop:
         return timer
 
     def call_soon_threadsafe(self, call):
+        self.asked += 1
         call()
 
     def fire(self):
@@ -97,7 +99,9 @@ def test_a_move_makes_it_wait_again(shell):
     warming = warm(shell)
     shell.events.trigger("post_run_cell", None)
     shell.loop.fire()
+    # a timer is set in the loop's own thread only; a move may come from any
     warming.rest()
+    assert shell.loop.asked == 1
     assert shell.loop.fire() == IDLE
     assert shell.drawn == ALL[:2]
 
@@ -154,18 +158,20 @@ def test_a_knob_of_few_values_has_these_stops(control, values):
 
 
 @pytest.mark.parametrize(
-    "live, gpu, warms", [(1, 1, True), (1, 0, False), (0, 1, False)]
+    "live, gpu, cell, warms",
+    [(1, 1, 1, True), (1, 0, 1, False), (0, 1, 1, False), (1, 1, 0, False)],
 )
 def test_only_a_live_view_on_a_gpu_warms_up(
-    shell, monkeypatch, live, gpu, warms
+    shell, monkeypatch, live, gpu, cell, warms
 ):
     monkeypatch.setattr(explore_module, "has_front_end", lambda: bool(live))
     monkeypatch.setattr(explore_module, "compiles", lambda: bool(gpu))
+    monkeypatch.setattr(explore_module, "in_a_cell", lambda: bool(cell))
     monkeypatch.setattr(explore_module, "get_ipython", lambda: shell)
     monkeypatch.setattr(explore_module, "display", lambda view: None)
 
     def draw(k):
-        shell.drawn.append(k)
+        shell.drawn.append((k, shell.drawn and view._lock._is_owned()))
         return figures.histogram([0] * k)
 
     view = explore(
@@ -175,7 +181,7 @@ def test_only_a_live_view_on_a_gpu_warms_up(
     assert bool(shell.loop.timers) == warms
     if warms:
         shell.loop.fire()
-        assert shell.drawn == [2, 1]
+        assert shell.drawn[1:] == [(1, True)]
         # and the first move makes it wait
         assert shell.loop.timers[0].seconds == 0
         view._controls["k"].value = 4
