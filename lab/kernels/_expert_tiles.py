@@ -54,9 +54,10 @@ def choose_tiles(dtype: torch.dtype, mean: float, target: str) -> Tiles:
     differ the smaller one; stages fit the least shared memory of a family.
     """
     if splits(dtype, target):
-        # parts and their sums fill the registers
+        # parts and their sums fill the registers, on an A100, where they are
+        # the operands of the matrix units as well, with a step of 16
         if mean > 24:
-            return Tiles(64, 128, 32, 4 if target in HOPPER else 8, 3)
+            return Tiles(64, 128, 32 if target in HOPPER else 16, 4, 3)
         return Tiles(16, 128, 32, 4, 3)
     if dtype == torch.float32:
         # no matrix units in full precision: registers set the limit
@@ -97,8 +98,8 @@ def choose_weight_tiles(dtype: torch.dtype, mean: float, target: str) -> Tiles:
     which many run at once. Measured on an H200 (data/bench).
     """
     if splits(dtype, target):
-        if mean > 48:
-            return Tiles(128, 128, 32, 8, 3 if target in HOPPER else 2)
+        if mean > 48 and target in HOPPER:
+            return Tiles(128, 128, 32, 8, 3)
         return Tiles(64, 128, 16, 4, 2)
     large = 768 if target in HOPPER else 192
     if dtype == torch.float32 or mean > large:
