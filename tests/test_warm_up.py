@@ -2,9 +2,13 @@
 
 import asyncio
 import threading
+import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import ipywidgets as widgets
+import nbclient
+import nbformat
 import pytest
 from IPython.core.events import EventManager, available_events
 
@@ -13,6 +17,8 @@ from lab import figures, warm_up
 from lab.explore import explore
 from lab.ticks import Ticks
 from lab.warm_up import IDLE, MOST, WarmUp, ahead, others, stops
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 class Loop:
@@ -208,3 +214,43 @@ def test_kernels_are_compiled_where_there_is_a_gpu(monkeypatch):
     assert not explore_module.compiles()
     monkeypatch.delitem(explore_module.sys.modules, "lab.kernels.runtime")
     assert not explore_module.compiles()
+
+
+CELLS = [
+    """\
+import asyncio
+from ipywidgets import IntSlider
+from lab import explore, figures, warm_up
+
+explore.compiles = lambda: True
+warm_up.IDLE = 0.2
+drawn = []
+
+def draw(k):
+    drawn.append(k)
+    return figures.histogram([0] * k)
+
+view = explore.explore(
+    draw, chapter="02", k=IntSlider(value=2, min=1, max=5)
+)""",
+    "before = len(drawn)\nawait asyncio.sleep(1)\nprint(len(drawn) - before)",
+    "print(drawn)",
+]
+
+
+def test_a_real_kernel_draws_ahead_between_the_cells_only(monkeypatch):
+    monkeypatch.setenv("JPY_SESSION_NAME", "chapter.ipynb")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    cells = [nbformat.v4.new_code_cell(source) for source in CELLS]
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    client = nbclient.NotebookClient(notebook, timeout=60)
+    with client.setup_kernel():
+        client.execute_cell(cells[0], 0)
+        client.execute_cell(cells[1], 1)
+        assert cells[1].outputs[0].text == "0\n"
+        for _ in range(60):
+            time.sleep(0.5)
+            client.execute_cell(cells[2], 2)
+            if cells[2].outputs[0].text == "[2, 1, 3, 4, 5]\n":
+                return
+    pytest.fail(f"after half a minute only {cells[2].outputs[0].text}")
