@@ -56,6 +56,7 @@ UNRECORDED = "Triton {} has no rows in the ledger: nothing to compare"
 ONE_MORE_BLOCK = "at most 5 loads and 6 stores, for one more block at a time"
 # on an A100 the parts of fp32 are operands in registers, and Triton 3.8 turns
 # them around in shared memory first; other tiles would take more instructions
+# or leave more of their rows empty
 PARTS_TURNED = "fp32 in parts, more of them under way than in other versions"
 # (kernel, configuration, target, triton): why it may spill to the stack
 MAY_SPILL: dict[tuple[str, str, str, str], str] = dict.fromkeys(

@@ -1,7 +1,6 @@
 """A view moves from code as from a slider, with and without a front end."""
 
 import threading
-from pathlib import Path
 
 import ipywidgets as widgets
 import nbclient
@@ -12,10 +11,9 @@ import pytest
 
 from lab import explore as module
 from lab import figures
+from lab.data import ROOT
 from lab.explore import explore
 from lab.figures.motion import bring, picture
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def draw(top_k, share=0.5):

@@ -3,7 +3,6 @@
 import asyncio
 import threading
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import ipywidgets as widgets
@@ -14,11 +13,10 @@ from IPython.core.events import EventManager, available_events
 
 from lab import explore as explore_module
 from lab import figures, warm_up
+from lab.data import ROOT
 from lab.explore import explore
 from lab.ticks import Ticks
 from lab.warm_up import IDLE, MOST, WarmUp, ahead, others, stops
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 class Loop:

@@ -54,8 +54,8 @@ def choose_tiles(dtype: torch.dtype, mean: float, target: str) -> Tiles:
     differ the smaller one; stages fit the least shared memory of a family.
     """
     if splits(dtype, target):
-        # parts and their sums fill the registers, on an A100, where they are
-        # the operands of the matrix units as well, with a step of 16
+        # parts and their sums fill the registers; on an A100 the operands of
+        # the matrix units are there as well, so its steps are of 16
         if mean > 24:
             return Tiles(64, 128, 32 if target in HOPPER else 16, 4, 3)
         return Tiles(16, 128, 32, 4, 3)

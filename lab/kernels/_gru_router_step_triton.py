@@ -122,8 +122,8 @@ def blocks(P: int, E: int, kind: str, state: str, target: str) -> dict:
     exact = split or kind == "bf16" or kind == state == "fp16"
     if exact and P % 16 == 0 and block_e <= 128:
         # a B200 does the last product, in fp32, without matrix units
-        crowded = kind == "fp16" and not split and target in HOPPER
-        block_t = 32 if crowded and block_e > 64 else 64
+        whole = kind == "fp16" and not split and target in HOPPER
+        block_t = 32 if whole and block_e > 64 else 64
     else:
         block_t = 32 if block_e <= 64 and (exact or kind == "fp32") else 16
     block_p = block_k = 16
