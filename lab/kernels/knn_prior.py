@@ -72,15 +72,21 @@ def knn_prior_reference(points: Tensor, k: int) -> Tensor:
 
 
 @triton.jit
-def nearer_first(square, j, other, other_j):
-    """Two cities and their squared distances; of equals the first is first."""
+def insert(square, j, carried, carried_j, new):
+    """One place of a sorted list as a city at distance ``new`` comes in.
+
+    Everyone behind it moves up by one: ``carried`` comes from the place
+    before, and who stood here is carried on. The new city, which has the
+    highest index so far, stands behind its equals.
+    """
+    # against the new city, not the carried one, which may equal its follower;
     # by the sign: a comparison is made three times, for minimum, maximum, j
-    swap = other - square < 0
+    move = new - square < 0
     return (
-        tl.where(swap, other, square),
-        tl.where(swap, other_j, j),
-        tl.where(swap, square, other),
-        tl.where(swap, j, other_j),
+        tl.where(move, carried, square),
+        tl.where(move, carried_j, j),
+        tl.where(move, square, carried),
+        tl.where(move, j, carried_j),
     )
 
 
@@ -121,11 +127,11 @@ def knn_prior_kernel(
                 square = dx.to(tl.int64) * dx + dy.to(tl.int64) * dy
                 found = square < tl.where(j > last_j, last, last + 1)
                 out = found | (j == i) | (j >= n)
-                square = square | (out.to(tl.int64) * FAR)
-                s0, j0, square, j = nearer_first(s0, j0, square, j)
-                s1, j1, square, j = nearer_first(s1, j1, square, j)
-                s2, j2, square, j = nearer_first(s2, j2, square, j)
-                s3, j3, square, j = nearer_first(s3, j3, square, j)
+                new = square | (out.to(tl.int64) * FAR)
+                s0, j0, square, j = insert(s0, j0, new, j, new)
+                s1, j1, square, j = insert(s1, j1, square, j, new)
+                s2, j2, square, j = insert(s2, j2, square, j, new)
+                s3, j3, square, j = insert(s3, j3, square, j, new)
         # the nearest head, by 31 bits at a time: one instruction each
         high = (s0 >> 31).to(tl.int32)
         low = (s0 & 0x7FFFFFFF).to(tl.int32)
@@ -202,6 +208,11 @@ DECLARATION = Declaration(
         Example(
             "a coarse grid full of ties",
             {"B": 1, "n": 65, "k": 10, "side": 6},
+            degenerate=True,
+        ),
+        Example(
+            "ties within a list",
+            {"B": 1, "n": 160, "k": 10, "side": 12},
             degenerate=True,
         ),
         Example("two cities", {"B": 3, "n": 2, "k": 1}, degenerate=True),

@@ -1,0 +1,239 @@
+"""Every kernel at sizes and strides that nobody chose, from its declaration.
+
+Hypothesis draws them, the same ones at each run (derandomized). An example
+is what its author thought of; a list that only overflows at some sizes, or
+ties that only some rows have, are not.
+"""
+
+import pytest
+import torch
+from guarded import Guarded
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from test_declarations import (
+    DEVICE,
+    assert_agree,
+    by_name,
+    cast,
+    contiguous,
+    strided,
+    transposed,
+)
+from torch import Tensor
+
+from lab.kernels.declaration import all_declarations
+from lab.kernels.expert_mlp import ACTIVATIONS
+
+CASES = 20  # of each kernel; on a GPU each is compiled anew
+# Triton's interpreter cuts bf16 off instead of rounding: one unit in the last
+# place may be a 128th of the largest entry, while the declarations' tolerance
+# is for their own examples
+ONE_UNIT = {torch.bfloat16: 2**-7}
+
+flags = st.booleans()
+shares = st.sampled_from([0.0, 0.3, 0.9, 1.0])
+widths = st.integers(1, 70)
+# mostly of one block, some of several
+columns = st.one_of(st.integers(1, 140), st.integers(1, 1200))
+
+
+def upto(most: int, least: int = 0) -> st.SearchStrategy:
+    return st.integers(least, most)
+
+
+def options(**strategies) -> st.SearchStrategy:
+    return st.fixed_dictionaries(strategies)
+
+
+def with_part(whole: str, part: str, sizes: st.SearchStrategy, **others):
+    """Options in which one size, from 1 up, is at most another one."""
+    return sizes.flatmap(
+        lambda n: options(**{whole: st.just(n), part: upto(n, 1)}, **others)
+    )
+
+
+def slots(tokens: int, experts: int, most: int, **others):
+    """Tokens with at most ``most`` slots; all may go to one expert."""
+
+    def of(E):
+        only = st.one_of(st.none(), upto(E - 1))
+        return options(
+            T=upto(tokens), E=st.just(E), S=upto(min(E, most), 1),
+            empty=shares, only=only, **others,
+        )  # fmt: skip
+
+    return upto(experts, 1).flatmap(of)
+
+
+def wanted(gradients: int):
+    """Which of the gradients, at least one."""
+    choice = st.tuples(*[flags] * gradients)
+    return choice.filter(any)
+
+
+def experts(**others):
+    return slots(
+        120, 9, 5,
+        H=widths, F=widths, activation=st.sampled_from(sorted(ACTIVATIONS)),
+        **others,
+    )  # fmt: skip
+
+
+def adapters(**others):
+    return upto(20, 1).flatmap(
+        lambda N: options(
+            T=upto(150), N=st.just(N), S=upto(min(N, 4), 1),
+            n=widths, m=widths, r=upto(40, 1), empty=shares, by_task=flags,
+            **others,
+        )
+    )  # fmt: skip
+
+
+def neighbours():
+    # on a small side many cities are equally far
+    sides = st.sampled_from([1, 6, 12, 25, 50, 1000, 2**30])
+    cities = st.one_of(upto(40, 2), upto(160, 100))
+    return cities.flatmap(
+        lambda n: options(
+            B=upto(2), n=st.just(n), k=upto(n - 1, 1), side=sides
+        )
+    )
+
+
+def moves():
+    return upto(60, 5).flatmap(
+        lambda n: options(
+            B=upto(3), n=st.just(n), C=upto(min(n - 1, 9), 1),
+            S=upto(40, 1), D=upto(15, 1), holes=st.sampled_from([0, 30, 90]),
+        )
+    )  # fmt: skip
+
+
+def placements():
+    return upto(8, 1).flatmap(
+        lambda gpus: options(
+            K=upto(100), L=upto(6, 1), E=upto(40, gpus), gpus=st.just(gpus),
+            empty=st.sampled_from([False, False, True]),
+        )
+    )  # fmt: skip
+
+
+def null_gates():
+    return widths.flatmap(
+        lambda E: options(
+            T=upto(150), E=st.just(E), k=upto(E, 1), null_experts=upto(E - 1),
+            renormalize=flags, ties=flags,
+        )
+    )  # fmt: skip
+
+
+SIZES = {
+    # each function has an instance, and one instance has none
+    "ap_counts": options(
+        C=upto(150, 14), n=upto(80), F=upto(12, 1), several=flags,
+        relu=st.sampled_from([0.0, 1.0, 99.0]),
+    ),
+    "combine": with_part(
+        "E", "S", upto(20, 1), T=upto(150), H=columns, empty=shares
+    ),
+    "combine_backward": options(
+        T=upto(150), S=upto(18, 1), H=columns, rest=upto(9), empty=shares,
+        wanted=wanted(2),
+    ),
+    "dispatch": st.one_of(
+        slots(150, 20, 20), slots(1500, 40, 6), slots(300, 400, 8)
+    ),
+    "duo_ffn": options(
+        T=upto(300), D=upto(110, 1), F=upto(80, 1), small=upto(20, 1),
+        share=shares, activation=st.sampled_from(["gelu", "relu"]),
+    ),
+    "expert_mlp": experts(),
+    "expert_mlp_backward": experts(wanted=wanted(3)),
+    "frontier": options(
+        N=upto(150, 1), M=upto(64, 1), L=upto(40), by_prompt=flags, ties=flags
+    ),
+    "gate_backward": with_part(
+        "E", "S", widths, T=upto(150), renormalize=flags
+    ),
+    "gru_router_step": options(
+        T=upto(140), P=upto(130, 1), E=upto(140, 1),
+        scale=st.sampled_from([1.0, 40.0]),
+    ),
+    "knn_prior": neighbours(),
+    "kopt_simulate": moves(),
+    "linkload": options(
+        B=upto(5), G=upto(450), L=upto(40, 1), S=upto(40, 1), empty=shares
+    ),
+    "mask_overlap": with_part(
+        "D", "d", columns, T=upto(9), N=upto(11, 1), relu=flags
+    ),
+    "min_by_budget": options(
+        L=upto(8), T=upto(150), ties=flags, scattered=flags,
+        ban=st.sampled_from([0.0, 0.3, 1.0]),
+    ),
+    "multi_lora": adapters(),
+    "multi_lora_backward": adapters(wanted=wanted(4)),
+    "placement_cost": placements(),
+    "sym_kl": options(
+        T=upto(40), V=columns, spread=st.sampled_from([1.0, 8.0]),
+        masked=flags, equal=flags,
+    ),
+    "sym_kl_backward": options(
+        T=upto(40), V=columns, spread=st.sampled_from([1.0, 8.0])
+    ),
+    "topc_select": with_part(
+        "S", "c", columns, B=upto(3), n=upto(6, 1), ties=flags
+    ),
+    "topk_gate": null_gates(),
+    "topp_gate": options(
+        T=upto(150), E=widths, renormalize=flags, ties=flags,
+        p=st.sampled_from([0.001, 0.25, 0.4, 0.9, 1.0]),
+    ),
+    "transition_counts": options(
+        N=upto(400), L=upto(40, 2), E=upto(20, 1), lost=shares
+    ),
+}  # fmt: skip
+
+
+def test_every_kernel_has_sizes():
+    assert sorted(SIZES) == [d.name for d in all_declarations()]
+
+
+@pytest.mark.parametrize(
+    "declaration", all_declarations(), ids=lambda declaration: declaration.name
+)
+@settings(
+    derandomize=True,
+    deadline=None,
+    database=None,
+    max_examples=CASES,
+    # a failure's sizes are small already; to shrink them takes minutes
+    phases=[Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+@given(st.data())
+def test_kernel_equals_the_reference_at_any_size(declaration, data):
+    chosen = data.draw(SIZES[declaration.name], label="options")
+    dtype = data.draw(st.sampled_from(list(declaration.tolerance)), "dtype")
+    layout = data.draw(
+        st.sampled_from([contiguous, transposed, strided]), "layout"
+    )
+    seed = data.draw(upto(2**31 - 1), "seed")
+    inputs = declaration.inputs(seed, DEVICE, dtype, **chosen)
+    memory = Guarded()
+    guarded = memory.inputs(
+        {
+            name: layout(value) if isinstance(value, Tensor) else value
+            for name, value in inputs.items()
+        }
+    )
+    with memory:
+        found = declaration.triton(**guarded)
+    memory.check()
+    wide = cast(inputs, torch.float64)
+    assert_agree(
+        declaration,
+        by_name(declaration, found, inputs),
+        by_name(declaration, declaration.reference(**wide), wide),
+        max(declaration.tolerance[dtype], ONE_UNIT.get(dtype, 0.0)),
+    )
