@@ -40,8 +40,19 @@ def _cut(x, offsets):
 def _suits(*operands):
     """Whether the grouped product takes these."""
     return hasattr(F, "grouped_mm") and all(
-        a.device.type == "cpu"
-        and a.dtype in GROUPED
-        and all(s == 1 or s * a.element_size() % 16 == 0 for s in a.stride())
+        a.device.type == "cpu" and a.dtype in GROUPED and _in_whole_rows(a)
         for a in operands
+    )
+
+
+def _in_whole_rows(a):
+    """Whether rows or columns lie by whole 16 bytes, side by side."""
+    *outer, near, far = a.stride()
+    width = a.shape[-2]
+    if far == 1:
+        near, far, width = far, near, a.shape[-1]
+    return (
+        near == 1
+        and far >= width
+        and all(s and s * a.element_size() % 16 == 0 for s in (*outer, far))
     )

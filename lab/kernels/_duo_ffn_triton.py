@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lab.kernels import runtime
-from lab.kernels._expert_mlp_triton import find_tile, gelu
+from lab.kernels._expert_mlp_triton import find_tile, gelu, relu
 from lab.kernels._expert_tiles import EACH_TARGET, HOPPER
 from lab.kernels._three_parts import add_product, splits
 from lab.kernels.declaration import KINDS, Compile, targets_by_tile
@@ -74,7 +74,7 @@ def duo_ffn_kernel(
         )
         zero = tl.zeros([BLOCK_M, BLOCK_F], tl.float32)
         z = add_product(x, w, zero, SPLIT)
-        h = tl.maximum(z, 0.0) if ACTIVATION == "relu" else gelu(z)
+        h = relu(z) if ACTIVATION == "relu" else gelu(z)
         h = h.to(out_ptr.dtype.element_ty)
         y = add_product(h, v, y, SPLIT)
     tl.store(out_ptr + at, y.to(out_ptr.dtype.element_ty), mask=inside)

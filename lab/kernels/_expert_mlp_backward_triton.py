@@ -19,6 +19,7 @@ from lab.kernels._expert_mlp_triton import (
     find_tile,
     halves,
     in_groups,
+    relu,
 )
 from lab.kernels._expert_tiles import (
     Tiles,
@@ -124,7 +125,7 @@ def store_hidden_gradient(
     dtype = active_at.dtype.element_ty
     z = tl.load(hidden_at + n, mask=inside, other=0.0).to(tl.float32)
     if ACTIVATION == "relu":
-        h = tl.maximum(z, 0.0)
+        h = relu(z)
         dz = tl.where(z > 0.0, dh, 0.0)
     elif ACTIVATION == "gelu":
         below = 0.5 * (1.0 + tl.erf(z * 0.7071067811865476))

@@ -70,6 +70,12 @@ def in_groups(rank, high, wide):
 
 
 @triton.jit
+def relu(z):
+    # not the maximum, which on a GPU makes a 0 of NaN
+    return tl.where(z < 0.0, 0.0, z)
+
+
+@triton.jit
 def gelu(z):
     return z * 0.5 * (1.0 + tl.erf(z * 0.7071067811865476))
 
@@ -165,7 +171,7 @@ def store_active(
         if ACTIVATION == "swiglu":
             tl.store(hidden_at + F + n, u.to(dtype), mask=inside)
     if ACTIVATION == "relu":
-        h = tl.maximum(z, 0.0)
+        h = relu(z)
     elif ACTIVATION == "gelu":
         h = gelu(z)
     else:

@@ -34,6 +34,7 @@ from torch import Tensor
 
 from lab.kernels.declaration import Compile, Cost, Declaration, Example
 from lab.kernels.operator import operator
+from lab.kernels.runtime import may_look
 
 MOST_FUNCTIONS = 31  # bits of an int32 without its sign
 FEW, MANY = 4096, 1 << 31  # what a hit adds, with fewer instances than this
@@ -66,7 +67,7 @@ def ap_counts(scores: Tensor, labels: Tensor, functions: int) -> Tensor:
         raise ValueError(
             f"functions={functions} is not within 1 to {MOST_FUNCTIONS}"
         )
-    if scores.device.type == "cpu":
+    if may_look(scores):
         _look(scores, labels, functions)
     return _ap_counts(scores, labels, functions)
 
@@ -105,7 +106,7 @@ def ap_counts_reference(
         for instance in scores[needs]:
             above = (scores >= instance).sum(dim=0)
             hits = (scores[needs] >= instance).sum(dim=0)
-            result[f] += hits / above.clamp(min=1)
+            result[f] += hits.to(wide) / above.clamp(min=1)
         result[f] /= needs.sum()
     return result
 

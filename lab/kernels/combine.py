@@ -52,7 +52,8 @@ def combine_reference(
     expert_rows: Tensor, rows: Tensor, weights: Tensor
 ) -> Tensor:
     """The sum in plain PyTorch: each token is a bag of its rows."""
-    filled = rows >= 0
+    # a row that was not computed counts as an empty slot
+    filled = (rows >= 0) & (rows < len(expert_rows))
     slot = filled.flatten().nonzero()[:, 0]
     bag = F.pad(filled.sum(dim=1).cumsum(0), (1, 0))
     wide = torch.promote_types(expert_rows.dtype, weights.dtype)

@@ -72,7 +72,8 @@ def combine_backward_reference(
     """Both formulas in plain PyTorch, over the filled slots."""
     grad_rows, grad_weights = like((expert_rows, weights), wanted)
     rows_wanted, weights_wanted = wanted
-    slot = (rows.flatten() >= 0).nonzero()[:, 0]
+    filled = (rows >= 0) & (rows < len(expert_rows))
+    slot = filled.flatten().nonzero()[:, 0]
     row = rows.flatten().index_select(0, slot)
     wide = torch.promote_types(expert_rows.dtype, weights.dtype)
     # copies of rows, so the products can take their place

@@ -48,6 +48,7 @@ from lab.kernels.declaration import Compile, Cost, Declaration, Example
 from lab.kernels.operator import operator
 from lab.kernels.runtime import cdiv, next_power_of_2
 
+MOST_EXPERTS = 2**15 - 1  # the reference sorts 16 bits
 BLOCK = 128  # pairs that one program counts and places, of many
 SHARE = 16  # pairs that one program places, of few
 STEP = 1024  # pairs that it compares them with at a time
@@ -74,8 +75,10 @@ def dispatch(experts: Tensor, num_experts: int) -> Dispatch:
             f"experts are {experts.dtype} of shape {tuple(experts.shape)};"
             " dispatch needs int32 [tokens, slots], as a gate returns them"
         )
-    if not 1 <= num_experts <= 32767:
-        raise ValueError(f"num_experts={num_experts} is not within 1 to 32767")
+    if not 1 <= num_experts <= MOST_EXPERTS:
+        raise ValueError(
+            f"num_experts={num_experts} is not within 1 to {MOST_EXPERTS}"
+        )
     if experts.device.type == "cpu" and experts.numel():
         low, high = (int(x) for x in experts.aminmax())
         if low < -1 or high >= num_experts:

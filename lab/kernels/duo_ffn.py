@@ -109,7 +109,8 @@ def own_columns(big: Tensor, w_up: Tensor, small: int) -> Tensor:
 def masked(tokens, big, w_up, w_down, small, activation) -> Tensor:
     """The layer as two dense products, the other network's units set to 0."""
     h = ACTIVATIONS[activation](tokens @ w_up)
-    return (h * own_columns(big, w_up, small)) @ w_down
+    # not times 0: the other network's unit may be infinite
+    return h.masked_fill(~own_columns(big, w_up, small), 0.0) @ w_down
 
 
 def _on_gpu(tokens, big, w_up, w_down, small, activation):
@@ -133,14 +134,14 @@ def _backward(ctx, grad):
     of_tokens, of_up, of_down = wanted(ctx, 0, 2, 3)
     grad_tokens = grad_up = grad_down = None
     own = own_columns(big, w_up, ctx.small)
-    z = tokens @ w_up
+    # act(0) = 0, so the other network's units are 0 throughout
+    z = (tokens @ w_up).masked_fill(~own, 0.0)
     if of_down:
-        h = ACTIVATIONS[ctx.activation](z) * own
-        grad_down = h.T @ grad
+        grad_down = ACTIVATIONS[ctx.activation](z).T @ grad
     if of_tokens or of_up:
-        grad_h = (grad @ w_down.T) * own
+        grad_h = (grad @ w_down.T).masked_fill(~own, 0.0)
         if ctx.activation == "relu":
-            grad_z = grad_h * (z > 0)
+            grad_z = grad_h.masked_fill(z <= 0, 0.0)
         else:
             grad_z = torch.ops.aten.gelu_backward(grad_h, z)
     if of_tokens:

@@ -145,7 +145,7 @@ def activate(
 ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """The activation of z [R, G], and the function from dh to dz."""
     if activation == "relu":
-        return z.relu(), lambda dh: dh * (z > 0)
+        return z.relu(), lambda dh: dh.where(z > 0, 0.0)
     if activation == "gelu":
         density = torch.exp(-z * z / 2) / math.sqrt(2 * math.pi)
         below = torch.special.ndtr(z)

@@ -75,7 +75,7 @@ def frontier(
             f" prices {tuple(prices.shape)} do not fit {N} prompts and {M}"
             f" models; use [{N}, {M}], [{M}] or [{N}, {M}], and a list"
         )
-    if predicted.device.type == "cpu":
+    if runtime.may_look(predicted):
         _check_values(predicted, truth, costs, prices)
     return Frontier(*_frontier(predicted, truth, costs.expand(N, M), prices))
 
@@ -103,18 +103,20 @@ def frontier_reference(
         x if wide else x.float() for x in (predicted, truth, costs, prices)
     )
     costs = costs.expand(N, M)
-    quality, cost, load = [], [], []
+    quality, cost = [], []
+    # a first row, so that no price makes [0, M]
+    load = [predicted.new_zeros(M, dtype=torch.int32)]
     for price in prices:
         value = predicted - price * costs
         # argmax promises nothing about ties, the first of the best does
         choice = (value == value.amax(dim=1, keepdim=True)).int().argmax(1)
         quality.append(truth.gather(1, choice[:, None]).double().mean())
         cost.append(costs.gather(1, choice[:, None]).double().mean())
-        load.append(torch.bincount(choice, minlength=M).to(predicted.dtype))
+        load.append(torch.bincount(choice, minlength=M).int())
     return Frontier(
         predicted.new_tensor(quality),
         predicted.new_tensor(cost),
-        torch.stack([predicted.new_zeros(M), *load])[1:].int(),
+        torch.stack(load)[1:],
     )
 
 

@@ -52,9 +52,9 @@ def gate_backward_reference(
     renormalize: bool,
 ) -> Tensor:
     """The two formulas in plain PyTorch."""
-    # empty slots have weight 0 and so add 0 to expert 0
+    # empty slots add 0 to expert 0, even where the gradient is infinite
     column = experts.long().clamp(min=0)
-    pull = weights * grad_weights
+    pull = (weights * grad_weights).masked_fill(experts < 0, 0.0)
     c = pull.sum(dim=1, keepdim=True)
     grad = torch.zeros_like(
         logits, dtype=weights.dtype, memory_format=torch.contiguous_format
@@ -67,6 +67,10 @@ def gate_backward_reference(
     return grad.to(logits.dtype)
 
 
+# above all of bf16, and without the last 13 bits, where a gate keeps columns
+HIGHEST = tl.constexpr((2 - 2**-10) * 2.0**127)
+
+
 @triton.jit
 def finite(z):
     """Fp32 logits with NaN and -inf as the lowest number, inf as the highest.
@@ -75,8 +79,8 @@ def finite(z):
     weight of its row, and -inf is how the kernels mark what is taken.
     """
     # NaN fails every comparison
-    z = tl.where(z > -3.4e38, z, -3.4e38)
-    return tl.where(z < 3.4e38, z, 3.4e38)
+    z = tl.where(z > -HIGHEST, z, -HIGHEST)
+    return tl.where(z < HIGHEST, z, HIGHEST)
 
 
 @triton.jit

@@ -122,8 +122,8 @@ def knn_prior_kernel(
             j1, j2, j3 = j0, j0, j0
             for first in range(0, n, LISTS):
                 j = first + tl.arange(0, LISTS)
-                dx = tl.load(points_ptr + 2 * j, mask=j < n, other=0) - x
-                dy = tl.load(points_ptr + 2 * j + 1, mask=j < n, other=0) - y
+                dx = tl.load(points_ptr + 2 * j, mask=j < n, other=x) - x
+                dy = tl.load(points_ptr + 2 * j + 1, mask=j < n, other=y) - y
                 square = dx.to(tl.int64) * dx + dy.to(tl.int64) * dy
                 found = square < tl.where(j > last_j, last, last + 1)
                 out = found | (j == i) | (j >= n)

@@ -73,8 +73,9 @@ def linkload(
     Sums are fp32 (float64 for float64 sizes). Ids outside the fabric and
     sizes that are negative or not finite are refused on a CPU; on a GPU,
     where looking would stall it, such ids count as empty slots, and a size
-    that is not finite makes all links of its spine NaN. O(G) per assignment
-    on a CPU, O(G L S) on a GPU.
+    that is not finite spoils all links of its spine, of which at least one
+    is NaN, and so is the peak. O(G) per assignment on a CPU, O(G L S) on a
+    GPU.
     """
     _check_shapes(source, target, spine, size)
     if leaves < 1 or spines < 1:
@@ -82,7 +83,7 @@ def linkload(
             f"a fabric of {leaves} leaves and {spines} spines carries"
             " nothing; use at least one of each"
         )
-    if size.device.type == "cpu" and size.numel():
+    if runtime.may_look(size) and size.numel():
         _check_values(source, target, spine, size, leaves, spines)
     return LinkLoad(*_linkload(source, target, spine, size, leaves, spines))
 
@@ -137,7 +138,7 @@ def linkload_reference(
     spine = spine.clamp_min(0)
 
     def load(leaf: Tensor) -> Tensor:
-        link = (leaf * spines + spine).long()
+        link = leaf.long() * spines + spine
         empty = size.new_zeros(B, leaves * spines)
         return empty.scatter_add(1, link, size).view(B, leaves, spines)
 
@@ -187,26 +188,36 @@ def linkload_kernel(
         ends = tl.where(is_up, i[None, :], j[None, :])
         meets = tl.where(ends == leaf[:, None], 1.0, 0.0)
         takes = k[:, None] == spine[None, :]
-        load += sizes_by_link(meets, takes, z, PARTS, PRECISION)
+        load = add_sizes(load, meets, takes, z, PARTS, PRECISION)
     at = (b * L + leaf)[:, None] * S + spine[None, :]
     inside = (leaf < L)[:, None] & (spine < S)[None, :]
     tl.store(up_ptr + at, load, mask=inside & is_up)
     tl.store(down_ptr + at, load, mask=inside & ~is_up)
     peak = tl.max(tl.max(tl.where(inside, load, 0.0), 1), 0)
+    # a maximum passes over NaN, its sum does not
+    lost = tl.sum(tl.sum(tl.where(inside, load * 0.0, 0.0), 1), 0)
     tile = tl.program_id(1) * tl.num_programs(2) + tl.program_id(2)
     tiles = tl.num_programs(1) * tl.num_programs(2)
-    tl.store(peak_ptr + b * tiles + tile, peak)
+    tl.store(peak_ptr + b * tiles + tile, peak + lost)
 
 
 @triton.jit
-def sizes_by_link(
-    meets, takes, z, PARTS: tl.constexpr, PRECISION: tl.constexpr
+def add_sizes(
+    load, meets, takes, z, PARTS: tl.constexpr, PRECISION: tl.constexpr
 ):
-    """Sums of z [G] over who meets a leaf [rows, G] and takes a spine
-    [G, columns]."""
+    """The load, and the sums of z [G] over who meets a leaf [rows, G] and
+    takes a spine [G, columns].
+
+    Matrix units cut off what does not fit where they add. So a step's sizes
+    are added up from zero, and an ordinary addition rounds them into the
+    load.
+    """
     if PARTS == 1:
         sizes = tl.where(takes, z[:, None], 0.0)
-        return tl.dot(meets, sizes, input_precision=PRECISION)
+        # a zero that the compiler does not know, or it would leave the
+        # addition to the matrix units
+        zero = load * 0.0
+        return load + tl.dot(meets, sizes, zero, input_precision=PRECISION)
     else:
         high = leading_bits(z)
         rest = z - high
@@ -216,7 +227,7 @@ def sizes_by_link(
         sizes = tl.where(takes, middle[:, None], 0.0)
         total = tl.dot(meets, sizes, total, input_precision=PRECISION)
         sizes = tl.where(takes, high[:, None], 0.0)
-        return tl.dot(meets, sizes, total, input_precision=PRECISION)
+        return load + tl.dot(meets, sizes, total, input_precision=PRECISION)
 
 
 @triton.jit

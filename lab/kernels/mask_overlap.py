@@ -56,6 +56,7 @@ from lab.kernels._bit_matrix import (
 )
 from lab.kernels.declaration import Compile, Cost, Declaration, Example
 from lab.kernels.operator import operator
+from lab.kernels.runtime import may_look
 
 MOST_FEATURES = 16384  # of one row, 128 registers a thread
 BLOCK_N = 8  # experts that are counted at once
@@ -97,7 +98,7 @@ def mask_overlap(features: Tensor, experts: Tensor, d: int) -> Overlap:
         )
     if not 1 <= d <= D:
         raise ValueError(f"d={d} is not within 1 to {D}, the features")
-    if features.device.type == "cpu" and not features.isfinite().all():
+    if may_look(features) and not features.isfinite().all():
         raise ValueError(
             f"features hold {int((~features.isfinite()).sum())} NaN or"
             " infinite entries; only finite ones have a rank"

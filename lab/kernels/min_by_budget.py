@@ -26,8 +26,9 @@ import triton.language as tl
 from torch import Tensor
 
 from lab.kernels.declaration import Compile, Cost, Declaration, Example
-from lab.kernels.dispatch import dispatch_triton
+from lab.kernels.dispatch import MOST_EXPERTS, dispatch_triton
 from lab.kernels.operator import operator
+from lab.kernels.runtime import may_look
 
 BLOCK_R, BLOCK_T = 16, 64  # routes and tokens of one step
 
@@ -57,9 +58,11 @@ def min_by_budget(losses: Tensor, budgets: Tensor, num_budgets: int) -> Best:
             f"budgets are {budgets.dtype} of shape {tuple(budgets.shape)};"
             f" give int32, one for each of the {len(losses)} routes"
         )
-    if num_budgets < 1:
-        raise ValueError(f"num_budgets={num_budgets} is no menu; use 1 up")
-    if losses.device.type == "cpu" and losses.isnan().any():
+    if not 1 <= num_budgets <= MOST_EXPERTS:
+        raise ValueError(
+            f"num_budgets={num_budgets} is not within 1 to {MOST_EXPERTS}"
+        )
+    if may_look(losses) and losses.isnan().any():
         raise ValueError(
             f"losses hold {int(losses.isnan().sum())} NaN entries, which"
             " compare with nothing; use infinity to rule a route out"

@@ -17,6 +17,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 # no subclass of a tensor, which may want to know of every operator
@@ -44,7 +45,9 @@ def operator(
     output, for an output without a gradient, and is not called if none has
     one.
 
-    Kernels compute in fp32: in float64 a GPU, too, runs ``cpu``.
+    Kernels compute in fp32: in float64 a GPU, too, runs ``cpu``. Autocast
+    changes no dtype within the operator. Derivatives that go forward with
+    the values are refused.
     """
     label, bracket, rest = schema.partition("(")
     name = f"lab::{label}"
@@ -61,19 +64,26 @@ def operator(
             remember(ctx, inputs, output)
 
     def pull_back(ctx, *grads):
-        if all(grad is None for grad in grads):
+        given = [grad for grad in grads if grad is not None]
+        if not given:
             return (None,) * len(ctx.needs_input_grad)
-        return (backward or refuse)(ctx, *grads)
+        return undisturbed(backward or refuse, given[0], (ctx, *grads))
 
     torch.library.define(
         name, bracket + rest, tags=torch.Tag.pt2_compliant_tag
     )
-    on_gpu = unless_wide(cuda, cpu)
+    narrow_or_wide = unless_wide(cuda, cpu)
+
+    def on_cpu(*inputs):
+        return undisturbed(cpu, inputs[0], inputs)
+
+    def on_gpu(*inputs):
+        return undisturbed(narrow_or_wide, inputs[0], inputs)
 
     def compute(*inputs):
-        return (on_gpu if inputs[0].is_cuda else cpu)(*inputs)
+        return (on_gpu if inputs[0].is_cuda else on_cpu)(*inputs)
 
-    torch.library.impl(name, "cpu", cpu)
+    torch.library.impl(name, "cpu", on_cpu)
     torch.library.impl(name, "cuda", on_gpu)
     torch.library.register_fake(name, shapes)
     torch.library.register_autograd(name, pull_back, setup_context=keep)
@@ -91,6 +101,11 @@ def operator(
     node = type(label, (torch.autograd.Function,), methods)
 
     def call(*inputs):
+        if has_tangent(inputs):
+            raise RuntimeError(
+                f"{name} has no derivative that goes forward; use"
+                " torch.autograd, which goes backward"
+            )
         if by_the_rules(inputs):
             return registered(*inputs)
         if torch.is_grad_enabled() and any(
@@ -114,9 +129,36 @@ def unless_wide(kernel: Callable, reference: Callable) -> Callable:
     return run
 
 
+def undisturbed(function: Callable, tensor: Tensor, arguments: tuple):
+    """``function`` of the arguments without autocast, on the tensor's GPU.
+
+    Autocast would narrow some products of a reference and not others; and
+    Triton launches on the current GPU, wherever the tensors are.
+    """
+    kind = "cuda" if tensor.is_cuda else "cpu"
+    if torch.is_autocast_enabled(kind):
+        with torch.autocast(kind, enabled=False):
+            return undisturbed(function, tensor, arguments)
+    if tensor.is_cuda and tensor.get_device() != torch.cuda.current_device():
+        with torch.cuda.device(tensor.device):
+            return function(*arguments)
+    return function(*arguments)
+
+
+def has_tangent(inputs: tuple) -> bool:
+    """Whether an input carries a derivative forward, which the operator
+    would drop: under `torch.autograd.forward_ad` or `torch.func.jvp`."""
+    # no public function says whether anybody asks
+    return forward_ad._current_level >= 0 and any(
+        forward_ad.unpack_dual(x).tangent is not None
+        for x in inputs
+        if isinstance(x, Tensor)
+    )
+
+
 def by_the_rules(inputs: tuple) -> bool:
     """Whether somebody may want to see the operator itself: torch.compile, a
-    dispatch mode, torch.func, a tensor of another kind or device."""
+    dispatch mode, torch.func.vmap, a tensor of another kind or device."""
     return (
         torch.compiler.is_compiling()
         or is_in_torch_dispatch_mode()

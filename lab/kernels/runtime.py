@@ -36,6 +36,16 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def may_look(tensor: torch.Tensor) -> bool:
+    """Whether to check what a tensor holds before an operation.
+
+    On a CPU that costs little. On a GPU reading a number stalls it, so there
+    the kernels say what they make of it; but float64 goes to the references
+    even there, and those count on numbers that were checked.
+    """
+    return tensor.is_cpu or tensor.dtype == torch.float64
+
+
 def target(tensor: torch.Tensor) -> str:
     """What Triton compiles for on the tensor's device: sm_90, gfx942, ...
 

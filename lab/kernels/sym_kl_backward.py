@@ -57,9 +57,9 @@ def sym_kl_backward_reference(
     q = (wide[1] - log_sum_b).exp()
     gap = wide[0] - wide[1]
     gap = gap - gap[:, :1]
-    pull = torch.where(mask, grad_loss / 2, 0.0)[:, None]
-    grad_a = pull * (p * (gap - mean_a) + p - q)
-    grad_b = pull * (q - p - q * (gap - mean_b))
+    counts, pull = mask[:, None], grad_loss[:, None] / 2
+    grad_a = torch.where(counts, pull * (p * (gap - mean_a) + p - q), 0.0)
+    grad_b = torch.where(counts, pull * (q - p - q * (gap - mean_b)), 0.0)
     return SymKLGradient(
         grad_a.to(a.dtype).contiguous(), grad_b.to(b.dtype).contiguous()
     )
@@ -95,15 +95,15 @@ def sym_kl_backward_kernel(
     mean_b = tl.load(row_ptr + 3, mask=is_row, other=0.0).to(tl.float32)
     counts = tl.load(mask_ptr + t, mask=is_row, other=0) != 0
     pull = tl.load(grad_loss_ptr + t, mask=is_row, other=0.0).to(tl.float32)
-    pull = tl.where(counts, 0.5 * pull, 0.0)[:, None]
+    pull, counts = 0.5 * pull[:, None], counts[:, None]
 
     p = tl.exp(a - log_sum_a[:, None])
     q = tl.exp(b - log_sum_b[:, None])
     gap = a - b - (first_a - first_b)[:, None]
     grad_a = pull * (p * (gap - mean_a[:, None]) + p - q)
     grad_b = pull * (q - p - q * (gap - mean_b[:, None]))
-    tl.store(grad_a_ptr + at, grad_a, mask=inside)
-    tl.store(grad_b_ptr + at, grad_b, mask=inside)
+    tl.store(grad_a_ptr + at, tl.where(counts, grad_a, 0.0), mask=inside)
+    tl.store(grad_b_ptr + at, tl.where(counts, grad_b, 0.0), mask=inside)
 
 
 def blocks(V: int) -> tuple[int, int]:

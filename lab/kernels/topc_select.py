@@ -49,7 +49,7 @@ from lab.kernels.declaration import (
 )
 from lab.kernels.gate_backward import finite
 from lab.kernels.operator import operator
-from lab.kernels.runtime import next_power_of_2
+from lab.kernels.runtime import may_look, next_power_of_2
 from lab.kernels.topk_gate import ordered
 
 MOST_TOKENS = 8192  # of one column, 8 warps; twice as many would spill
@@ -76,7 +76,7 @@ def topc_select(scores: Tensor, c: int) -> Tensor:
         )
     if not 1 <= c <= S:
         raise ValueError(f"c={c} is not within 1 to {S}, the number of tokens")
-    if scores.device.type == "cpu" and not scores.isfinite().all():
+    if may_look(scores) and not scores.isfinite().all():
         raise ValueError(
             f"scores hold {int((~scores.isfinite()).sum())} NaN or infinite"
             " entries; to rule a token out use a large negative number, -1e4"

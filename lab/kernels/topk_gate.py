@@ -24,6 +24,7 @@ Source: Shazeer et al. 2017 (top-k gate); Zeng et al. 2024, AdaMoE, section 3
 (null experts, weights over the true experts only).
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -34,7 +35,7 @@ from torch import Tensor
 from lab.kernels.declaration import Compile, Cost, Declaration, Example
 from lab.kernels.gate_backward import finite, gate_backward
 from lab.kernels.operator import operator
-from lab.kernels.runtime import cdiv, next_power_of_2
+from lab.kernels.runtime import cdiv, may_look, next_power_of_2
 
 
 class Gate(NamedTuple):
@@ -77,7 +78,7 @@ def check_logits(logits: Tensor) -> None:
         )
     if not logits.is_floating_point():
         raise TypeError(f"logits are {logits.dtype}; use a floating type")
-    if logits.is_cpu and not logits.isfinite().all():
+    if may_look(logits) and not logits.isfinite().all():
         raise ValueError(
             f"logits hold {int((~logits.isfinite()).sum())} NaN or infinite"
             " entries; to rule an expert out use a large negative number, -1e4"
@@ -95,8 +96,8 @@ def topk_gate_reference(
     is_null = chosen >= E - null_experts
     if renormalize:
         # softmax over the chosen true logits; 0 where there is none
-        lowest = torch.finfo(z.dtype).min
-        kept = z.gather(1, chosen).masked_fill(is_null, lowest)
+        none = is_null.all(dim=1, keepdim=True)
+        kept = z.gather(1, chosen).masked_fill(is_null & ~none, -math.inf)
         weights = kept.softmax(dim=1)
     else:
         weights = z.softmax(dim=1).gather(1, chosen)

@@ -64,6 +64,8 @@ def topp_gate(logits: Tensor, p: float, renormalize: bool = False) -> Gate:
             f"p={p} is not within (0, 1]; use 1 to keep every expert or a"
             " small p such as 0.01 to keep the best alone"
         )
+    # less than this is 0 in fp32, and would keep nobody
+    p = max(p, torch.finfo(torch.float32).tiny)
     return Gate(*_topp_gate(logits, p, renormalize))
 
 

@@ -44,3 +44,28 @@ def test_whole_rows_of_16_bytes_go_in_one_call(monkeypatch):
     assert products(x, offsets, w).shape == (5, 32)
     with pytest.raises(TypeError):
         products(x.double(), offsets, w.double())
+
+
+def every_fourth(w):
+    wide = w.new_zeros(*w.shape[:-1], 4 * w.shape[-1])
+    wide[..., ::4] = w
+    return wide[..., ::4]
+
+
+LAYOUTS = {
+    "as it is": lambda w: w,
+    "every fourth": every_fourth,
+    "one column": lambda w: w[..., :1].expand_as(w),
+    "one expert": lambda w: w[:1].expand_as(w),
+    "turned": lambda w: w.mT.contiguous().mT,
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("K, N", [(1, 1), (1, 8), (8, 1), (16, 32)])
+def test_weights_may_lie_anyhow(name, K, N):
+    x, offsets, generator = rows([3, 0, 2], K, torch.float32)
+    w = LAYOUTS[name](torch.randn(3, K, N, generator=generator))
+    found = products(x, offsets, w)
+    expected = products(x.double(), offsets, w.double())
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)

@@ -11,7 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import lab.kernels.ap_counts  # noqa: F401
 from lab.kernels.combine import combine
-from lab.kernels.operator import by_the_rules
+from lab.kernels.moe_layer import moe_layer
+from lab.kernels.operator import by_the_rules, undisturbed
 from lab.kernels.topk_gate import topk_gate
 from lab.kernels.topp_gate import topp_gate
 
@@ -188,3 +189,64 @@ def test_where_no_gradient_comes_in_none_goes_on(watch):
     with Seen() if watch else contextlib.nullcontext():
         Stop.apply(topk_gate(logits, 2).weights).sum().backward()
     assert logits.grad is None
+
+
+def test_a_derivative_forward_is_refused_where_it_would_be_lost():
+    z = torch.randn(3, 4)
+
+    def weights(z):
+        return topk_gate(z, 2).weights
+
+    with pytest.raises(RuntimeError, match="topk_gate has no derivative that"):
+        torch.func.jvp(weights, (z,), (z,))
+    with torch.autograd.forward_ad.dual_level():
+        assert torch.equal(weights(z), weights(z.clone()))
+        with pytest.raises(RuntimeError, match="goes forward"):
+            weights(torch.autograd.forward_ad.make_dual(z, z))
+
+
+@pytest.mark.parametrize("H, F", [(16, 8), (5, 7)])
+def test_autocast_changes_no_dtype_at_any_size(H, F):
+    generator = torch.Generator().manual_seed(0)
+    shapes = (9, H), (3, H, 2 * F), (3, F, H)
+    leaves = [torch.randn(s, generator=generator) for s in shapes]
+    gate = topk_gate(torch.randn(9, 3, generator=generator), 2)
+
+    def run(cast):
+        for leaf in leaves:
+            leaf.requires_grad_()
+        tokens, w_up, w_down = leaves
+        with torch.autocast("cpu", enabled=cast):
+            y = moe_layer(tokens, gate, w_up, w_down)
+            inside = torch.autograd.grad(y.sum(), leaves, retain_graph=True)
+        return y, *inside, *torch.autograd.grad(y.sum(), leaves)
+
+    for left, right in zip(run(True), run(False), strict=True):
+        assert left.dtype == torch.float32 and torch.equal(left, right)
+
+
+class OnGPU:
+    """As much of a tensor as tells where it is."""
+
+    is_cuda = True
+
+    def __init__(self, index):
+        self.device = torch.device("cuda", index)
+
+    def get_device(self):
+        return self.device.index
+
+
+def test_a_kernel_runs_on_the_gpu_of_its_tensors(monkeypatch):
+    entered = []
+
+    @contextlib.contextmanager
+    def device(which):
+        entered.append(which.index)
+        yield
+
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "device", device)
+    for index in (0, 1):
+        assert undisturbed(max, OnGPU(index), (2, 3)) == 3
+    assert entered == [1]

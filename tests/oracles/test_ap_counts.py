@@ -1,6 +1,7 @@
 """Average precision against a sort, by hand, and against pure chance."""
 
 import itertools
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -128,3 +129,19 @@ SCORES, LABELS = torch.ones(4, 2), torch.tensor([1, 1, 2, 2]).int()
 def test_what_has_no_ranking_is_refused(arguments, error, sentence):
     with pytest.raises(error, match=sentence):
         ap_counts(*arguments)
+
+
+def test_float64_is_as_exact_as_it_says():
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.rand(30, 3, generator=generator, dtype=torch.float64)
+    labels = torch.randint(2, (30,), generator=generator).int()
+    found = ap_counts(scores, labels, 1)[0]
+    needs = labels.bool()
+    for column, precision in zip(scores.T, found.tolist(), strict=True):
+        exact = [
+            Fraction(int((column[needs] >= z).sum()), int((column >= z).sum()))
+            for z in column[needs]
+        ]
+        assert precision == pytest.approx(
+            float(sum(exact) / len(exact)), abs=1e-14
+        )

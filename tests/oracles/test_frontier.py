@@ -152,3 +152,12 @@ def test_a_prediction_that_is_no_number_loses_to_all_others():
     costs = torch.ones(3, device=DEVICE)
     found = frontier_triton(scores, torch.ones_like(scores), costs, costs[:1])
     assert found.load.tolist() == [[1, 3, 0]]
+
+
+def test_more_prompts_than_fp32_can_count():
+    N = 2**24 + 1
+    one = torch.ones(1, 1)
+    found = frontier(
+        one.expand(N, 1), one.expand(N, 1), one[0], torch.zeros(1)
+    )
+    assert found.load.tolist() == [[N]]

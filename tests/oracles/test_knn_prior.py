@@ -48,3 +48,10 @@ def test_ties_go_to_the_lowest_index(name):
 def test_wrong_input_is_refused_in_a_sentence(cities, k, sentence):
     with pytest.raises(ValueError, match=sentence):
         knn_prior(cities, k)
+
+
+def test_the_kernel_finds_neighbours_at_the_end_of_int32():
+    cities = points(40, 100) - 2**31
+    cities[:, 0] = -(2**31)
+    found = on_device(knn_prior_triton)(cities.int(), 5)
+    assert torch.equal(found, knn_prior(cities.int(), 5))

@@ -58,7 +58,8 @@ def test_budgets_are_the_ones_of_a_binary_number():
         ({"losses": torch.ones(4, 2) * torch.nan}, "8 NaN entries"),
         ({"budgets": torch.ones(3).int()}, "each of the 4 routes"),
         ({"budgets": torch.ones(4)}, "give int32"),
-        ({"num_budgets": 0}, "num_budgets=0"),
+        ({"num_budgets": 0}, "num_budgets=0 is not within 1 to 32767"),
+        ({"num_budgets": 2**15}, "num_budgets=32768"),
     ],
 )
 def test_wrong_arguments_are_refused_in_a_sentence(change, sentence):

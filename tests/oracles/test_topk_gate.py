@@ -180,3 +180,11 @@ def test_the_last_of_very_many_experts_is_found(dtype):
     logits[1, :8195] = -1
     experts, _ = on_device(topk_gate_triton)(logits, 3)
     assert experts.tolist() == [[8199, 5, 8192], [8195, 8196, 8197]]
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_true_experts_that_are_ruled_out_share_no_weight_with_nulls(gate):
+    lowest = torch.finfo(torch.float32).min
+    logits = torch.tensor([[lowest, lowest, 0.0, 0.0]])
+    _, weights = gate(logits, 4, 2)
+    assert weights.sort().values.tolist() == [[0.0, 0.0, 0.5, 0.5]]

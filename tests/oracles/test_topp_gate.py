@@ -170,3 +170,11 @@ def test_logits_that_are_no_numbers_are_refused(bad):
     logits[1, 2] = bad
     with pytest.raises(ValueError, match="1 NaN or infinite"):
         topp_gate(logits, 0.4)
+
+
+@pytest.mark.parametrize("renormalize", [False, True])
+def test_the_least_p_keeps_the_best_expert(renormalize):
+    logits = torch.tensor([[0.0, 1.0, 0.5]])
+    found = topp_gate(logits, 1e-50, renormalize)
+    assert found.experts.tolist() == [[1, -1, -1]]
+    assert found.weights.isfinite().all()
