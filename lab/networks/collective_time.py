@@ -39,7 +39,8 @@ def transfer(
             f"fairness={fairness!r} is not one of {', '.join(FAIRNESS)}"
         )
     if rule == "spraying":
-        fabric = fabric._replace(spines=1, capacity=float(fabric.spines))
+        fat = fabric.spines * fabric.capacity
+        fabric = fabric._replace(spines=1, capacity=fat)
         subflows = ecmp(flows, fabric, seed=0)
     links, capacity = paths(subflows, flows, fabric)
     size = subflows.size.numpy()

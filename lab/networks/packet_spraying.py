@@ -154,8 +154,14 @@ def congestion(
     fabric = Fabric(leaves, hosts, spines)
     flows = collective(workload, fabric, seed, spread)
     cuts = [assign(rule, flows, fabric, seed) for rule in rules]
-    peaks = loads(cuts, flows, fabric).peak / ideal_congestion(flows, fabric)
-    return dict(zip(rules, peaks.tolist(), strict=True))
+    peaks = loads(cuts, flows, fabric).peak
+    ratio = over_ideal(peaks, ideal_congestion(flows, fabric))
+    return dict(zip(rules, ratio.tolist(), strict=True))
+
+
+def over_ideal(peaks: Tensor, ideal: float) -> Tensor:
+    """Largest link loads over C*; 1 if no flow is between two leaves."""
+    return peaks / ideal if ideal else torch.ones_like(peaks)
 
 
 def _pieces_each(cut: Subflows, flows: Flows, fabric: Fabric) -> float:

@@ -4,7 +4,6 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from lab.kernels.linkload import LinkLoad
 from lab.networks.collective_time import least_time, transfer
@@ -17,7 +16,7 @@ from lab.networks.leaf_spine import (
     ideal_congestion,
     loads,
 )
-from lab.networks.packet_spraying import RULES, assign
+from lab.networks.packet_spraying import RULES, assign, over_ideal
 
 
 class Picture(NamedTuple):
@@ -97,8 +96,7 @@ def _scene(fabric: Fabric, workload: str, spread: float, seed: int) -> _Scene:
     leaf, other = ends(flows, fabric)
     cuts = {name: assign(name, flows, fabric, seed) for name in RULES}
     load = loads(list(cuts.values()), flows, fabric)
-    # without a flow between leaves every rule is ideal
     ideal = ideal_congestion(flows, fabric)
-    ratio = load.peak / ideal if ideal else torch.ones(len(RULES))
+    ratio = over_ideal(load.peak, ideal)
     crossing = int((leaf != other).sum())
     return _Scene(fabric, flows, crossing, cuts, load, ideal, ratio.tolist())

@@ -204,6 +204,16 @@ def test_rates_by_size_end_with_the_fullest_link_or_nic(workload):
         )
 
 
+@pytest.mark.parametrize("fairness", ["per subflow", "by size"])
+def test_spraying_waits_for_slow_links_between_switches(fairness):
+    # a leaf sends 4 x 12 flows over 4 links, a quarter of a NIC each
+    fabric = Fabric(4, 4, 4, capacity=0.25)
+    sent = collective("all-to-all", fabric)
+    assert least_time(sent, fabric) == 4 * 12 / 4 / 0.25
+    fluid = transfer("spraying", None, sent, fabric, fairness)
+    assert fluid.time[-1] == pytest.approx(48, rel=1e-9)
+
+
 def test_a_sprayed_flow_as_one_fat_path_equals_its_pieces():
     # no flow stays in its leaf here, so all have equally many pieces
     fabric = Fabric(4, 1, 3)
@@ -244,6 +254,13 @@ def test_the_lottery_draws_what_ecmp_draws():
     # five standard errors of the smaller sample
     assert abs(many.mean() - few.mean()) < few.std() / 2
     assert many.min() > ideal_congestion(sent, fabric)
+
+
+def test_one_leaf_alone_has_no_link_to_fill():
+    ratio = spraying.congestion(0, "ring", leaves=1)
+    assert ratio == dict.fromkeys(spraying.RULES, 1)
+    shown = picture(8, "ring", "ECMP", "by size", leaves=1)
+    assert ratio == shown.congestion
 
 
 @pytest.mark.parametrize("rule", spraying.RULES)
