@@ -1,12 +1,14 @@
 """Monte Carlo tree search for tours, many tours of one instance in step.
 
-Weights start at W = 100 H, visits Q and their total M at 0. A tour starts at
+Weights start at W = 100 H, visits Q and tries M at 0. A tour starts at
 random with probability ~ e^W, goes to a 2-opt optimum, and then k-opt actions
 are simulated until one shortens it. The next city a of b is drawn with
 probability ~ Z where Z >= 1, among the candidates:
 
     Z = W[b, a] / mean of W[b] + alpha sqrt(ln(M + 1) / (Q[b, a] + 1))
 
+Q counts how often an edge was tried, M the moves that 2-opt tried and then the
+simulated actions, as in the authors' solver; an action tries several edges.
 A move that shortens a tour of length L by g adds beta (e^(g/L) - 1) to W of
 the edges it joins. After H_p n actions in vain the tour starts anew; W, Q and
 M stay. The budget counts tried edges, the steps of all simulated actions:
@@ -15,7 +17,9 @@ what the time of a run is made of, on any machine.
 Different from the authors' solver, which runs one action after another: a
 pool of actions sees the visits of the pools before it, and what lies behind
 the first success of a pool is thrown away. 2-opt takes the best move, not the
-first, and only its last pass counts as visits. Probabilities are in steps of
+first, and only its last pass counts, each city with each of its candidates;
+theirs counts in every pass, the edge between the next cities of both as well,
+and skips cities that are adjacent in the tour. Probabilities are in steps of
 1/1024 of Z; theirs, in steps of 1/1000, give what rounding loses to the last
 candidate. Without any weight W / mean is 0 here and 0/0 there.
 """
@@ -111,7 +115,7 @@ def check(arm: Arm, n: int) -> None:
 def candidates(instance: Instance, heat: Tensor, settings: Settings) -> Tensor:
     """The candidates [n, C] of each city, best first, -1 for none.
 
-    Without any heat they go by distance, since no edge has the least heat.
+    Without any heat they go by distance; heat that leaves none is refused.
     """
     n = len(heat)
     by_heatmap = settings.by_heatmap and bool((heat > 0).any())
@@ -122,6 +126,11 @@ def candidates(instance: Instance, heat: Tensor, settings: Settings) -> Tensor:
     if by_heatmap:
         order = order.masked_fill(heat.gather(1, order) < LEAST, -1)
         order = order[:, : int((order >= 0).sum(1).max())]
+        if not order.shape[1]:
+            raise ValueError(
+                f"no edge of the heatmap has {LEAST:g} or more, so that no"
+                " city has a candidate; use larger entries, or 0 for all"
+            )
     return order.to(torch.int32)
 
 
@@ -249,15 +258,29 @@ class _State:
         self.length[rows] -= gain
 
 
+class _Log:
+    """What the searches of one group found within their budget."""
+
+    def __init__(self, state: _State):
+        self.best, self.tours = state.length.clone(), state.tours.clone()
+        self.curves = self.best[:, None].repeat(1, POINTS + 1)
+
+    def enter(self, state: _State, spent: Tensor, budget: int) -> None:
+        """Enter the present tours, unless they came after the budget."""
+        better = (state.length < self.best) & (spent <= budget)
+        self.best = state.length.where(better, self.best)
+        self.tours[better] = state.tours[better]
+        after = torch.arange(POINTS + 1) >= (spent * POINTS / budget)[:, None]
+        self.curves = self.best[:, None].where(after, self.curves)
+
+
 def _search(instance, arms, depth, budget):
     """Search with arms that share depth and number of candidates."""
     state = _State(instance, arms)
     streams = {s: torch.Generator().manual_seed(s) for s in state.seeds}
     state.start(torch.arange(len(arms)))
-    best, tours = state.length.clone(), state.tours.clone()
-    curves = best[:, None].repeat(1, POINTS + 1)
+    log = _Log(state)
     spent = torch.zeros(len(arms), dtype=torch.long)
-    part = torch.arange(POINTS + 1)
     going = spent < budget
     while len(rows := going.nonzero()[:, 0]):
         shape = (POOL, depth + 1)
@@ -267,16 +290,11 @@ def _search(instance, arms, depth, budget):
         }
         draws = torch.stack([numbers[state.seeds[i]] for i in rows.tolist()])
         spent[rows] += state.simulate(rows, draws.to(torch.int32))
-        better = state.length < best
-        best = torch.minimum(best, state.length)
-        tours[better] = state.tours[better]
-        reached = (spent * POINTS / budget).ceil().long()
-        curves = best[:, None].where(part >= reached[:, None], curves)
-        going = (spent < budget) & (best > instance.optimum)
+        log.enter(state, spent, budget)
+        going = (spent < budget) & (log.best > instance.optimum)
         again = (state.failed >= state.patience) & going
         if again.any():
             state.start(again.nonzero()[:, 0])
-            better = state.length < best
-            best = torch.minimum(best, state.length)
-            tours[better] = state.tours[better]
-    return Found(curves, tours, state.starts)
+            log.enter(state, spent, budget)
+            going &= log.best > instance.optimum
+    return Found(log.curves, log.tours, state.starts)

@@ -117,13 +117,58 @@ def test_a_search_depends_on_its_seed_alone():
 
 
 def test_curves_and_tours_tell_the_same_length():
-    one = tsplib("berlin52")
-    arms = [Arm(heatmap(kind, one), QUICK, 3) for kind in KINDS]
-    found = search(one, arms, 2000)
+    # every search starts anew, some of them just before the last pool
+    one = tsplib("eil51")
+    restless = Settings(1.0, patience=1)
+    heats = [heatmap(kind, one) for kind in KINDS if kind != "oracle"]
+    arms = [Arm(heat, restless, seed) for heat in heats for seed in range(4)]
+    found = search(one, arms, 3000)
     d = one.distances.expand(len(arms), -1, -1)
     assert torch.equal(lengths(found.tours, d), found.curves[:, -1])
     assert (found.curves >= one.optimum).all()
-    assert (found.tours.sort(1)[0] == torch.arange(52)).all()
+    assert (found.tours.sort(1)[0] == torch.arange(51)).all()
+    assert (found.starts > 1).all()
+
+
+# the last pool, or a new start just before it, finds the best tour
+LATE = [
+    ("kroA100", "prior", Settings(1.0, candidates=5, depth=20), 0, 30_000),
+    ("kroA100", "learned", Settings(1.0, candidates=5, depth=20), 0, 30_000),
+    ("berlin52", "prior", Settings(0.0, candidates=1000, depth=20), 0, 15_600),
+    ("eil51", "zero", Settings(1.0, patience=1), 3, 3000),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "chosen", "seed", "budget"),
+    LATE,
+    ids=[f"{name}-{kind}" for name, kind, *_ in LATE],
+)
+def test_what_is_found_in_time_and_no_more_enters_curve_and_tour(
+    name, kind, chosen, seed, budget, monkeypatch
+):
+    seen, spent = [], 0
+    start, simulate = _State.start, _State.simulate
+
+    def noted_start(self, rows):
+        start(self, rows)
+        seen.append(int(self.length))
+
+    def noted_simulate(self, rows, draws):
+        nonlocal spent
+        cost = simulate(self, rows, draws)
+        spent += int(cost)
+        if spent <= budget:
+            seen.append(int(self.length))
+        return cost
+
+    monkeypatch.setattr(_State, "start", noted_start)
+    monkeypatch.setattr(_State, "simulate", noted_simulate)
+    one = tsplib(name)
+    found = search(one, [Arm(heatmap(kind, one), chosen, seed)], budget)
+    assert spent > budget
+    assert found.curves[0, -1] == min(seen)
+    assert lengths(found.tours, one.distances[None]) == min(seen)
 
 
 def test_a_perfect_heatmap_leaves_nothing_to_search():
@@ -285,6 +330,14 @@ def test_the_recorded_searches_answer_the_knobs():
     assert gap(last.item(), few.instance.optimum) == few.gaps[0][-1]
 
 
+@pytest.mark.parametrize("name", tsp_mcts.SHOWN)
+def test_every_recorded_tour_is_as_long_as_its_curve_says(name):
+    curves, tours = map(torch.from_numpy, tsp_mcts.recorded(name))
+    tours = tours.flatten(0, -2)
+    d = tsplib(name).distances.expand(len(tours), -1, -1)
+    assert lengths(tours, d).tolist() == curves[..., 0, -1].flatten().tolist()
+
+
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
@@ -303,6 +356,12 @@ def test_the_recorded_searches_answer_the_knobs():
                 small(8), [Arm(torch.ones(8, 8), Settings(depth=0), 0)], 9
             ),
             "depth and patience",
+        ),
+        (
+            lambda: search(
+                small(8), [Arm(torch.full((8, 8), 5e-5), QUICK, 0)], 9
+            ),
+            "no city has a candidate",
         ),
         (
             lambda: instance(
