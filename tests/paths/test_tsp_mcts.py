@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lab.exercises import check
-from lab.paths import tsp_mcts
+from lab.paths import tour_heatmaps, tsp_mcts
 from lab.paths.tour_heatmaps import (
     KINDS,
     PRIOR,
@@ -76,8 +76,12 @@ def test_the_tours_in_the_files_have_the_published_length(name):
 
 
 def test_instances_for_learning_and_tuning_are_not_the_tested_ones():
-    tested = {*tsp_mcts.TESTED, *tsp_mcts.SHOWN, "a280"}
+    tested = {*tsp_mcts.TESTED, *tsp_mcts.SHOWN, *tsp_mcts.MAPS}
     assert not tested & {*TRAINED_ON, *tsp_mcts.TUNED_ON}
+    # the learned heatmap is tuned on maps it has seen, and its text says so
+    both = {*TRAINED_ON} & {*tsp_mcts.TUNED_ON}
+    assert both == {"rd100", "kroC100"}
+    assert all(name in tour_heatmaps.__doc__ for name in both)
 
 
 def test_dynamic_programming_is_right_on_six_cities():
@@ -261,6 +265,16 @@ def test_the_prior_is_by_rank_and_symmetric():
     mutual = nearest[nearest] == torch.arange(100)
     at = torch.arange(100)[mutual], nearest[mutual]
     assert torch.allclose(heat[at], torch.tensor(PRIOR[0]))
+
+
+@pytest.mark.parametrize("n", [6, 13])
+def test_softdist_is_finite_where_every_city_has_a_twin(n):
+    points = small(n).points.repeat(2, 1)
+    heat = heatmap("softdist", instance("twins", points, torch.arange(2 * n)))
+    assert heat.sum().item() == pytest.approx(2 * n, rel=1e-5)
+    # nothing is nearer than the twin, and other cities are not out of reach
+    assert (heat[:n, n:].diagonal() == heat[:n].amax(1)).all()
+    assert 0 < heat[:n, n:].triu(1).max() < 1
 
 
 def test_the_learned_heatmap_knows_the_edges_of_unseen_maps():
