@@ -16,9 +16,17 @@ os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-if INTERPRETED:
+
+def _interpreted() -> bool:
+    """What Triton makes of its switch: "1", "true" and "on" all say yes."""
     # imports Triton, so the switches above must be set by now
+    from triton import knobs
+
+    return knobs.runtime.interpret
+
+
+INTERPRETED = _interpreted()
+if INTERPRETED:
     from lab.kernels import interpreter
 
     interpreter.install()

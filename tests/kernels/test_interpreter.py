@@ -1,5 +1,6 @@
 """The faster interpreter against Triton's own."""
 
+import os
 import pathlib
 import subprocess
 import sys
@@ -29,6 +30,23 @@ def test_an_untried_triton_keeps_its_own_interpreter(monkeypatch, version):
     before = interpreter.interpreter._patch_lang
     assert not interpreter.install()
     assert interpreter.interpreter._patch_lang is before
+
+
+@pytest.mark.parametrize(
+    ("word", "interpreted"), [("1", True), ("TRUE", True), ("0", False)]
+)
+def test_a_kernel_is_interpreted_when_triton_says_so(word, interpreted):
+    code = (
+        "from triton import knobs; from lab.kernels import runtime;"
+        "print(runtime.INTERPRETED, knobs.runtime.interpret)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"TRITON_INTERPRET": word},
+    )
+    assert run.stdout == f"{interpreted} {interpreted}\n", run.stderr
 
 
 @triton.jit
