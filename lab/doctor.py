@@ -27,7 +27,7 @@ class Facts(NamedTuple):
     gpu_gib: float
     rocm: bool
     driver: bool  # an NVIDIA driver is there
-    interpret: str  # TRITON_INTERPRET as the user set it
+    interpret: bool | None  # what TRITON_INTERPRET says; None if not set
     cores: int
     memory_gib: float
     disk_gib: float
@@ -57,10 +57,6 @@ PACKAGES = (
 
 def look() -> Facts:
     """The facts of this machine; takes a second, for torch is imported."""
-    # before torch: lab.kernels sets this variable where there is no GPU
-    interpret = os.environ.get("TRITON_INTERPRET", "")
-    import torch
-
     from lab.rendering import browser
 
     versions = {}
@@ -69,9 +65,14 @@ def look() -> Facts:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    gpu, capability, gpu_gib = "", (0, 0), 0.0
-    rocm = getattr(torch.version, "hip", None) is not None
-    if torch.cuda.is_available():
+    gpu, capability, gpu_gib, rocm = "", (0, 0), 0.0, False
+    try:
+        import torch
+    except ModuleNotFoundError:
+        torch = None
+        versions.pop("torch", None)
+    if torch and torch.cuda.is_available():
+        rocm = torch.version.hip is not None
         properties = torch.cuda.get_device_properties(0)
         gpu, gpu_gib = properties.name, properties.total_memory / GIB
         capability = (0, 0) if rocm else torch.cuda.get_device_capability(0)
@@ -84,7 +85,7 @@ def look() -> Facts:
         gpu_gib=gpu_gib,
         rocm=rocm,
         driver=shutil.which("nvidia-smi") is not None,
-        interpret=interpret,
+        interpret=_interpret(),
         cores=len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")
         else os.cpu_count() or 1,
@@ -92,6 +93,16 @@ def look() -> Facts:
         disk_gib=shutil.disk_usage(".").free / GIB,
         browser=browser(),
     )
+
+
+def _interpret() -> bool | None:
+    if "TRITON_INTERPRET" not in os.environ:
+        return None
+    try:
+        from triton import knobs
+    except ModuleNotFoundError:
+        return None
+    return knobs.runtime.interpret
 
 
 def _memory() -> int:
@@ -103,11 +114,11 @@ def _memory() -> int:
 
 def findings(facts: Facts) -> list[Finding]:
     """The report, in reading order."""
+    runs = {"torch", "triton"} <= facts.versions.keys()
     return [
         _python(facts),
         *_packages(facts),
-        *_gpu(facts),
-        _kernels(facts),
+        *([*_gpu(facts), _kernels(facts)] if runs else []),
         _pictures(facts),
         *_room(facts),
     ]
@@ -126,11 +137,21 @@ def _python(facts: Facts) -> Finding:
 
 def _packages(facts: Facts) -> list[Finding]:
     missing = [name for name in PACKAGES if name not in facts.versions]
-    if facts.system != "Linux" and "triton" in missing:
-        missing.remove("triton")
     there = [n for n in PACKAGES[:3] if n in facts.versions]
     versions = ", ".join(f"{name} {facts.versions[name]}" for name in there)
-    found = [Finding("ok", versions)]
+    found = [Finding("ok", versions)] if there else []
+    if facts.system != "Linux" and "triton" in missing:
+        missing.remove("triton")
+        system = "macOS" if facts.system == "Darwin" else facts.system
+        found.append(
+            Finding(
+                "problem",
+                f"Triton has no build for {system}, and without it no "
+                "chapter runs",
+                "use Linux, WSL on Windows, or open a chapter on Colab or "
+                "Binder",
+            )
+        )
     if missing:
         found.append(
             Finding(
@@ -180,18 +201,18 @@ def _gpu(facts: Facts) -> list[Finding]:
 
 
 def _kernels(facts: Facts) -> Finding:
-    if "triton" not in facts.versions:
+    if facts.gpu and facts.interpret:
         return Finding(
             "note",
-            "no Triton here: the PyTorch references run, the kernels are "
-            "shown",
-            "Triton exists for Linux; on Windows use WSL",
-        )
-    if facts.gpu and facts.interpret == "1":
-        return Finding(
-            "note",
-            "TRITON_INTERPRET=1 is set: kernels are interpreted, slowly, "
+            "TRITON_INTERPRET is set: kernels are interpreted, slowly, "
             "though there is a GPU",
+            "unset TRITON_INTERPRET",
+        )
+    if not facts.gpu and facts.interpret is False:
+        return Finding(
+            "problem",
+            "TRITON_INTERPRET is off: the kernels cannot run, for there is "
+            "no GPU either",
             "unset TRITON_INTERPRET",
         )
     if facts.gpu:

@@ -1,8 +1,10 @@
 """The doctor's judgement, also of machines that are not here."""
 
+import sys
+
 import pytest
 
-from lab.doctor import PACKAGES, Facts, findings
+from lab.doctor import PACKAGES, Facts, findings, look
 
 LAPTOP = Facts(
     python=(3, 12, 4),
@@ -13,7 +15,7 @@ LAPTOP = Facts(
     gpu_gib=0.0,
     rocm=False,
     driver=False,
-    interpret="",
+    interpret=None,
     cores=4,
     memory_gib=16.0,
     disk_gib=50.0,
@@ -67,16 +69,49 @@ def test_each_trouble_comes_with_a_way_out(change, level, words, way_out):
 
 def test_a_gpu_that_is_interpreted_is_noticed():
     assert any(
-        "TRITON_INTERPRET=1 is set" in what
-        for what in lines(H100._replace(interpret="1"), "note")
+        "TRITON_INTERPRET is set: kernels are interpreted" in what
+        for what in lines(H100._replace(interpret=True), "note")
     )
+
+
+def test_kernels_that_nothing_can_run_are_a_problem():
+    (problem,) = lines(LAPTOP._replace(interpret=False), "problem")
+    assert "TRITON_INTERPRET is off: the kernels cannot run" in problem
+    assert lines(LAPTOP._replace(interpret=True), "problem") == []
+    assert lines(H100._replace(interpret=False), "problem") == []
+
+
+@pytest.mark.parametrize(
+    ("word", "interpret"), [("on", True), ("0", False), (None, None)]
+)
+def test_the_switch_is_read_as_triton_reads_it(monkeypatch, word, interpret):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    if word:
+        monkeypatch.setenv("TRITON_INTERPRET", word)
+    assert look().interpret is interpret
 
 
 def test_missing_packages_are_named():
     versions = {n: "1" for n in PACKAGES if n not in ("papermill", "triton")}
     (problem,) = lines(LAPTOP._replace(versions=versions), "problem")
     assert problem == "not installed: triton, papermill"
-    mac = LAPTOP._replace(versions=versions, system="Darwin")
-    (problem,) = lines(mac, "problem")
-    assert problem == "not installed: papermill"
-    assert any("no Triton here" in what for what in lines(mac, "note"))
+
+
+@pytest.mark.parametrize(
+    ("system", "name"), [("Darwin", "macOS"), ("Windows", "Windows")]
+)
+def test_a_system_without_triton_is_a_problem(system, name):
+    versions = {n: "1" for n in PACKAGES if n != "triton"}
+    here = LAPTOP._replace(versions=versions, system=system)
+    (problem,) = lines(here, "problem")
+    assert problem.startswith(f"Triton has no build for {name}, and without")
+    assert not any(
+        "runs" in w for w in lines(here, "ok") + lines(here, "note")
+    )
+
+
+def test_a_machine_without_torch_is_still_looked_at(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    facts = look()
+    assert "torch" not in facts.versions
+    assert "not installed: torch" in lines(facts, "problem")
