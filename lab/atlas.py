@@ -124,8 +124,9 @@ def figure(chapters: Sequence[Chapter] = CHAPTERS):
 def table(chapters: Sequence[Chapter] = CHAPTERS, base: str = "") -> str:
     """All chapters as Markdown, a part folded away each, with links.
 
-    `base` leads from where the table stands to the folder `notebooks/`. Parts
-    with a ready chapter are open; a closing notebook stands below its part.
+    `base` leads from where the table stands to the folder `notebooks/`; where
+    there is none, as on Colab, links lead to Colab. Parts with a ready chapter
+    are open; a closing notebook stands below its part.
     """
     blocks = []
     for part in PARTS:
@@ -165,6 +166,8 @@ def _line(one: Chapter, base: str) -> str:
 
 def _link(one: Page, base: str) -> str:
     where = base + one.notebook.removeprefix("notebooks/")
+    if not one.path.is_file():
+        where = one.colab_url
     return f"**[{one.title}]({where})**"
 
 

@@ -82,12 +82,13 @@ class Page:
 
     @property
     def path(self) -> Path:
-        """The notebook's path on this machine."""
+        """The notebook's path on this machine; a wheel has no notebooks."""
         return ROOT / self.notebook
 
     @property
     def ready(self) -> bool:
-        return self.path.is_file()
+        """Whether it is written; notebook and mechanism come together."""
+        return self.source.is_file()
 
     @property
     def mechanism(self) -> str:

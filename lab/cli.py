@@ -179,11 +179,11 @@ def claims(
 
     chosen = [chapter(one) for one in chapters or []]
     for one in chosen:
-        if not one.source.is_file():
+        if not one.ready:
             raise ValueError(
                 f"chapter {one.number} ({one.slug}) is still to come"
             )
-    chosen = chosen or [one for one in PAGES if one.source.is_file()]
+    chosen = chosen or [one for one in PAGES if one.ready]
     if run:
         for one in chosen:
             for claim in import_module(one.module).CLAIMS:
@@ -260,7 +260,7 @@ def train(chapter: WhichChapter) -> None:
     from lab.catalogue import chapter as known
 
     one = known(chapter)
-    if not one.source.is_file():
+    if not one.ready:
         raise ValueError(f"chapter {one.number} ({one.slug}) is still to come")
     keeper = import_module(one.keeper)
     if not hasattr(keeper, "train_checkpoints"):

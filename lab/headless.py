@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from lab import grid as grids
 from lab import results
-from lab.catalogue import Page, chapter
+from lab.catalogue import REPOSITORY, Page, chapter
 from lab.fanout import fan_out
 
 # a kernel warns on the terminal that its local sockets are not encrypted
@@ -60,6 +60,11 @@ def notebook_of(which: Page | str | int | Path) -> Path:
         raise ValueError(
             f"chapter {one.number} ({one.slug}) is still to come; "
             "`lab list` shows which are ready"
+        )
+    if not one.path.is_file():
+        raise FileNotFoundError(
+            f"the notebook of chapter {one.number} ({one.slug}) is not here; "
+            f"clone https://github.com/{REPOSITORY}, or name a .ipynb file"
         )
     return one.path
 

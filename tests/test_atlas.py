@@ -8,7 +8,7 @@ import pytest
 
 from lab import atlas
 from lab.atlas import VIEWS, laid_out
-from lab.catalogue import CHAPTERS, PARTS, chapter
+from lab.catalogue import CHAPTERS, PAGES, PARTS, chapter
 from lab.figures.theme import voices
 
 WIDTH = 760 - atlas.LEFT - atlas.RIGHT  # a notebook beside the file browser
@@ -120,6 +120,21 @@ def test_the_table_has_a_line_a_chapter_and_links_what_is_ready():
     for line in table.splitlines():
         if line.startswith("|"):
             assert len(re.findall(r"(?<!\\)\|", line)) == 8
+
+
+def test_without_notebooks_what_is_ready_is_ready_and_opens_on_colab(
+    monkeypatch, tmp_path
+):
+    """As in a wheel, which holds `lab` and `data` alone."""
+    monkeypatch.setattr("lab.catalogue.ROOT", tmp_path)
+    ready = sum(one.ready for one in CHAPTERS)
+    assert ready >= 15
+    assert (
+        voices(atlas.figure())[0] == f"The atlas: 57 chapters, {ready} ready"
+    )
+    table = atlas.table()
+    for one in PAGES:
+        assert (f"]({one.colab_url})" in table) == one.ready
 
 
 def test_a_closing_notebook_is_linked_below_its_part():

@@ -97,6 +97,14 @@ def test_a_chapter_still_to_come_is_named():
         run_chapter("57", {}, "nowhere")
 
 
+def test_a_ready_chapter_whose_notebook_is_elsewhere_is_said(
+    monkeypatch, tmp_path
+):
+    monkeypatch.setattr("lab.catalogue.ROOT", tmp_path)
+    with pytest.raises(FileNotFoundError, match="is not here; clone https:"):
+        run_chapter("02", {}, tmp_path / "out")
+
+
 def test_a_sweep_survives_a_killed_worker(tiny_notebook, tmp_path):
     # the kernel kills its parent, the Dask worker, once and in mid-run
     notebook = tiny_notebook(
