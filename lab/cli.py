@@ -46,7 +46,11 @@ Values = Annotated[
 ]
 Grid = Annotated[
     list[str] | None,
-    typer.Option("-p", help="name=values: 4, or 0,4,8, or 1:4, or 1:9:2"),
+    typer.Option(
+        "-p",
+        help="name=values: 4, or 0,4,8, or 1:4, or 1:9:2, or a,b; "
+        "a text with a comma in it goes in quotes: '\"a, b\",c'",
+    ),
 ]
 Folder = Annotated[
     Path | None, typer.Option("--out", help="folder for the results")
@@ -115,7 +119,7 @@ def run(chapter: WhichChapter, p: Values = None, out_: Folder = None) -> None:
     from lab import grid, headless, results
 
     notebook = headless.notebook_of(chapter)
-    values = grid.parse(p or [], notebook)
+    values = grid.parse(p or [], notebook, single=True)
     several = [name for name, some in values.items() if len(some) > 1]
     if several:
         raise ValueError(
@@ -163,6 +167,11 @@ def sweep(
     )
     if done.failed:
         say(f"{len(done.failed)} failed; the same command tries them again")
+        for name, some in values.items():
+            if len(some) > 1 and isinstance(some[0], str):
+                say(
+                    f"a text with a comma goes in quotes: -p '{name}=\"a, b\"'"
+                )
         raise typer.Exit(1)
 
 

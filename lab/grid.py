@@ -6,6 +6,7 @@ checked against the notebook's `parameters` cell before anything runs.
 
 from __future__ import annotations
 
+import csv
 import difflib
 import itertools
 import math
@@ -74,7 +75,7 @@ def one_value(text: str, parameter: Parameter) -> object:
 def _range(text: str, parameter: Parameter) -> list[object]:
     name = parameter.name
     ends = [one_value(part, parameter) for part in text.split(":")]
-    if len(ends) == 2 and all(float(end).is_integer() for end in ends):
+    if len(ends) == 2 and all(end == int(end) for end in ends):
         ends.append(type(ends[0])(1))
     if len(ends) != 3:
         raise ValueError(
@@ -86,21 +87,39 @@ def _range(text: str, parameter: Parameter) -> list[object]:
             f"{name}={text} is an empty range; write low:high:step with "
             "low up to high and a step above 0"
         )
+    if high - low >= LIMIT * step:
+        raise ValueError(
+            f"{name}={text} are more than {LIMIT} values; make the range "
+            "shorter or its step longer"
+        )
     # the small excess keeps 0.5 in 0.1:0.5:0.1
     count = math.floor((high - low) / step + 1e-9) + 1
-    if count > LIMIT:
-        raise ValueError(
-            f"{name}={text} are {count} values; at most {LIMIT} are allowed"
-        )
     values = [low + i * step for i in range(count)]
     if parameter.type == "float":
         values = [float(f"{value:.12g}") for value in values]
     return values
 
 
-def parse(texts: list[str], notebook: Path) -> dict[str, list[object]]:
+def _parts(name: str, text: str) -> list[str]:
+    """The values with commas between them; a quoted one keeps its own."""
+    try:
+        (parts,) = csv.reader([text], skipinitialspace=True, strict=True)
+    except (csv.Error, ValueError):
+        raise ValueError(
+            f"{name}={text} has a quote too few or too many; a text with a "
+            f"comma in it is written -p '{name}=\"one, two\",three'"
+        ) from None
+    return parts
+
+
+def parse(
+    texts: list[str], notebook: Path, single: bool = False
+) -> dict[str, list[object]]:
     """The grid in `texts`, each `name=values` with values `4`, `0,4,8`,
     `1:4` or `1:9:2` (both ends included); strings have no ranges.
+
+    A string with commas in it is quoted, as in a table of CSV; where a
+    `single` value is wanted it may go without.
     """
     known = declared(notebook)
     grid: dict[str, list[object]] = {}
@@ -115,8 +134,11 @@ def parse(texts: list[str], notebook: Path) -> dict[str, list[object]]:
             raise ValueError(
                 f"{name} is given twice; write -p {name}=1,2 for two values"
             )
+        parts = _parts(name, right)
+        if single and known[name].type == "str" and len(parts) > 1:
+            parts = [right]
         values: list[object] = []
-        for part in right.split(","):
+        for part in parts:
             ranged = ":" in part and known[name].type in ("int", "float")
             values += (
                 _range(part, known[name])

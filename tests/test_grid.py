@@ -29,6 +29,8 @@ def test_the_parameters_cell_is_read_with_types_and_help(tiny_notebook):
         ("alpha=1e-4,0.02", [1e-4, 0.02]),
         ("loss=null,ordinary", ["null", "ordinary"]),
         ("loss=a:b", ["a:b"]),
+        ('loss="k = 2, learned", frozen', ["k = 2, learned", "frozen"]),
+        ('loss="say ""a, b"""', ['say "a, b"']),
         ("fast=true,False", [True, False]),
     ],
 )
@@ -37,6 +39,21 @@ def test_values_and_ranges(tiny_notebook, text, values):
     (got,) = grid.values()
     assert got == values
     assert [type(v) for v in got] == [type(v) for v in values]
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("loss=k = 2, learned", ["k = 2, learned"]),
+        ('loss="k = 2, learned"', ["k = 2, learned"]),
+        ("top_k=1,2", [1, 2]),
+    ],
+)
+def test_a_text_is_not_split_where_one_value_is_wanted(
+    tiny_notebook, text, values
+):
+    (got,) = parse([text], tiny_notebook(), single=True).values()
+    assert got == values
 
 
 @pytest.mark.parametrize(
@@ -50,7 +67,11 @@ def test_values_and_ranges(tiny_notebook, text, values):
         ("top_k=4:1", "empty range"),
         ("top_k=1:4:0", "empty range"),
         ("top_k=1:2:3:4", "is no range"),
-        ("top_k=1:100000", "100000 values; at most 10000"),
+        ("top_k=1:100000", "are more than 10000 values; make the range"),
+        ("alpha=0:1e308:1e-10", "are more than 10000 values"),
+        (f"top_k=0:1{'0' * 400}", "are more than 10000 values"),
+        ('loss="a, b', "has a quote too few or .* 'loss=\"one, two\",three'$"),
+        ('loss="a"b,c', "has a quote too few or too many"),
         ("alpha=0.1:0.5", "is no range; write low:high or low:high:step"),
         ("alpha=nan", "not finite"),
         ("fast=maybe", "is not true or false"),
