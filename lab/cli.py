@@ -16,6 +16,7 @@ try:
     from rich.console import Console
     from rich.markdown import Markdown
     from rich.table import Table
+    from rich.text import Text
 except ModuleNotFoundError as error:
     sys.exit(
         f"the lab command needs {error.name}: pip install -e '.[lab]' in the "
@@ -31,8 +32,11 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-out = Console()
-err = Console(stderr=True, soft_wrap=True, highlight=False)
+# what is printed is meant as it is: "[lab]" is no style, ":key:" no picture
+out = Console(markup=False, emoji=False)
+err = Console(
+    stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False
+)
 
 WhichChapter = Annotated[
     str, typer.Argument(help="number or slug (02, adamoe), or a .ipynb file")
@@ -81,7 +85,7 @@ def main() -> None:
 
 def say(sentence: str) -> None:
     """One sentence on the error stream, as it is."""
-    err.print(sentence, markup=False)
+    err.print(sentence)
 
 
 @app.command("list")
@@ -103,7 +107,9 @@ def list_chapters() -> None:
         table.add_column("min", justify="right")
         table.add_column("")
         for one in mine:
-            state = "[green]ready[/]" if one.ready else "[dim]to come[/]"
+            state = Text("to come", "dim")
+            if one.ready:
+                state = Text("ready", "green")
             # a closing notebook has no number, only its slug
             number = one.number if one in CHAPTERS else ""
             row = (number, one.title, one.slug, str(one.minutes))
@@ -198,7 +204,7 @@ def claims(
             for claim in import_module(one.module).CLAIMS:
                 verdict = ledger.run(claim)
                 ledger.record(verdict)
-                out.print(f"{claim.slug}: {verdict}", markup=False)
+                out.print(f"{claim.slug}: {verdict}")
     table = ledger.table([one.number for one in chosen])
     # as Markdown where it goes into a file
     if out.is_terminal:
@@ -232,9 +238,9 @@ def doctor() -> None:
     table.add_column()
     found = findings(look())
     for one in found:
-        table.add_row(f"[{colours[one.level]}]{one.level}[/]", one.what)
+        table.add_row(Text(one.level, colours[one.level]), one.what)
         if one.way_out:
-            table.add_row("", f"[dim]{one.way_out}[/]")
+            table.add_row("", Text(one.way_out, "dim"))
     out.print(table)
     if any(one.level == "problem" for one in found):
         raise typer.Exit(1)

@@ -77,6 +77,15 @@ def test_run_shows_the_scores(tiny_notebook, tmp_path):
     assert (tmp_path / "runs/tiny/top_k=6/scores.json").is_file()
 
 
+def test_what_is_printed_is_printed_as_it_is(tiny_notebook, tmp_path):
+    body = "loss = '[lab] :key: [true, false]'"
+    done = lab("run", str(tiny_notebook(body)), "--out", "a[b]", cwd=tmp_path)
+    assert "[lab] :key: [true, false]" in done.stdout
+    assert "everything is in a[b]" in done.stdout
+    done = lab("run", "[b]:key:", cwd=tmp_path)
+    assert "there is no chapter '[b]:key:'" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
@@ -120,6 +129,17 @@ def test_a_sweep_on_the_command_line_ends_in_a_table(tiny_notebook, tmp_path):
     assert "2 of 2 combinations done, 2 of them before" in again.stdout
     assert time.monotonic() - begin < 60
     assert (tmp_path / "s/results.parquet").is_file()
+
+
+def test_doctor_writes_its_ways_out_in_full(monkeypatch, capsys):
+    from lab import cli, doctor
+
+    found = doctor.Finding("problem", "not installed: x", "pip '.[lab]'")
+    monkeypatch.setattr(doctor, "look", lambda: None)
+    monkeypatch.setattr(doctor, "findings", lambda facts: [found])
+    with pytest.raises(cli.typer.Exit):
+        cli.doctor()
+    assert "pip '.[lab]'" in capsys.readouterr().out
 
 
 def test_doctor_says_what_runs_here():
