@@ -69,7 +69,6 @@ def main() -> None:
         say(f"{error.format_message().rstrip('.')}; see `lab --help`")
         status = 2
     except (typer.Abort, KeyboardInterrupt):
-        say("stopped")
         status = 130
     except (ValueError, OSError, NotImplementedError) as error:
         say(str(error))
@@ -80,6 +79,9 @@ def main() -> None:
             raise
         say(str(error))
         status = 1
+    # typer answers Ctrl-C by this status, or by Abort
+    if status == 130:
+        say("stopped")
     sys.exit(status if isinstance(status, int) else 0)
 
 
@@ -163,8 +165,8 @@ def sweep(
             notebook, values, folder, scheduler, workers, progress=True
         )
     except KeyboardInterrupt:
-        say(f"stopped; {folder} keeps what is done, the same command goes on")
-        raise typer.Exit(130) from None
+        say(f"{folder} keeps what is done, the same command goes on")
+        raise
     for job, sentence in done.failed.items():
         say(f"{job}: {sentence}")
     out.print(

@@ -60,9 +60,7 @@ def fan_out(
         submit(sum(client.nthreads().values()) or workers)
         suspects = []
         while running:
-            future = ended.get()
-            if future is CTRL_C:
-                raise KeyboardInterrupt
+            future = _next(ended)
             job, answer = running.pop(future), _answer(future)
             submit(1)
             if answer == {"error": KILLED}:
@@ -73,9 +71,20 @@ def fan_out(
         # who shared a worker with a deadly job is blamed with it: each of
         # them gets a second chance, alone
         for job in suspects:
-            answer = _answer(client.submit(function, job, pure=False))
+            # named, for Dask cancels what nobody holds
+            future = client.submit(function, job, pure=False)
+            future.add_done_callback(ended.put)
+            answer = _answer(_next(ended))
             advance("error" in answer)
             yield job, answer
+
+
+def _next(ended: SimpleQueue):
+    """The next job that has ended, as soon as one has."""
+    future = ended.get()
+    if future is CTRL_C:
+        raise KeyboardInterrupt
+    return future
 
 
 def _answer(future) -> dict[str, object]:
@@ -154,7 +163,7 @@ def _bar(total: int, title: str):
     from rich import progress as parts
 
     columns = (
-        parts.TextColumn("{task.description}"),
+        parts.TextColumn("{task.description}", markup=False),
         parts.BarColumn(),
         parts.MofNCompleteColumn(),
         parts.TimeRemainingColumn(),

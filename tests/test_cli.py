@@ -131,6 +131,20 @@ def test_a_sweep_on_the_command_line_ends_in_a_table(tiny_notebook, tmp_path):
     assert (tmp_path / "s/results.parquet").is_file()
 
 
+def test_ctrl_c_is_answered(monkeypatch, capsys):
+    from lab import cli, doctor
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(doctor, "look", interrupted)
+    monkeypatch.setattr(sys, "argv", ["lab", "doctor"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "stopped\n"
+
+
 def test_doctor_writes_its_ways_out_in_full(monkeypatch, capsys):
     from lab import cli, doctor
 

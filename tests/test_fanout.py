@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 
 import pytest
 from distributed import LocalCluster
@@ -84,6 +85,34 @@ def test_ctrl_c_is_never_lost(where):
                 signal.raise_signal(signal.SIGINT)
     assert 2 <= len(seen) < 9
     assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_ctrl_c_ends_a_second_chance(tmp_path):
+    def deadly_at_first(job):
+        import time
+
+        tries = tmp_path / "tries"
+        with tries.open("a") as file:
+            file.write("x")
+        # as often as Dask itself starts it again
+        if tries.stat().st_size <= 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+        (tmp_path / "alone").touch()
+        time.sleep(60)
+
+    def press():
+        until = time.monotonic() + 60
+        while not (tmp_path / "alone").exists():
+            if time.monotonic() > until:
+                return
+            time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=press, daemon=True).start()
+    begin = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        list(fan_out(deadly_at_first, [{"x": 1}], workers=1))
+    assert time.monotonic() - begin < 50
 
 
 def test_jobs_can_be_fanned_out_from_any_thread():
