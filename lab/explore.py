@@ -67,6 +67,8 @@ class View:
         self._milliseconds = 1e3 * (time.perf_counter() - start)
         self._drawn = self.values
         self._picture = picture(first)
+        # traces, ghosts and layout; None where a change was broken off
+        self._shown = self._picture
         self._live = has_front_end()
         self.figure = (go.FigureWidget if self._live else go.Figure)(first)
         if self._live:
@@ -93,7 +95,7 @@ class View:
     @property
     def command(self):
         """The papermill command that runs the notebook at these values."""
-        words = ["papermill", self._notebook, "out.ipynb"]
+        words = ["papermill", shlex.quote(self._notebook), "out.ipynb"]
         for name, value in self.values.items():
             # -r hands a text over as it is, -p would read "1" as a number
             words += ["-r" if isinstance(value, str) else "-p", name]
@@ -110,10 +112,11 @@ class View:
             self._check(name, value)
         with self._lock:
             before = self.values
-            self._assign(values)
             try:
+                self._assign(values)
                 self._redraw()
-            except Exception:
+            except BaseException:
+                # also after Stop
                 self._assign(before)
                 raise
             self._tell()
@@ -160,7 +163,7 @@ class View:
         value wins.
         """
         values = self.values
-        if values == self._drawn and not self.error:
+        if values == self._drawn and self._shown and not self.error:
             return
         start = time.perf_counter()
         self._show(picture(self._draw(**values)), self._ghosts)
@@ -168,12 +171,17 @@ class View:
         self._drawn, self.error = values, ""
 
     def _show(self, new, ghosts):
-        before = Picture(
-            self._picture.traces + self._ghosts, self._picture.layout
-        )
+        """Change the figure; if that fails half-way, change it back."""
+        before, self._shown = self._shown, None
         after = Picture(new.traces + ghosts, new.layout)
-        bring(self.figure, before, after)
-        self._picture, self._ghosts = new, ghosts
+        try:
+            bring(self.figure, before or picture(self.figure), after)
+        except BaseException:
+            if before:
+                bring(self.figure, picture(self.figure), before)
+                self._shown = before
+            raise
+        self._picture, self._ghosts, self._shown = new, ghosts, after
 
     def _check(self, name, value):
         if name not in self._controls:

@@ -106,6 +106,83 @@ def test_set_raises_what_draw_raised_and_puts_the_knobs_back(view):
     assert view.title.startswith("2.00 experts")
 
 
+def lines(height):
+    """Two lines and a title; the second is no valid trace at height 5."""
+    traces = [
+        dict(type="scatter", x=[0, 1], y=[y, y], mode="lines")
+        for y in (height, -height)
+    ]
+    if height == 5:
+        traces[1]["mode"] = "line"
+    return figures.drawn(traces, f"at {height}")
+
+
+def seen(view):
+    return view.title, [list(trace.y) for trace in view.figure.data]
+
+
+@pytest.fixture(params=["live", "headless"])
+def two_lines(request, monkeypatch):
+    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
+    if request.param == "live":
+        monkeypatch.setenv("JPY_SESSION_NAME", "chapter.ipynb")
+    return explore(
+        lines,
+        chapter="02",
+        height=widgets.IntSlider(value=1, min=1, max=9),
+    )
+
+
+def test_a_figure_that_was_half_changed_goes_back(two_lines):
+    view = two_lines
+    names = [trace.uid for trace in view.figure.data]
+    view._controls["height"].value = 5
+    assert "'mode' property" in view.error
+    assert seen(view) == ("at 1", [[1, 1], [-1, -1]])
+    assert [trace.uid for trace in view.figure.data] == names
+    with pytest.raises(ValueError, match="'mode' property"):
+        view.set(height=5)
+    view.set(height=2)
+    assert seen(view) == ("at 2", [[2, 2], [-2, -2]])
+
+
+@pytest.mark.parametrize("presses", [1, 2])
+def test_stop_leaves_neither_half_a_figure_nor_a_moved_knob(
+    two_lines, monkeypatch, presses
+):
+    view, update, calls = two_lines, go.Scatter.update, []
+
+    def stopped(trace, *words, **names):
+        # in the second trace, then in the first that is put back
+        calls.append(trace)
+        if 1 < len(calls) < 2 + presses:
+            raise KeyboardInterrupt
+        return update(trace, *words, **names)
+
+    monkeypatch.setattr(go.Scatter, "update", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        view.set(height=4)
+    assert view.values == {"height": 1}
+    view.set(height=1)
+    assert seen(view) == ("at 1", [[1, 1], [-1, -1]])
+    view.set(height=3)
+    assert seen(view) == ("at 3", [[3, 3], [-3, -3]])
+
+
+def test_a_knob_that_refuses_its_value_takes_the_others_back():
+    view = explore(
+        lambda height, share: lines(height),
+        chapter="my notes/a b.ipynb",
+        height=widgets.IntSlider(value=1, min=1, max=9),
+        # it has no bounds, so that only the knob itself can refuse
+        share=widgets.FloatText(value=1.0),
+    )
+    with pytest.raises(Exception, match="expected a float"):
+        view.set(height=3, share="much")
+    assert view.values == {"height": 1, "share": 1.0}
+    assert view.command.startswith("papermill 'my notes/a b.ipynb' out.ipynb")
+
+
 def test_a_pinned_curve_stays_while_the_other_moves(view):
     before = list(view.figure.data[0].x)
     assert view.pin() == 3

@@ -22,7 +22,11 @@ def picture(figure):
     """What `figure` shows; the template would cost 300 ms a move."""
     layout = figure.layout.to_plotly_json()
     layout.pop("template", None)
-    return Picture([trace.to_plotly_json() for trace in figure.data], layout)
+    traces = [trace.to_plotly_json() for trace in figure.data]
+    for trace in traces:
+        # a live figure's own, by which its front end knows the trace
+        trace.pop("uid", None)
+    return Picture(traces, layout)
 
 
 def bring(figure, before, after):
