@@ -38,7 +38,7 @@ def span(low, high):
 
 
 def choice(*values):
-    """One of `values`; `True` does not stand for 1, nor 1 for `True`."""
+    """One of `values`; neither `True` nor 1.0 stands for 1, but 1 for 1.0."""
 
     def accepts(value):
         return any(value == v and _same_kind(value, v) for v in values)
@@ -97,14 +97,20 @@ def check_parameters(names, **rules):
 
 
 def _injected(history):
-    """The names assigned in the cells that papermill put into `history`."""
-    for cell in history:
-        if not cell.startswith("# Parameters\n"):
-            continue
-        for node in ast.parse(cell).body:
-            if isinstance(node, ast.Assign):
-                yield from (target.id for target in node.targets)
+    """The names assigned in the cell that papermill put into `history`.
+
+    The last one counts: a reader may have corrected it and run it again.
+    """
+    cells = [cell for cell in history if cell.startswith("# Parameters\n")]
+    for node in ast.walk(ast.parse("".join(cells[-1:]))):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
 
 
-def _same_kind(one, other):
-    return isinstance(one, bool) == isinstance(other, bool)
+def _same_kind(value, choice):
+    if isinstance(choice, bool) or isinstance(value, bool):
+        return isinstance(choice, bool) and isinstance(value, bool)
+    for kind in (Integral, Real):
+        if isinstance(choice, kind):
+            return isinstance(value, kind)
+    return True

@@ -25,6 +25,10 @@ def refusal(rule, value):
         (span(0, math.inf), 10**9),
         (choice("relu", "gelu"), "gelu"),
         (choice(0, 4, 8), 8),
+        (choice(0, 4, 8), np.int64(8)),
+        (choice(0.0, 4.0), 4),
+        (choice(0.0, 4.0), np.float64(4)),
+        (choice(None, 4), None),
         (text(), ""),
         (flag(), False),
     ],
@@ -47,6 +51,10 @@ def test_allowed_values_pass(rule, value):
         (span(0.05, math.inf), math.nan),
         (choice("relu", "gelu"), "tanh"),
         (choice(0, 1), True),
+        (choice(0.0, 1.0), True),
+        (choice(0, 4), 4.0),
+        (choice(0, 4), 4 + 0j),
+        (choice(0.0, 4.0), 4 + 0j),
         (choice(True, False), 1),
         (text(), 3),
         (flag(), 1),
@@ -77,6 +85,18 @@ def test_an_unknown_injected_name_is_refused():
     names = {"top_k": 2, "In": ["", "top_k = 2", "# Parameters\ntopk = 3\n"]}
     with pytest.raises(ValueError, match=r"topk is not a parameter .* top_k"):
         check_parameters(names, top_k=span(1, 8))
+
+
+def test_a_corrected_parameter_is_no_longer_refused():
+    cells = ["# Parameters\ntopk = 3\n", "", "# Parameters\ntop_k = 3\n"]
+    check_parameters({"top_k": 3, "In": cells}, top_k=span(1, 8))
+
+
+def test_every_form_of_assignment_is_seen():
+    for line in ("top_k, alpha = 3, 1", "alpha: int = 1", "[alpha] = [1]"):
+        names = {"top_k": 2, "In": [f"# Parameters\n{line}\n"]}
+        with pytest.raises(ValueError, match="alpha is not a parameter"):
+            check_parameters(names, top_k=span(1, 8))
 
 
 def test_known_injected_names_and_other_cells_pass():
