@@ -15,6 +15,7 @@ from lab.bench import (
     limits,
     passes,
     peers,
+    picture,
     record,
     suite,
     table,
@@ -747,3 +748,19 @@ def test_fp32_in_parts_may_be_the_higher_roof(monkeypatch, ms, expected):
     assert timing.measure_roofs("cpu", [torch.float32]).flops_per_s.keys() == {
         "float32"
     }
+
+
+def test_an_implementation_that_fails_leaves_the_others_bars(monkeypatch):
+    row = dict(
+        operation="topk_gate", mode="forward", case="large", bytes=1e6,
+        dtype="float32", machine="a GPU", clock="GPU events", floor_ms=0.5,
+        roof_bytes_per_s=2e9,
+    )  # fmt: skip
+    rows = [
+        row | dict(provider="triton", note="out of memory"),
+        row | dict(provider="reference", ms=2.0),
+    ]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(picture, "run", lambda **words: rows)
+    figure = picture.roofline("topk_gate")
+    assert "2 000" in figure.to_json().replace("\\u202f", " ")

@@ -334,3 +334,18 @@ import rfc3987_syntax  # whoever wants it later gets it
     )
     assert done.stdout == "False\n", done.stderr
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (999.4, "999"),
+        (999.5, "1\u202f000"),
+        (-999.7, "-1\u202f000"),
+        (1234.5, "1\u202f234"),
+        (2.0, "2"),
+        (0.12345, "0.123"),
+    ],
+)
+def test_a_number_is_written_for_a_reader(value, text):
+    assert figures.number(value) == text

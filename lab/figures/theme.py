@@ -187,13 +187,14 @@ def wrapped(text, width):
     return "<br>".join(textwrap.wrap(flat, width, break_long_words=False))
 
 
-def number(value, digits=3):
+def number(value):
     """`value` as a reader would write it: 3 significant digits, no e+03."""
     if isinstance(value, int) or value == int(value):
         return f"{int(value):,}".replace(",", "\u202f")
-    if abs(value) >= 1000:
+    # from here on three digits are a thousand
+    if abs(value) >= 999.5:
         return f"{round(value):,}".replace(",", "\u202f")
-    return f"{value:.{digits}g}"
+    return f"{value:.3g}"
 
 
 def plain(values):
