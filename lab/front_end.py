@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import contextmanager
 
 from IPython import get_ipython
 
@@ -19,3 +20,17 @@ def has_front_end():
         or (shell is not None and "__vsc_ipynb_file__" in shell.user_ns)
         or os.environ.get("SERVER_SOFTWARE", "").startswith("voila")
     )
+
+
+@contextmanager
+def without_front_end():
+    """A kernel that is started in the `with` block knows of no JupyterLab.
+
+    It would inherit the name of the session that started it.
+    """
+    name = os.environ.pop("JPY_SESSION_NAME", None)
+    try:
+        yield
+    finally:
+        if name is not None:
+            os.environ["JPY_SESSION_NAME"] = name

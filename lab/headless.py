@@ -20,6 +20,7 @@ from lab import grid as grids
 from lab import results
 from lab.catalogue import REPOSITORY, Page, chapter
 from lab.fanout import fan_out
+from lab.front_end import without_front_end
 
 # a kernel warns on the terminal that its local sockets are not encrypted
 QUIET = ["--IPKernelApp.log_level=ERROR"]
@@ -122,18 +123,20 @@ def _execute(
     logging.getLogger("papermill").setLevel(logging.ERROR)
     out = scratch / "scores.json"
     try:
-        papermill.execute_notebook(
-            str(notebook),
-            str(scratch / "executed.ipynb"),
-            parameters={**parameters, "out": str(out)},
-            cwd=str(working),
-            progress_bar=progress,
-            # 5 MB of plotly.js for each live figure otherwise
-            store_widget_state=False,
-            extra_arguments=QUIET,
-        )
+        with without_front_end():
+            papermill.execute_notebook(
+                str(notebook),
+                str(scratch / "executed.ipynb"),
+                parameters={**parameters, "out": str(out)},
+                cwd=str(working),
+                progress_bar=progress,
+                # 5 MB of plotly.js for each live figure otherwise
+                store_widget_state=False,
+                extra_arguments=QUIET,
+            )
     except papermill.PapermillExecutionError as error:
-        cells = json.loads((scratch / "executed.ipynb").read_text())["cells"]
+        executed = (scratch / "executed.ipynb").read_text(encoding="utf-8")
+        cells = json.loads(executed)["cells"]
         raise failure(error, cells) from None
     except DeadKernelError:
         raise NotebookFailed(
@@ -144,7 +147,7 @@ def _execute(
             "the notebook wrote no scores; its last cell must call "
             "record(scores, out)"
         )
-    return json.loads(out.read_text())
+    return json.loads(out.read_text(encoding="utf-8"))
 
 
 def failure(error, cells: list[dict]) -> NotebookFailed:

@@ -63,7 +63,8 @@ def one_browser():
             "no Chromium or Chrome was found to draw the pictures; install "
             "one, or run `playwright install chromium`"
         )
-    os.environ.setdefault("BROWSER_PATH", found)
+    # kaleido asks for it; what the user named there may not exist
+    os.environ["BROWSER_PATH"] = found
     kaleido.start_sync_server(silence_warnings=True)
     try:
         yield

@@ -337,6 +337,14 @@ import rfc3987_syntax  # whoever wants it later gets it
 
 
 @pytest.mark.parametrize(
+    ("counts", "words"),
+    [([0, 0], "0 tokens"), ([0, 1], "1 token"), ([1, 2], "3 tokens")],
+)
+def test_a_histogram_says_how_many_were_counted(counts, words):
+    assert voices(figures.histogram(counts))[1] == words
+
+
+@pytest.mark.parametrize(
     ("value", "text"),
     [
         (999.4, "999"),

@@ -1,10 +1,12 @@
 """Headless runs and sweeps, on tiny notebooks in a temporary folder."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pandas
 import pytest
@@ -53,6 +55,34 @@ def test_an_error_is_reported_as_the_notebooks_own_sentence(
     )
     assert (tmp_path / "out/tiny.failed.ipynb").is_file()
     assert not (tmp_path / "out/scores.json").exists()
+
+
+def test_a_run_started_in_jupyterlab_is_no_front_end(
+    tiny_notebook, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("JPY_SESSION_NAME", "chapter.ipynb")
+    notebook = tiny_notebook("import os\nloss = str(sorted(os.environ))")
+    run = run_chapter(notebook, {}, tmp_path / "out")
+    assert "PATH" in run.scores["loss"]
+    assert "JPY_SESSION_NAME" not in run.scores["loss"]
+    assert os.environ["JPY_SESSION_NAME"] == "chapter.ipynb"
+
+
+def test_notebooks_are_read_as_utf_8_on_every_system(
+    tiny_notebook, tmp_path, monkeypatch
+):
+    read = Path.read_text
+
+    def read_text(path, encoding=None):
+        # what a Windows of the West takes where nothing is said
+        return read(path, encoding=encoding or "cp1252")
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    notebook = tiny_notebook('if fast: raise ValueError("→ ”")\nloss = "→ ”"')
+    run = run_chapter(notebook, {}, tmp_path / "out")
+    assert run.scores["loss"] == "→ ”"
+    with pytest.raises(NotebookFailed, match="→ ”"):
+        run_chapter(notebook, {"fast": True}, tmp_path / "out")
 
 
 def test_a_failed_run_leaves_no_scores_of_an_earlier_one(

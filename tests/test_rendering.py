@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import subprocess
 import sys
 
@@ -165,6 +166,15 @@ def test_a_normalised_notebook_is_what_nbformat_would_write(tmp_path):
     assert is_normalised(path)
     nbformat.write(nbformat.read(path, as_version=4), path)
     assert is_normalised(path)
+
+
+@needs_browser
+def test_a_named_browser_that_does_not_exist_is_passed_over(monkeypatch):
+    monkeypatch.setenv("BROWSER_PATH", "/nowhere/chrome")
+    for what in ("start_sync_server", "stop_sync_server"):
+        monkeypatch.setattr(f"kaleido.{what}", lambda **_: None)
+    with one_browser():
+        assert os.environ["BROWSER_PATH"] == browser() != "/nowhere/chrome"
 
 
 def test_without_a_browser_the_way_out_is_said(monkeypatch):

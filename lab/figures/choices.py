@@ -93,9 +93,10 @@ def histogram(
     """
     counts = plain(counts)
     places = [start + i for i in range(len(counts))]
-    total = sum(counts) or 1
-    share = [100 * c / total for c in counts]
-    mean = sum(x * c for x, c in zip(places, counts, strict=True)) / total
+    total = sum(counts)
+    share = [100 * c / (total or 1) for c in counts]
+    mean = sum(x * c for x, c in zip(places, counts, strict=True))
+    mean /= total or 1
     top = 1.25 * max([*share, 1])
     bars = dict(
         type="bar",
@@ -122,7 +123,8 @@ def histogram(
         dtick=max(1, len(places) // 12),
     )
     y = dict(title_text=f"share of {items} (%)", range=[0, 1.05 * top])
-    return drawn([bars, *marks], title, f"{number(total)} {items}", x, y)
+    counted = items.removesuffix("s") if total == 1 else items
+    return drawn([bars, *marks], title, f"{number(total)} {counted}", x, y)
 
 
 def _mark(name, value, top, role, dash):
