@@ -1,5 +1,6 @@
 """Long work behind a button, with progress; the notebook stays usable."""
 
+import html
 import threading
 
 import ipywidgets as widgets
@@ -96,7 +97,7 @@ class Background:
         if not hasattr(self, "_said"):
             return
         if text:
-            self._said.value = text
+            self._said.value = html.escape(text)
         if done is not None:
             self._progress.value = done
         if button:

@@ -2,7 +2,7 @@
 
 sweep.json      which notebook, which version of the code, which grid
 results/*.json  one finished run each, named by its parameters
-results.parquet, figure.html, figure.png   written when the sweep ends
+results.parquet, figure.html   written when the sweep ends, and plotly.min.js
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
+PART = ".part-"  # how the name of an unfinished file begins
+
 
 def write_json(path: Path, value: object) -> None:
     """Writes `value` whole or not at all: no reader meets half a file."""
@@ -25,7 +27,7 @@ def write_json(path: Path, value: object) -> None:
 
 def replace(path: Path, content: bytes) -> None:
     """Puts `content` at `path` in one step, by renaming a finished file."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".part-")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=PART)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
@@ -138,10 +140,16 @@ def open_folder(
         ):
             if theirs.get(what) != mine[what]:
                 raise ValueError(f"{folder} holds results {words}; {way_out}")
-    elif folder.is_dir() and any(folder.iterdir()):
+    elif folder.is_dir() and any(
+        # a start that was killed leaves half a manifest, if anything
+        not one.name.startswith(PART)
+        for one in folder.iterdir()
+    ):
         raise ValueError(f"{folder} holds something else; {way_out}")
-    (folder / "results").mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    # first of all, so that the same command knows the folder again
     write_json(manifest, mine)
+    (folder / "results").mkdir(exist_ok=True)
     return folder
 
 
@@ -156,8 +164,15 @@ def finished(folder: Path, jobs: list[dict]) -> dict[str, dict]:
     found = {}
     for job in jobs:
         path = folder / "results" / f"{key(job)}.json"
-        if path.is_file():
+        if not path.is_file():
+            continue
+        try:
             found[key(job)] = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(
+                f"{path} is not valid JSON: {error}; remove it and repeat the "
+                "command"
+            ) from None
     return found
 
 
@@ -189,22 +204,20 @@ def summarise(
     ]
     if not done:
         return None, None
-    rows = [
-        # a score keeps clear of a parameter with the same name
-        one["parameters"]
-        | {
-            (f"score_{k}" if k in swept else k): v
-            for k, v in flat(one["scores"]).items()
-        }
-        | {"seconds": one["seconds"]}
-        for one in done
-    ]
-    table = pandas.DataFrame(rows)
+    table = pandas.DataFrame([_row(one) for one in done])
     path = folder / "results.parquet"
-    part = folder / ".part-results.parquet"
-    table.to_parquet(part, index=False)
-    os.replace(part, path)
+    replace(path, table.to_parquet(index=False))
     return path, _draw(table, folder, swept, name)
+
+
+def _row(run: dict) -> dict[str, object]:
+    """A line of the table; a score keeps clear of what has its name."""
+    row = dict(run["parameters"])
+    for name, value in flat(run["scores"]).items():
+        while name in row or name == "seconds":
+            name = f"score_{name}"
+        row[name] = value
+    return row | {"seconds": run["seconds"]}
 
 
 def _draw(table, folder: Path, swept: list[str], name: str) -> Path | None:

@@ -24,6 +24,14 @@ def test_the_button_trains_and_says_the_result(monkeypatch):
     assert again._button.description == "Train again"
 
 
+def test_what_is_said_is_no_html(monkeypatch):
+    monkeypatch.setenv("JPY_SESSION_NAME", "chapter.ipynb")
+    again = train_button(lambda progress: "a <b> & c", 60, "in code")
+    again._button.click()
+    again.wait(10)
+    assert again._said.value == "a &lt;b&gt; &amp; c"
+
+
 def test_a_training_can_be_stopped(monkeypatch):
     monkeypatch.setenv("JPY_SESSION_NAME", "chapter.ipynb")
     begun, go_on = threading.Event(), threading.Event()

@@ -1,0 +1,73 @@
+"""The folder of a sweep: what breaks off leaves nothing in the way."""
+
+import os
+
+import pandas
+import pytest
+
+from lab import results
+
+JOBS = [{"k": 0}, {"k": 1}]
+GRID = {"k": [0, 1]}
+
+
+def keep(folder, **scores):
+    """Scores for each of `JOBS`, as a sweep leaves them."""
+    (folder / "results").mkdir(exist_ok=True)
+    for job in JOBS:
+        results.store(folder, job, {"scores": scores, "seconds": 1.5})
+
+
+def test_a_start_on_a_full_disk_can_be_repeated(
+    tiny_notebook, tmp_path, monkeypatch
+):
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    notebook, folder = tiny_notebook(), tmp_path / "out"
+    with monkeypatch.context() as disk, pytest.raises(OSError):
+        disk.setattr(results.os, "fsync", full)
+        results.open_folder(folder, notebook, GRID)
+    results.open_folder(folder, notebook, GRID)
+    # and as a kill would leave it, in the midst of the first file
+    os.replace(folder / "sweep.json", folder / ".part-x1")
+    (folder / "results").rmdir()
+    results.open_folder(folder, notebook, GRID)
+    assert (folder / "results").is_dir()
+
+
+def test_two_sweeps_may_end_together(tmp_path, monkeypatch):
+    keep(tmp_path, load=0.5)
+    replace, ends = os.replace, []
+
+    def other_first(old, new):
+        # the other one comes between the file and its name
+        if not ends:
+            ends.append("other")
+            results.summarise(tmp_path, JOBS, ["k"], "n")
+        replace(old, new)
+
+    monkeypatch.setattr(results.os, "replace", other_first)
+    table, _ = results.summarise(tmp_path, JOBS, ["k"], "n")
+    assert ends and pandas.read_parquet(table).load.tolist() == [0.5, 0.5]
+    assert not list(tmp_path.glob(".part-*"))
+
+
+def test_a_score_keeps_clear_of_every_other_name(tmp_path):
+    keep(tmp_path, k=5, score_k=7, seconds=123)
+    table, _ = results.summarise(tmp_path, JOBS, ["k"], "n")
+    assert pandas.read_parquet(table).to_dict("list") == {
+        "k": [0, 1],
+        "score_k": [5, 5],
+        "score_score_k": [7, 7],
+        "score_seconds": [123, 123],
+        "seconds": [1.5, 1.5],
+    }
+
+
+def test_a_broken_result_is_named(tmp_path):
+    keep(tmp_path, load=0.5)
+    broken = tmp_path / "results" / f"{results.key(JOBS[0])}.json"
+    broken.write_text("")
+    with pytest.raises(ValueError, match=f"{broken.name} is not .*; remove"):
+        results.finished(tmp_path, JOBS)
