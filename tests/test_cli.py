@@ -131,6 +131,20 @@ def test_a_sweep_on_the_command_line_ends_in_a_table(tiny_notebook, tmp_path):
     assert (tmp_path / "s/results.parquet").is_file()
 
 
+def test_after_failed_texts_the_quotes_are_explained(
+    tiny_notebook, tmp_path, monkeypatch, capsys
+):
+    from lab import cli, headless
+
+    failed = {"loss=k = 2": "loss='k = 2' is not allowed"}
+    answer = headless.Sweep(None, None, 0, 0, 2, failed)
+    monkeypatch.setattr(headless, "sweep", lambda *_, **__: answer)
+    with pytest.raises(cli.typer.Exit):
+        cli.sweep(str(tiny_notebook()), ["loss=k = 2, learned"], tmp_path)
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == "a text with a comma goes in quotes: -p 'loss=\"a, b\"'"
+
+
 def test_ctrl_c_is_answered(monkeypatch, capsys):
     from lab import cli, doctor
 
