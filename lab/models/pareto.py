@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+SLACK = 1e-6  # relative; a mean of costs is rounded, if only in fp32
+
 
 class Hull(NamedTuple):
     """The corners of an upper hull, from the cheapest to the best."""
@@ -20,7 +22,7 @@ class Hull(NamedTuple):
 
     def at(self, budget: float) -> float:
         """The best mean quality within a mean cost; needs no more is kept."""
-        if budget < self.cost[0]:
+        if not self._affords(budget):
             raise ValueError(
                 f"a budget of {budget:g} buys nothing; the cheapest policy"
                 f" costs {self.cost[0]:g}"
@@ -43,7 +45,7 @@ class Hull(NamedTuple):
         if low > high:
             raise ValueError(f"the budgets {low:g} to {high:g} are no range")
         if low == high:
-            return self.at(low) if low >= self.cost[0] else 0.0
+            return self.at(low) if self._affords(low) else 0.0
         inner = self.cost[(self.cost > low) & (self.cost < high)]
         start = max(low, float(self.cost[0]))
         if start >= high:
@@ -52,6 +54,10 @@ class Hull(NamedTuple):
         x = torch.cat([ends[:1], inner[inner > start], ends[1:]]).numpy()
         y = np.interp(x, self.cost, self.quality)
         return float(np.trapezoid(y, x)) / (high - low)
+
+    def _affords(self, budget: float) -> bool:
+        """Whether it pays for the cheapest policy, but for rounding."""
+        return budget >= float(self.cost[0]) * (1 - SLACK)
 
 
 def hull(cost: Tensor, quality: Tensor) -> Hull:

@@ -140,6 +140,16 @@ def test_budgets_and_areas_of_a_hull():
         found.at(0.5)
 
 
+def test_a_mean_that_is_rounded_still_buys_the_cheapest_policy():
+    # 0.1 * 3 is a hair above 0.3, and 0.3 in fp32 more than a hair
+    for cost in (0.1 * 3, torch.tensor(0.3).item()):
+        found = pareto.hull(
+            torch.tensor([cost], dtype=torch.float64), torch.ones(1)
+        )
+        assert found.cost[0] > 0.3
+        assert found.at(0.3) == found.area(0.3, 0.3) == 1
+
+
 @pytest.mark.parametrize(
     ("text", "number"),
     [("3*(4+5)", 27), ("$1,200/4", 300), ("50%", 0.5), ("007-7", 0),
@@ -201,6 +211,30 @@ def test_the_oracle_is_the_best_of_all(name):
         for s in families.available(name)
     }
     assert max(areas, key=areas.get) == "oracle"
+
+
+@pytest.mark.parametrize("name", ["gsm8k", "nine", "mmlu"])
+def test_every_hull_begins_with_the_cheapest_model(name):
+    pool = families.prices(name)
+    for strategy in families.available(name):
+        found = llm_routing.experiment(0, strategy, name)
+        truth = llm_routing.guess(strategy, name).truth
+        assert found.hull.cost[0] == pool.min()
+        least = truth[:, pool.argmin()].mean().item()
+        assert found.hull.quality[0].item() == pytest.approx(least, abs=1e-12)
+
+
+def test_the_half_with_the_smaller_foreseen_lead_is_measured():
+    options = dict(strategy="table", data="mmlu", broken=False)
+    found = llm_routing.experiment(0, **options)
+    seen = llm_routing.guess(**options)
+    order = sorted(
+        range(len(seen.truth)),
+        key=lambda n: (seen.predicted[n, 1] - seen.predicted[n, 0]).item(),
+    )
+    half = order[: len(order) // 2]
+    lead = (seen.truth[half, 1] - seen.truth[half, 0]).mean().item()
+    assert found.easy_gain == pytest.approx(lead)
 
 
 def test_the_answer_tells_more_than_the_question_until_it_costs_too_much():
