@@ -188,6 +188,11 @@ def blocks(M: int, L: int) -> tuple[int, int]:
     return block_m, min(most, max(16, next_power_of_2(L)))
 
 
+def share(N: int, multiprocessors: int) -> int:
+    """Prompts of a program, so that every multiprocessor is full."""
+    return min(MOST_PROMPTS, cdiv(N, PROGRAMS * multiprocessors))
+
+
 def frontier_triton(
     predicted: Tensor, truth: Tensor, costs: Tensor, prices: Tensor
 ) -> Frontier:
@@ -198,8 +203,7 @@ def frontier_triton(
     costs = costs.expand(N, M)
     if costs.stride(1) != 1:
         costs = costs.contiguous()
-    programs = PROGRAMS * runtime.multiprocessors(predicted)
-    prompts = min(MOST_PROMPTS, cdiv(N, programs))
+    prompts = share(N, runtime.multiprocessors(predicted))
     programs = cdiv(N, prompts)
     sums = predicted.new_empty((programs, L, 2), dtype=torch.float32)
     load = predicted.new_empty((programs, L, M), dtype=torch.int32)
