@@ -289,6 +289,8 @@ EXERCISES = {
             ([0, 1, 2, 0, 3, 1, 0, 2], 3),
             ([1, 1, 1], 1),
             ([4, 3, 2, 4, 1, 3, 4, 0, 2, 3, 4, 1], 3),
+            # counting uses or looking four requests ahead finds fewer
+            ([3, 1, 0, 2, 1, 0, 4, 3, 3, 3, 3, 3, 0, 2], 3),
         ],
     ),
 }

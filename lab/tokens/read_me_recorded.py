@@ -33,6 +33,7 @@ class Serving(NamedTuple):
     hits: dict[str, float]  # policy: % of the requests
     steps: dict[str, list[list[int | None]]]  # policy: [expert][first tokens]
     experts: dict[str, float]  # order of the batches: different experts each
+    batch: int  # tokens of the largest, at most one a request
     longest_wait: int  # batches that a token waited, by expert
     tokens: int
 
@@ -68,6 +69,7 @@ def picture(
             "by arrival": served[0].experts,
             "by expert": served[1].experts,
         },
+        batch=max(map(len, served[1].batches)),
         longest_wait=max(served[1].waits),
         tokens=len(stream),
     )

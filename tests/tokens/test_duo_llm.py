@@ -214,7 +214,7 @@ RIGHT = {
 }
 WRONG = {
     "exercise-1": (495, 49152),
-    "exercise-2": 2.8,
+    "exercise-2": 2.645,
     # the fixed route that is best on average
     "exercise-3": lambda losses, budgets: torch.stack(
         [

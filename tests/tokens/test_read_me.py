@@ -216,6 +216,53 @@ def test_requests_share_the_trace_without_overlap():
     assert len(set(interleave(cut))) == 140
 
 
+@pytest.mark.parametrize("number, batch", [(1, 4), (6, 16), (32, 5)])
+def test_a_batch_has_at_most_one_token_of_a_request(number, batch):
+    assert picture(number, batch=batch).batch == min(number, batch)
+
+
+def evicting(rule):
+    """The hits of a cache that drops the expert e of the largest rule."""
+
+    def hits(trace, capacity):
+        loaded, found = set(), 0
+        for now, expert in enumerate(trace):
+            before, after = trace[: now + 1], trace[now + 1 :]
+            found += expert in loaded
+            if expert not in loaded and len(loaded) == capacity:
+                loaded.remove(
+                    max(loaded, key=lambda e, b=before, a=after: rule(b, a, e))
+                )
+            loaded.add(expert)
+        return found
+
+    return hits
+
+
+def upcoming(after, e):
+    return after.index(e) if e in after else math.inf
+
+
+@pytest.mark.parametrize("tie", [-1, 1], ids=["low", "high"])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        lambda before, after, e: -after.count(e),
+        lambda before, after, e: -(before + after).count(e),
+        lambda before, after, e: upcoming(after[::-1], e),
+        lambda before, after, e: upcoming(after[:3], e),
+        lambda before, after, e: upcoming(after[:4], e),
+    ],
+    ids=["rare later", "rare", "last use first", "ahead 3", "ahead 4"],
+)
+def test_exercise_3_rejects_rules_that_see_part_of_the_future(rule, tie):
+    exercise = read_me.EXERCISES["exercise-3"]
+    mine = evicting(lambda b, a, e: (rule(b, a, e), tie * e))
+    assert judge(exercise, mine) != CORRECT
+    belady = evicting(lambda b, a, e: (upcoming(a, e), tie * e))
+    assert judge(exercise, belady) == CORRECT
+
+
 def test_exercises_accept_right_and_reject_wrong_answers():
     right = {"exercise-1": (0, 2), "exercise-2": 3 / 7}
     wrong = {"exercise-1": (2, 0), "exercise-2": 0.5}
