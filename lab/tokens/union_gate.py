@@ -28,12 +28,18 @@ def demand(scores: Tensor, k: int) -> Tensor:
 def select(scores: Tensor, k: int, c: int, capacity: float = 1.0) -> Tensor:
     """Steps 2 to 4: the c tokens [B, n, c] that each slice takes, ascending.
 
-    From scores P [B, S, n]. ``capacity`` is C and moves nobody.
+    From scores P [B, S, n]. ``capacity`` is C and moves nobody; where it
+    leaves floor(C B) = 0 no score counts any more, so that is refused.
     """
     M = demand(scores, k)
     B, S, _ = M.shape
     if not 1 <= c <= S:
         raise ValueError(f"c={c} is not within 1 to {S}, the tokens")
+    if int(capacity * B) < 1:
+        raise ValueError(
+            f"capacity={capacity} makes every score of {B} samples 0; use 1,"
+            f" or at least 1 / {B}"
+        )
     # scores compete across the batch (eq. of the code, first axis)
     R = M / (M.sum(dim=0, keepdim=True) + 1e-8) * int(capacity * B)
     return topc_select(R.transpose(1, 2), c)
@@ -66,7 +72,8 @@ class UnionGate(nn.Module):
 
     "top-k" is an ordinary mixture over the same slices, token choice with
     weights that add up to k and a balance loss; "random" draws k slices anew
-    each time; "dense" takes all.
+    each time, from one seed for all: the gates of a model, and models of
+    other seeds, throw the same dice at the same step; "dense" takes all.
     """
 
     def __init__(

@@ -78,6 +78,16 @@ def test_the_capacity_factor_moves_nobody():
     assert torch.equal(select(P, 2, 6), select(P, 2, 6, capacity=2.0))
 
 
+def test_random_gates_throw_the_same_dice():
+    # recorded so: the claim's limits and the chapter say it
+    x = drawn(3, 7, 4).float()
+    one, two = (gate(rule="random").train() for _ in range(2))
+    first, second = one(x).chosen, one(x).chosen
+    assert torch.equal(first, two(x).chosen)
+    assert not torch.equal(first, second)
+    assert torch.equal(one.eval()(x).chosen, two.eval()(x).chosen)
+
+
 def test_every_slice_computes_exactly_c_tokens():
     # slice 0 is wanted by all, the others by few: seats left over are filled
     P = scores()
@@ -260,6 +270,7 @@ def gate(**more):
         (lambda: decompose(drawn(64, 4), drawn(64), drawn(4, 64), 3), "=3"),
         (lambda: select(scores(), 2, 13), "c=13"),
         (lambda: select(scores(), 5, 2), "k=5"),
+        (lambda: select(scores(B=5), 2, 6, 0.1), "capacity=0.1"),
         (lambda: gate(rule="topk"), "rule='topk'"),
         (lambda: gate(k=5), "k=5"),
         (lambda: gate(share=0.0), "share=0.0"),
