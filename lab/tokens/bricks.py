@@ -190,6 +190,9 @@ CLAIMS = (
         unit="bits",
         experiment=_than_random,
         side="above",
+        limits=SMALL + " The most active 5 % cost their own text more than"
+        " the best scores do, in 7, 5 and 7 of seven functions with seeds 0,"
+        " 1 and 2, and the other texts about twice as much.",
     ),
     _claim(
         slug="specialists-exist",
@@ -346,7 +349,8 @@ _SCORES = torch.tensor([0.9, 0.8, 0.8, 0.1, 0.0, 0.0, 0.0])
 _NEEDS = torch.tensor([1, 0, 1, 0, 1, 0, 0]).bool()
 
 EXERCISES = {
-    "exercise-1": Exercise(slug="exercise-1", answer=5 / 6),
+    # as the notebook prints them: 0.833, and 4.7 %
+    "exercise-1": Exercise(slug="exercise-1", answer=5 / 6, tolerance=1e-3),
     "exercise-2": Exercise(
         slug="exercise-2",
         answer=_score,
@@ -358,5 +362,5 @@ EXERCISES = {
         ],
         tolerance=1e-5,
     ),
-    "exercise-3": Exercise(slug="exercise-3", answer=9 / 192),
+    "exercise-3": Exercise(slug="exercise-3", answer=9 / 192, tolerance=2e-4),
 }

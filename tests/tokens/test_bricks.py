@@ -240,6 +240,31 @@ RIGHT = {
 WRONG = {"exercise-1": 0.75, "exercise-2": _by_sorting, "exercise-3": 0.05}
 
 
+@pytest.mark.parametrize(
+    "slug, mine, right",
+    [
+        ("exercise-1", 0.833, True),
+        ("exercise-1", 0.83, False),
+        ("exercise-3", 0.047, True),
+        ("exercise-3", 9 / 191, False),
+        ("exercise-3", 0.0465, False),
+    ],
+)
+def test_what_the_solution_prints_is_right(slug, mine, right, capsys):
+    check(EXERCISES[slug], mine)
+    assert (capsys.readouterr().out.strip() == "correct") == right
+
+
+def test_the_most_active_neurons_cost_even_more_but_everywhere():
+    elsewhere = ~torch.eye(len(DOMAINS)).bool()
+    score, busy = (picture(by).damage for by in ("score", "activation"))
+    own, own_busy = score.diagonal().mean(), busy.diagonal().mean()
+    rest, rest_busy = score[elsewhere].mean(), busy[elsewhere].mean()
+    assert own_busy > 1.5 * own and 2.5 > rest_busy / rest > 1.7
+    # a score finds those that matter more here than elsewhere
+    assert own / rest > own_busy / rest_busy
+
+
 @pytest.mark.parametrize("slug", RIGHT)
 def test_the_checker_knows_right_from_wrong(slug, capsys):
     check(EXERCISES[slug], RIGHT[slug])
