@@ -149,7 +149,7 @@ def experiment(
 ) -> Result:
     """Train base, experts and gates, and read what nobody has seen."""
     trained = train(seed, base_steps, expert_steps, gate_steps)
-    experts, others = trained.experts, ways(trained)
+    experts, others = trained.experts, ways(trained, k)
     found, alike = {}, []
     for text in (*names.HELD_OUT, "mixed"):
         ids = read(text)[: characters + CONTEXT]

@@ -19,6 +19,7 @@ from lab.weights.contributors import GATE_STEPS, Trained, train
 from lab.weights.phatgoose import KINDS, read, routed, ways
 
 SNAPSHOT = 25  # gate steps between two recorded gates
+STEPS = tuple(range(SNAPSHOT, 401, SNAPSHOT))  # after which there is one
 WIDTH = 56  # characters of the picture
 RECORDED = "phatgoose/experts.npz"
 SHOWN = 1024  # characters that the picture's bars are measured on
@@ -27,7 +28,7 @@ SHOWN = 1024  # characters that the picture's bars are measured on
 def train_checkpoints(progress: Callable = iter) -> None:
     """Train the recorded experts and gates anew, seed 0: half a minute."""
     for seed in progress([0]):
-        trained = train(seed, gate_steps=400, every=SNAPSHOT)
+        trained = train(seed, gate_steps=STEPS[-1], every=SNAPSHOT)
         arrays = {
             f"base.{key}": weight
             for key, weight in trained.model.state_dict().items()
@@ -76,7 +77,7 @@ def _router_rows(kind: str, gate_steps: int) -> Tensor:
         )
     if kind == KINDS[3]:
         return rivals.arrows(experts)
-    return gates[gate_steps // SNAPSHOT - 1]
+    return gates[STEPS.index(gate_steps)]
 
 
 @cache
@@ -142,6 +143,11 @@ def look(
     start: int = 0,
 ) -> Look:
     """Route a text through the recorded experts, and show a passage of it."""
+    if gate_steps not in STEPS:
+        raise ValueError(
+            f"no gates were recorded after gate_steps={gate_steps}; use a"
+            f" multiple of {SNAPSHOT} from {STEPS[0]} to {STEPS[-1]}"
+        )
     trained, seen = recorded(), []
     rows = _router_rows(kind, gate_steps)
     adapter = routed(trained.experts, rows, k, kind, temperature, seen)

@@ -51,7 +51,8 @@ def retrieved(
 ) -> Adapter:
     """One expert for each 64 characters of ids, chosen by the 64 before.
 
-    The first passage has none before it and looks at the last one.
+    The first passage has none before it and looks at the last one; what is
+    left over at the end goes with the last whole passage.
     """
     stored = [fingerprints(split(language).train) for language in languages]
     queries = fingerprints(ids).roll(1, dims=0)

@@ -186,7 +186,7 @@ def test_retrieval_knows_its_own_training_text(small):
     assert (near.argmax(0) == names.EXPERTS.index("de")).all()
 
 
-def test_no_test_name_was_seen_in_any_language():
+def test_no_test_key_was_seen_in_any_language():
     keys = names._names()
     seen, held = set(), set()
     for table in keys.values():
@@ -196,6 +196,26 @@ def test_no_test_name_was_seen_in_any_language():
     everything = (names.BASE, names.EXPERTS, names.HELD_OUT)
     assert len({x for group in everything for x in group}) == 20
     assert set(keys) == {x for group in everything for x in group}
+
+
+def test_some_spellings_were_seen_under_another_key():
+    learned = set()
+    for language in names.EXPERTS:
+        learned |= set(names.decode(names.split(language).train).split("\n"))
+    lines = names.decode(names.mixed().ids).splitlines()
+    assert len(lines) == 1044 and sum(x in learned for x in lines) == 10
+    assert "palau" in learned & set(lines)
+
+
+def test_what_is_left_over_goes_with_the_last_whole_passage(small):
+    _, experts = small
+    parts = [names.split(e).test[:64] for e in ("es", "de", "pl", "fr")]
+    ids = torch.cat([*parts, names.split("it").test[:40]])
+    u = torch.randn(len(ids) - CONTEXT, DIM)
+    found = rivals.retrieved(experts, names.EXPERTS, ids)(0, u)
+    # after "pl", the 64 characters before the last whole passage
+    by_pl = everywhere(experts, names.EXPERTS.index("pl"))(0, u)
+    assert torch.equal(found[-40 - 64 :], by_pl[-40 - 64 :])
 
 
 def test_the_mixed_text_changes_language_with_every_line():
@@ -210,6 +230,13 @@ def test_the_mixed_text_changes_language_with_every_line():
 def test_one_seed_means_the_same_bits():
     again = phatgoose.experiment.__wrapped__
     assert again(1, **FEW) == again(1, **FEW)
+
+
+def test_all_that_is_routed_takes_as_many_experts():
+    one, two = (phatgoose.experiment(0, **FEW, k=k).bits for k in (1, 2))
+    for way in ("PHATGOOSE", *KINDS[2:]):
+        assert one[way] != two[way]
+    assert one["merged"] == two["merged"]
 
 
 def test_every_claim_can_be_measured():
@@ -239,6 +266,8 @@ def test_the_picture_answers_the_knobs():
         (lambda t, g: phatgoose.scores(t, g, "x"), "kind='x'"),
         (lambda t, g: names.split("xx"), "language='xx'"),
         (lambda t, g: train_base(0, ("en",), 0), "steps=0"),
+        (lambda t, g: look(gate_steps=60), "gate_steps=60; use a multiple"),
+        (lambda t, g: look(gate_steps=425), "from 25 to 400"),
     ],
 )
 def test_wrong_arguments_are_refused_in_a_sentence(call, sentence):
