@@ -1,13 +1,18 @@
 """Top-p routing against the paper's and the authors' formulas."""
 
+import json
 import math
+from fractions import Fraction
+from itertools import accumulate
 
 import numpy as np
 import pytest
 import torch
 from scipy import special, stats
 
+from lab.data import ROOT
 from lab.exercises import check
+from lab.kernels.topp_gate import topp_gate
 from lab.tokens import top_p_routing
 from lab.tokens.routers import balance_loss, entropy, weight_table
 from lab.tokens.top_p_routing import EXERCISES, TopPRouter
@@ -56,6 +61,24 @@ def test_uniform_scores_take_p_times_n_experts():
     made = TopPRouter(48, 16, p=0.4)
     torch.nn.init.zeros_(made.weight)
     assert (made(hidden(3)).gate.experts >= 0).sum(1).tolist() == [7, 7, 7]
+
+
+def test_no_rounding_decides_about_the_tokens_with_a_pencil():
+    """No sum of a token's best scores equals p, for p in steps of 0.05."""
+    path = ROOT / "notebooks" / "1-tokens" / "01-top-p-routing.ipynb"
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    (tiny,) = ("".join(c["source"]) for c in cells if c["id"] == "tiny")
+    made = {"torch": torch}
+    exec(tiny, made)
+    scores = made["scores"]
+    exact = [[Fraction(f"{x:.2f}") for x in row] for row in scores.tolist()]
+    sums = [list(accumulate(sorted(row, reverse=True))) for row in exact]
+    assert all(row[-1] == 1 for row in sums)
+    for p in (Fraction(n, 20) for n in range(1, 21)):
+        assert p == 1 or not any(p in row for row in sums), p
+        gate = topp_gate(scores.log(), float(p))
+        needed = [sum(one < p for one in row) + 1 for row in sums]
+        assert (gate.experts >= 0).sum(1).tolist() == needed, p
 
 
 def test_temperature_changes_the_compute_bill():
