@@ -134,8 +134,10 @@ _claim = partial(
     reduced=SHORT,
     seeds=SEEDS,
     limits="A character model of three layers, trained for 600 steps with"
-    " one learning rate and every other setting as in its chapter, tuned for"
-    " nobody. Trained longer, larger or tuned, the order may be another.",
+    " one learning rate, tuned for nobody. A router's own settings are those"
+    " of its chapter, but AdaMoE's alpha is not lowered, THOR has no dropout"
+    " and SMoE-Dropout makes its first step with all experts. Trained longer,"
+    " larger or tuned, the order may be another.",
 )
 
 CLAIMS = (

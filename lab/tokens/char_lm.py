@@ -68,10 +68,13 @@ class Experts(nn.Module):
 class CharLM(nn.Module):
     """The model with a router per layer, made by ``make_router(layer)``.
 
-    All matrices, the routers' included, are drawn from the seed, normal with
-    variance 1 / (3 fan-in) as in ``nn.Linear``, and biases are 0, so two
-    models of one seed start equal wherever their shapes agree. ``compute``
-    works out a layer's experts, with the arguments of `moe_layer`.
+    All matrices, the routers' included, are drawn from the seed in one
+    stream, normal with variance 1 / (3 fan-in) as in ``nn.Linear``, and
+    biases are 0. So two models of one seed and the same experts start equal
+    up to the first router of another shape: embedding, ``enter`` and the
+    first layer's experts are always the same; what is drawn after that router
+    is not. ``compute`` works out a layer's experts, with the arguments of
+    `moe_layer`.
     """
 
     def __init__(

@@ -6,10 +6,13 @@ order drawn from the seed, one learning rate, tuned for nobody. Only the
 router differs, and what its paper says about training it:
 
     THOR          reads the first 256 of the 512 characters, twice, and adds
-                  its consistency loss: as many predictions as the others
-    SMoE-Dropout  its k grows from 4 to 8 during one training; the setting is
-                  the k that is switched on afterwards
-    AdaMoE        trains from scratch like all, not on a pretrained model
+                  its consistency loss: as many predictions as the others;
+                  without the dropout of its chapter
+    SMoE-Dropout  its k grows from 4 to 8 during one training, whose first
+                  step still has all 8 at work; the setting is the k that is
+                  switched on afterwards
+    AdaMoE        trains from scratch like all, not on a pretrained model, and
+                  its alpha stays at 0.02 where its chapter lowers it
     Union         an expert keeps its best c tokens of a training batch; at
                   work, where that would look ahead, it keeps all
     Duo-LLM       router and networks learn together; while they learn, both

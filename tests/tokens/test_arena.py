@@ -3,6 +3,7 @@
 import csv
 import math
 from collections import Counter
+from itertools import takewhile
 
 import numpy as np
 import pytest
@@ -53,16 +54,25 @@ def test_a_training_gives_the_same_bits_twice(one):
     assert all(torch.equal(a, b) for a, b in pairs)
 
 
+def drawn(one, setting):
+    """The matrices of an untrained model, in the order of their draws."""
+    model = entrants.untrained(one, Training(setting, 1, 3))
+    return {n: w for n, w in model.named_parameters() if w.ndim >= 2}
+
+
 @each
-def test_all_have_the_same_experts_and_start_from_the_same_weights(one):
-    plain = entrants.untrained(entrant("top-k"), Training(2, 1, 3))
-    p = points([one.name])[0]
-    model = entrants.untrained(one, Training(p.setting, 1, 3))
-    mine, theirs = dict(model.named_parameters()), plain.named_parameters()
-    for name, weight in theirs:
+def test_all_start_equal_up_to_the_first_router_of_another_shape(one):
+    plain, mine = drawn(entrant("top-k"), 2), drawn(one, one.settings[0])
+    shapes = [[(n, w.shape) for n, w in m.items()] for m in (plain, mine)]
+    pairs = zip(*shapes, strict=False)
+    same = [name for (name, _), _ in takewhile(lambda p: p[0] == p[1], pairs)]
+    first = "embedding.weight enter.weight layers.0.w_up layers.0.w_down"
+    assert same[:4] == first.split()
+    for name, weight in plain.items():
         if ".router." not in name:
             assert mine[name].shape == weight.shape, name
-    assert torch.equal(mine["embedding.weight"], plain.embedding.weight)
+            equal = torch.equal(mine[name], weight)
+            assert equal == (name in same), name
 
 
 # by hand, per token and layer: D = 48 numbers, E = 8 experts
@@ -123,6 +133,11 @@ def test_thor_makes_as_many_predictions_as_the_others():
 def test_smoe_dropout_grows_while_it_trains_and_is_slimmed_after():
     run, _ = short(Point("SMoE-Dropout", 2), steps=5)
     assert run.experts == 2 and 4 < run.experts_in_training < 8
+
+
+def test_smoe_dropout_makes_its_first_step_with_all_experts():
+    run, _ = short(Point("SMoE-Dropout", 2), steps=1)
+    assert run.experts_in_training == EXPERTS
 
 
 def test_the_record_has_every_point_and_seed_once():
