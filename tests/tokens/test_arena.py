@@ -8,6 +8,7 @@ from itertools import takewhile
 import numpy as np
 import pytest
 import torch
+from scipy.interpolate import interp1d
 from torch.utils.flop_counter import FlopCounterMode
 
 from lab.claims import recorded
@@ -287,8 +288,9 @@ def test_a_profile_is_counted_by_hand():
 ANSWERS = {
     "exercise-1": (5 / 3, 1.5),
     "exercise-2": (
+        lambda w, b, x, y: b - interp1d(x, y, fill_value="extrapolate")(w),
+        # stops at the ends
         lambda w, b, x, y: b - float(np.interp(w, x, y)),
-        lambda w, b, x, y: b - y[0],
     ),
     "exercise-3": (
         lambda s: (
