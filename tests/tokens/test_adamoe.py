@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy import special
 
-from lab.exercises import check
+from lab.exercises import check, judge
 from lab.kernels.topk_gate import topk_gate
 from lab.tokens import adamoe
 from lab.tokens.adamoe import EXERCISES, null_loss, route
@@ -174,6 +174,21 @@ WRONG = {
     "exercise-2": lambda z, k, m: z.softmax(1)[:, : z.shape[1] - m],
     "exercise-3": 1.0,
 }
+
+
+def test_weights_by_topk_are_right_whatever_it_does_with_ties():
+    def by_topk(logits, k, nulls):
+        value, place = logits.topk(k, dim=1)
+        chosen = torch.full_like(logits, -torch.inf).scatter(1, place, value)
+        true = chosen[:, : logits.shape[1] - nulls].exp()
+        return true / true.sum(1, keepdim=True).clamp_min(1e-30)
+
+    assert judge(EXERCISES["exercise-2"], by_topk) == "correct"
+
+
+def test_what_fp32_leaves_of_a_zero_is_right():
+    assert judge(EXERCISES["exercise-3"], 1.6e-7) == "correct"
+    assert judge(EXERCISES["exercise-3"], 0.01) != "correct"
 
 
 @pytest.mark.parametrize("slug", RIGHT)

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lab.exercises import check
+from lab.exercises import check, judge
 from lab.tokens import thor
 from lab.tokens.char_lm import DIM, next_character, windows
 from lab.tokens.dice import Dice, RandomRouter, SwitchRouter
@@ -201,6 +201,11 @@ WRONG = {
     ).sum(1),
     "exercise-3": 7.0,
 }
+
+
+def test_what_fp32_leaves_of_a_zero_is_right():
+    assert judge(EXERCISES["exercise-3"], 6e-7) == "correct"
+    assert judge(EXERCISES["exercise-3"], 0.01) != "correct"
 
 
 @pytest.mark.parametrize("slug", RIGHT)
