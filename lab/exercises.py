@@ -44,6 +44,13 @@ def check(exercise, attempt):
 
 def judge(exercise, attempt):
     """What `check` prints, one sentence."""
+    try:
+        return _judge(exercise, attempt)
+    except Exception as error:
+        return f"it cannot be compared: {_first_line(error)}"
+
+
+def _judge(exercise, attempt):
     if attempt is None or attempt is Ellipsis:
         return UNTOUCHED
     if not callable(exercise.answer):
@@ -71,13 +78,17 @@ def _try(exercise, attempt, case):
     except NotImplementedError:
         return UNTOUCHED
     except Exception as error:
-        first = (str(error).strip().splitlines() or [""])[0]
-        return f"it raised {type(error).__name__}: {first}".rstrip(": ")
+        return f"it raised {_first_line(error)}"
     if found is Ellipsis:
         return UNTOUCHED
     if found is None and expected is not None:
         return "it returned nothing; end it with return"
     return _difference(found, expected, exercise.tolerance)
+
+
+def _first_line(error):
+    first = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first}".rstrip(": ")
 
 
 def _is_empty(function):
@@ -180,7 +191,7 @@ def _list_difference(found, expected, tolerance):
 def _plain(value):
     """Tensors and lists of numbers become arrays, other sequences lists."""
     if hasattr(value, "detach"):
-        value = value.detach().cpu()
+        value = value.detach().cpu().to_dense()
         # numpy has no bfloat16
         value = (
             value.float()
@@ -196,11 +207,12 @@ def _plain(value):
         return set(value)
     if not isinstance(value, list | tuple | range):
         return value
+    items = [_plain(item) for item in value]
     try:
-        array = np.array(value)
+        array = np.array(items)
     except (ValueError, TypeError):
-        return [_plain(item) for item in value]
-    return array if array.dtype.kind in "biuf" else list(map(_plain, value))
+        return items
+    return array if array.dtype.kind in "biuf" else items
 
 
 def _is_number(value):
@@ -210,6 +222,11 @@ def _is_number(value):
 def _close(found, expected, tolerance):
     if isinstance(expected, int):
         return found == expected
+    try:
+        found = float(found)
+    except OverflowError:
+        # a whole number larger than any float
+        return False
     return math.isclose(found, expected, rel_tol=tolerance, abs_tol=tolerance)
 
 

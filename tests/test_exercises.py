@@ -44,6 +44,10 @@ SOFTMAX = function(softmax, (torch.ones(2, 3),), (torch.arange(3.0),))
         (TABLE, TABLE.tolist()),
         (TABLE, TABLE.bfloat16()),
         (TABLE, TABLE.clone().requires_grad_()),
+        (TABLE, TABLE.to_sparse()),
+        (TABLE, list(TABLE.clone().requires_grad_())),
+        (TABLE, list(TABLE.bfloat16())),
+        ([0.5, 2.0], [torch.tensor(0.5, requires_grad=True), 2]),
         (TABLE > 0.4, (TABLE > 0.4).numpy()),
         ([], []),
     ],
@@ -81,6 +85,18 @@ def test_right_values_are_accepted(answer, attempt):
 )
 def test_wrong_values_are_explained(answer, attempt, said):
     assert judge(value(answer), attempt).startswith(said)
+
+
+def test_a_number_larger_than_any_float_is_wrong():
+    assert judge(value(0.5), 10**400).endswith("..., expected 0.5")
+    said = judge(value([0.5, 1.0]), [10**400, 1.0])
+    assert said.startswith("values differ, first at 0: 1000000")
+
+
+def test_what_nobody_thought_of_is_no_error():
+    without_values = torch.empty((), device="meta")
+    for answer, attempt in ((7, 10**5000), (0.5, without_values)):
+        assert judge(value(answer), attempt).startswith("it cannot be compar")
 
 
 def empty(x): ...
