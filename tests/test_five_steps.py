@@ -1,9 +1,14 @@
 """The figure of a whole route shows what the operators decided."""
 
+import json
+from fractions import Fraction
+from itertools import combinations
+
 import pytest
 import torch
 
 from lab import figures
+from lab.data import ROOT
 from lab.figures.theme import voices
 from lab.kernels.combine import combine
 from lab.kernels.dispatch import dispatch
@@ -30,6 +35,37 @@ def drawn(k=2, capacity=8):
         gate.experts, gate.weights, sent.pairs,
         combine(printed, sent.rows, gate.weights), capacity,
     )  # fmt: skip
+
+
+def first_page():
+    """The logits [12, 4] that notebook 00 draws this figure from."""
+    path = ROOT / "notebooks" / "00-start-here.ipynb"
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    (words,) = ("".join(c["source"]) for c in cells if c["id"] == "words")
+    made = {"torch": torch, "figures": figures, "device": lambda: "cpu"}
+    exec(words, made)
+    return made["logits"]
+
+
+def test_no_rounding_decides_on_the_first_page():
+    """Equal scores there are equal as written, not once balance is off."""
+    logits = [[Fraction(x) for x in row] for row in first_page().tolist()]
+    means = [sum(column) / len(logits) for column in zip(*logits, strict=True)]
+    for balance in (Fraction(n, 10) for n in range(1, 11)):
+        for row in logits:
+            pairs = zip(row, means, strict=True)
+            scores = [z - balance * mean for z, mean in pairs]
+            gaps = [abs(a - b) for a, b in combinations(scores, 2)]
+            assert min(gaps) > Fraction(1, 1000), (float(balance), row)
+
+
+def test_temperature_changes_no_choice_on_the_first_page():
+    logits = first_page()
+    for balance in (n / 10 for n in range(11)):
+        fair = logits - balance * logits.mean(dim=0)
+        order = topk_gate(fair, 4).experts
+        for temperature in (n / 4 for n in range(1, 17)):
+            assert topk_gate(fair / temperature, 4).experts.equal(order)
 
 
 def test_the_title_counts_requests():
