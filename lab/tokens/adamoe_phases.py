@@ -18,7 +18,7 @@ PRETRAINED_K = 2
 PHASE_1_STEPS = 600  # top-2 on code
 PHASE_2_STEPS = 300  # then every arm on prose
 PHASE_2_RATE = 3e-3
-ALPHA = (2e-2, 1e-4)  # first and second half of phase 2
+ALPHA = (2e-2, 1e-4)  # early and late in phase 2, see `adapt`
 
 
 def add_null_experts(
@@ -72,8 +72,10 @@ def adapt(
 ) -> CharLM:
     """Phase 2: give ``model`` the pretrained weights and train it on prose.
 
-    The weight of the balance loss is ``alpha[0]`` in the first half of the
-    steps and ``alpha[1]`` in the second.
+    The weight of the balance loss is ``alpha[0]`` up to step ``steps`` / 2,
+    rounded up, and ``alpha[1]`` after it. It is set after a step's loss, for
+    the next one, so step 0 is made with the router's own: 0.02 of AdaMoE's,
+    0.01 of plain top-k's.
     """
     weights = pretrained(seed, pretraining_steps).state_dict()
     for name in weights:

@@ -157,9 +157,10 @@ def train(
     Adam with a one-cycle learning rate. The batches are drawn from the seed,
     so every router sees the same characters in the same order. ``progress``
     wraps the steps (a progress bar); ``on_step(step, prediction)`` is called
-    before each update, for schedules and measurements. ``objective(model,
-    context, target)`` returns a prediction and what to descend on;
-    ``characters`` cuts the training text to its first so many.
+    before each update, for schedules and measurements; what it sets on the
+    model acts from the next step on, as this one's loss is known by then.
+    ``objective(model, context, target)`` returns a prediction and what to
+    descend on; ``characters`` cuts the training text to its first so many.
     """
     if steps < 1:
         raise ValueError(f"steps={steps} trains nothing; use 1 or more")

@@ -10,7 +10,7 @@ from lab.exercises import check, judge
 from lab.kernels.topk_gate import topk_gate
 from lab.tokens import adamoe
 from lab.tokens.adamoe import EXERCISES, null_loss, route
-from lab.tokens.adamoe_phases import add_null_experts, pretrained
+from lab.tokens.adamoe_phases import adapt, add_null_experts, pretrained
 from lab.tokens.adamoe_recorded import baseline, picture
 from lab.tokens.routers import weight_table
 
@@ -157,6 +157,23 @@ def test_the_recorded_models_answer_the_knobs():
 def test_wrong_arguments_are_refused_in_a_sentence(call, sentence):
     with pytest.raises(ValueError, match=sentence):
         call()
+
+
+@pytest.mark.parametrize(
+    ("nulls", "expected"),
+    [
+        (8, [0.02, 0.5, 0.5, 0.5, 0.25, 0.25]),
+        (0, [0.01, 0.5, 0.5, 0.5, 0.25, 0.25]),
+        (8, [0.02, 0.5, 0.5, 0.5, 0.25]),
+    ],
+)
+def test_alpha_is_set_for_the_next_step(nulls, expected):
+    model, seen = adamoe.untrained(3, nulls), []
+    router = model.layers[0].router
+    router.register_forward_pre_hook(lambda r, _: seen.append(r.balance))
+    steps = len(expected)
+    adapt(model, nulls, 0, alpha=(0.5, 0.25), steps=steps, pretraining_steps=1)
+    assert seen == expected
 
 
 def _slow_weights(z, k, nulls):
