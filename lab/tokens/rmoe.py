@@ -198,7 +198,7 @@ _claim = partial(
     chapter="05",
     parameters=FULL,
     reduced=SHORT,
-    seeds=5,
+    seeds=10,
     threshold=0.0,
     limits="A character model of six layers, 600 steps of 512 characters,"
     " one learning rate for all arms, the model's usual one, tuned for none."
