@@ -233,7 +233,7 @@ _claim = partial(
     chapter="04",
     parameters=FULL,
     reduced=SHORT,
-    seeds=3,
+    seeds=10,
     limits=SMALL,
 )
 _below = partial(_claim, unit="bits", threshold=0.0, side="below")
