@@ -63,10 +63,9 @@ MAY_SPILL: dict[tuple[str, str, str, str], str] = dict.fromkeys(
     (
         ("multi_lora_expand", "8 of r16 fp32", "sm_100", "3.9.0"),
         ("multi_lora_shrink", "8 of r16 fp16", "sm_100", "3.7.1"),
-        ("gru_router_step", "P16 E8 fp32 fp32 32x16", "sm_100", "3.7.1"),
-        ("gru_router_step", "P128 E64 fp16 fp16 64x16", "sm_100", "3.7.1"),
-        ("gru_router_step", "P128 E64 fp16 fp32 16x16", "sm_100", "3.7.1"),
-        ("gru_router_step", "P128 E64 fp16 fp32 16x16", "sm_100", "3.8.0"),
+        ("gru_router_step", "P128 E64 bf16 fp32 64x32", "sm_100", "3.6.0"),
+        ("gru_router_step", "P128 E64 bf16 fp32 64x32", "sm_100", "3.9.0"),
+        ("gru_router_step", "P37 E5 fp32 fp32 32x16", "sm_100", "3.6.0"),
         ("gru_router_step", "P37 E5 fp32 fp32 32x16", "sm_90", "3.8.0"),
         ("gru_router_step", "P128 E256 fp32 fp32 16x16", "sm_80", "3.8.0"),
         ("expert_product", "W fp32 16x128x32", "sm_90", "3.9.0"),

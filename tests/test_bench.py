@@ -227,7 +227,7 @@ def test_a_wrong_kernel_gets_a_note_and_no_time():
 def test_an_operation_is_timed_with_the_host_ahead(monkeypatch):
     asked = []
 
-    def in_turn(calls, device, samples, ahead):
+    def in_turn(calls, device, samples, ahead, failed):
         asked.append(ahead)
         return dict.fromkeys(calls)
 
@@ -444,12 +444,14 @@ def test_a_graph_is_captured_once_and_replayed(monkeypatch):
         ):
             assert columns["note"] == ""
             prepare()()
-        assert events == ["capture", "replay", "replay", "graphed"]
+        # once unmeasured, once checked, and once here
+        assert events == ["capture", *["replay"] * 3, "graphed"]
 
 
 def key(name, mode="forward"):
     return {
         "operation": name, "case": "c", "dtype": "float32", "mode": mode,
+        "version": "1",
         "provider": "p",
     }  # fmt: skip
 
@@ -523,6 +525,49 @@ def test_what_an_earlier_run_kept_is_not_measured_again():
     )
     assert begun == ["b"]  # half a piece is none: its rows belong together
     assert [r["ms"] for r in rows] == [7.0, 8.0, 1.0, 2.0]
+
+
+def test_another_version_of_a_peer_is_measured():
+    begun = []
+    old = {"version": "0", "ms": 7.0}
+    kept = [key("a") | old, key("a", "backward") | old]
+    rows = list(work.done([piece("a", begun)], lambda: True, kept))
+    assert begun == ["a"] and [r["ms"] for r in rows] == [1.0, 2.0]
+
+
+def test_who_dies_while_it_is_timed_leaves_the_others_their_times():
+    calls, told = [], []
+
+    def tight():
+        calls.append(1)
+        if len(calls) > 3:
+            raise MemoryError("no room")
+
+    found = timing.in_turn(
+        {"tight": lambda: tight, "wide": lambda: lambda: None},
+        "cpu",
+        samples=5,
+        failed=lambda name, problem: told.append((name, str(problem))),
+    )
+    assert told == [("tight", "no room")]
+    assert list(found) == ["wide"] and found["wide"].samples == 5
+    with pytest.raises(MemoryError):
+        timing.in_turn({"tight": lambda: tight}, "cpu", samples=5)
+
+
+def test_a_peer_that_dies_while_it_is_timed_says_so(monkeypatch):
+    def in_turn(calls, device, samples, failed):
+        other = next(name for name in calls if name != "lab")
+        failed(other, MemoryError("no room"))
+        return {}
+
+    monkeypatch.setattr(layers, "in_turn", in_turn)
+    rows = layers.layer_rows(
+        SMALL, 33, torch.float32, "cpu", ROOFS, {"samples": 3}
+    )
+    notes = {row["provider"]: row["note"] for row in rows}
+    assert notes.pop("lab") == ""
+    assert "MemoryError: no room" in notes.values()
 
 
 def test_a_piece_that_dies_says_so_and_the_next_one_runs():
@@ -668,6 +713,30 @@ def test_rows_of_changed_files_and_of_a_run_begun_anew_are_not_kept(
     assert record.Record(SHARED, anew=True).kept == []
 
 
+def test_rows_that_fell_with_somebody_else_are_measured_again(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(table, "FOLDER", tmp_path)
+    run = record.Record(SHARED)
+    run.add(line("a"))
+    note = work.reason(work.Lost("the GPU does not answer after a peer"))
+    run.add(SHARED | key("b") | {"note": note})
+    assert [r["operation"] for r in record.Record(SHARED).kept] == ["a"]
+
+
+def test_a_part_of_which_nothing_is_kept_lies_beside_the_table(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(table, "FOLDER", tmp_path)
+    first = record.Record(SHARED)
+    first.add(line("a"))
+    assert record.Record(SHARED | {"commit": ""}).kept == []
+    old = first.part.with_suffix(".old")
+    assert [r["operation"] for r in table.read(old)] == ["a"]
+    # it is no table
+    assert table.recorded() == []
+
+
 def test_a_table_that_owes_rows_says_which_and_keeps_its_part(
     tmp_path, monkeypatch
 ):
@@ -729,6 +798,8 @@ def test_the_commit_is_empty_where_there_is_no_git(monkeypatch):
 
     monkeypatch.setattr(table.subprocess, "run", missing)
     assert table.commit() == ""
+    monkeypatch.setenv("LAB_COMMIT", "abc1234")
+    assert table.commit() == "abc1234"
 
 
 @pytest.mark.parametrize("ms, expected", [(6, 1 / 36), (60, 1 / 100)])

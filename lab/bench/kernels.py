@@ -103,6 +103,11 @@ def kernel_rows(key, declaration, calls, inputs, dtype, roofs, effort):
     for provider in calls:
         if "error" not in columns[provider]:
             work.settle(device, f"{key['operation']}, {provider}")
+
+    def failed(provider, problem):
+        columns[provider]["note"] = work.reason(problem)
+        work.settle(device, f"{key['operation']}, {provider}")
+
     timings = in_turn(
         {
             provider: lambda call=call: lambda: call(**inputs)
@@ -112,6 +117,7 @@ def kernel_rows(key, declaration, calls, inputs, dtype, roofs, effort):
         device,
         **effort,
         ahead=True,
+        failed=failed,
     )
     for provider in calls:
         yield row(

@@ -52,7 +52,14 @@ def layer_rows(case, T, dtype, device, roofs, effort) -> Iterator[dict]:
                 calls[mode][peer.name] = prepare
     del expected
     costs = layer_costs(case, T, dtype, inputs[1])
-    timings = {mode: in_turn(calls[mode], device, **effort) for mode in MODES}
+    timings = {}
+    for mode in MODES:
+
+        def failed(provider, problem, mode=mode):
+            found[mode, provider]["note"] = work.reason(problem)
+            work.settle(device, f"{provider}, {mode}")
+
+        timings[mode] = in_turn(calls[mode], device, **effort, failed=failed)
     for key in keys(case, T, dtype, device):
         mode, provider = key["mode"], key["provider"]
         timing = timings[mode].get(provider)
@@ -74,8 +81,10 @@ def checked(peer, inputs, pull, expected) -> Iterator[Checked]:
         prepare, columns = None, {"note": ""}
         try:
             layer = layer or peer.make(*inputs)
-            before = start_of_peak(device)
             prepare = peer.passes[mode](layer, pull)
+            # who tries tiles does so now, with memory of its own
+            prepare()()
+            before = start_of_peak(device)
             result = prepare()()
             columns["peak_mib"] = peak_since(before, device)
             if mode == "backward":

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 from lab.bench.table import path_of, read, write, write_lines
-from lab.bench.work import NO_TIME
+from lab.bench.work import NO_TIME, is_lost
 
 # what may differ between the rows of one table: a run can pass midnight
 VARIES = ("date",)
@@ -21,17 +21,20 @@ class Record:
 
     ``shared`` are the columns that all rows of a run share. ``anew`` leaves
     nothing of an earlier run. Nor does a lab without a commit, or with files
-    that differ from it: they may have changed since.
+    that differ from it: they may have changed since. What then is kept of
+    nothing lies beside the table still, as ``<machine>.csv.old``.
     """
 
     def __init__(self, shared: dict[str, str], anew: bool = False):
         self.table = path_of(shared["machine"])
         self.part = self.table.with_name(self.table.name + ".part")
         self.kept = []
-        if self.part.exists() and not anew:
-            self.kept = [
-                line for line in read(self.part) if _same(line, shared)
-            ]
+        if self.part.exists():
+            left = read(self.part)
+            if not anew:
+                self.kept = [line for line in left if _same(line, shared)]
+            if left and not self.kept:
+                self.part.replace(self.part.with_suffix(".old"))
         write(self.kept, self.part)
 
     def add(self, row: dict) -> None:
@@ -52,7 +55,7 @@ class Record:
 def _same(line: dict, shared: dict[str, str]) -> bool:
     """Whether a row was measured under the circumstances of this run."""
     commit = shared["commit"]
-    if not commit or commit.endswith("-dirty"):
+    if not commit or commit.endswith("-dirty") or is_lost(line):
         return False
     columns = [column for column in shared if column not in VARIES]
     return all(line[c] == shared[c] for c in columns)

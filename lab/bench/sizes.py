@@ -69,16 +69,17 @@ def drawn_gate(case: Case, T: int, device: str = "cpu") -> Gate:
 def layer_costs(case, T, dtype, gate) -> dict[str, Cost]:
     """The least bytes and FLOPs; only what is routed counts.
 
-    Weights are read of experts in use, work is done for filled slots.
+    Weights are read of experts in use, work is done for filled slots. The
+    gradients of all weights are written, those of idle experts as zeros.
     """
     routed = gate.experts[gate.experts >= 0]
-    # three matrices [H, F] an expert
-    weights = 3 * len(routed.unique()) * case.H * case.F
+    expert = 3 * case.H * case.F  # three matrices [H, F]
+    weights, gradients = expert * len(routed.unique()), expert * case.E
     width, flops = dtype.itemsize, 6 * len(routed) * case.H * case.F
     slots = 8 * gate.experts.numel()
     return {
         "forward": Cost(width * (2 * T * case.H + weights) + slots, flops),
         "backward": Cost(
-            width * (3 * T * case.H + 2 * weights) + slots, 2 * flops
+            width * (3 * T * case.H + weights + gradients) + slots, 2 * flops
         ),
     }

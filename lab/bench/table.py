@@ -52,7 +52,10 @@ def version(package: str) -> str:
 
 
 def commit() -> str:
-    """The commit of this clone, "-dirty" if lab/ differs, or empty."""
+    """The commit of this clone, "-dirty" if lab/ differs, or empty.
+
+    A copy without its history may be told: LAB_COMMIT.
+    """
 
     def git(*arguments):
         command = ["git", "-C", str(ROOT), *arguments]
@@ -60,9 +63,11 @@ def commit() -> str:
 
     try:
         found = git("rev-parse", "--short", "HEAD").strip()
-        return found + "-dirty" * bool(git("status", "--porcelain", "lab"))
+        if found:
+            return found + "-dirty" * bool(git("status", "--porcelain", "lab"))
     except FileNotFoundError:  # no git here
-        return ""
+        pass
+    return os.environ.get("LAB_COMMIT", "")
 
 
 def circumstances() -> dict[str, str]:

@@ -97,33 +97,41 @@ def in_turn(
     samples: int = SAMPLES,
     seconds: float = SECONDS,
     ahead: bool = False,
+    failed: Callable[[str, Exception], None] | None = None,
 ) -> dict[str, Timing]:
     """Time each provider, one sample after the other, round by round.
 
     A provider prepares, untimed, and returns the call that is timed. Two
     rounds to warm up, one for who is slow; then ``samples`` rounds. Who has
-    used up ``seconds`` and has 3 samples leaves the rounds. ``ahead``: see
+    used up ``seconds`` and has 3 samples leaves the rounds, and so does who
+    raises, if ``failed(name, problem)`` is there to be told. ``ahead``: see
     `clock`.
     """
     measure = clock(device, ahead)
     spent = dict.fromkeys(providers, 0.0)
+    taken = {name: [] for name in providers}
 
     def sample(name):
         start = time.monotonic()
-        found = measure(providers[name]())
+        try:
+            taken[name].append(measure(providers[name]()))
+        except Exception as problem:
+            if failed is None:
+                raise
+            del taken[name]
+            failed(name, problem)
         spent[name] += time.monotonic() - start
-        return found
 
     for _ in range(2):
-        for name in providers:
+        for name in list(taken):
             if spent[name] <= seconds / LEAST:
                 sample(name)
     spent = dict.fromkeys(providers, 0.0)
-    taken = {name: [] for name in providers}
+    taken |= {name: [] for name in taken}
     for done in range(samples):
-        for name in providers:
+        for name in list(taken):
             if done < LEAST or spent[name] <= seconds:
-                taken[name].append(sample(name))
+                sample(name)
     return {name: summary(found) for name, found in taken.items()}
 
 

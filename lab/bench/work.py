@@ -39,7 +39,11 @@ def done(
     kept = {identity(row): row for row in kept}
     for piece in pieces:
         known = [kept.get(identity(key)) for key in piece.keys]
-        if all(known):
+        # another version of a peer is another peer
+        if all(
+            row and row["version"] == key["version"]
+            for row, key in zip(known, piece.keys, strict=True)
+        ):
             yield from known
         elif is_time_left():
             yield from _measured(piece, device)
@@ -79,6 +83,11 @@ def reason(problem: BaseException) -> str:
 
 class Lost(RuntimeError):
     """The GPU does not answer any more, in this process."""
+
+
+def is_lost(row: dict) -> bool:
+    """Whether a row has no time because somebody took the GPU down."""
+    return row["note"].startswith(Lost.__name__)
 
 
 def settle(device: str, after: str) -> None:

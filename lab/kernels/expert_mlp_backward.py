@@ -223,8 +223,10 @@ def _cost(tokens, rows, offsets, w_up, w_down, wanted=ALL, **_) -> Cost:
     kept = int(offsets[-1])
     present = int((rows >= 0).any(dim=1).sum())
     rows_of_x = present * of_up + len(tokens) * of_tokens
-    weights = w_up.numel() * (of_tokens + of_up)
-    weights += w_down.numel() * (of_hidden + of_down)
+    # read of experts in use; the gradients of idle ones are written, too
+    used = int((offsets.diff() > 0).sum())
+    weights = H * G * (used * of_tokens + len(w_up) * of_up)
+    weights += F * H * (used * of_hidden + len(w_up) * of_down)
     moved = (rows_of_x + kept) * H + kept * G + weights
     columns = G * (of_tokens + of_up) + F * (of_hidden + of_down)
     return Cost(moved * width + 4 * kept, 2 * kept * H * columns)
