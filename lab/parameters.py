@@ -38,10 +38,17 @@ def span(low, high):
 
 
 def choice(*values):
-    """One of `values`; neither `True` nor 1.0 stands for 1, but 1 for 1.0."""
+    """One of `values`; `True` does not stand for 1, nor 1 for `True`.
+
+    Whole numbers ask for a whole one; one with a decimal point among them
+    lets 1.0 stand for 1, too.
+    """
+    numbers = [v for v in values if isinstance(v, Real)]
+    whole = all(isinstance(v, Integral) for v in numbers)
 
     def accepts(value):
-        return any(value == v and _same_kind(value, v) for v in values)
+        kind = Integral if whole else Real
+        return any(value == v and _same_kind(value, v, kind) for v in values)
 
     return Rule(accepts, "one of " + ", ".join(repr(v) for v in values))
 
@@ -107,10 +114,7 @@ def _injected(history):
             yield node.id
 
 
-def _same_kind(value, choice):
+def _same_kind(value, choice, number):
     if isinstance(choice, bool) or isinstance(value, bool):
         return isinstance(choice, bool) and isinstance(value, bool)
-    for kind in (Integral, Real):
-        if isinstance(choice, kind):
-            return isinstance(value, kind)
-    return True
+    return isinstance(value, number) or not isinstance(choice, Real)

@@ -65,7 +65,8 @@ def one_browser():
         )
     # kaleido asks for it; what the user named there may not exist
     os.environ["BROWSER_PATH"] = found
-    kaleido.start_sync_server(silence_warnings=True)
+    # no figure has formulas; its script would come from the network
+    kaleido.start_sync_server(silence_warnings=True, mathjax=False)
     try:
         yield
     finally:
