@@ -28,11 +28,12 @@ from lab.warm_up import WarmUp, in_a_cell
 KNOBS = 6
 
 
-def explore(draw, chapter, **controls):
+def explore(draw, chapter, fixed=None, **controls):
     """Show `draw(**values)` with a knob for each value; return the `View`.
 
     `draw` takes the values of `controls` by name and returns a figure; it
-    must not depend on anything else that moves. `chapter` is the number or
+    must not depend on anything else that moves. `fixed` are the parameters
+    by name that it depends on and no knob moves. `chapter` is the number or
     the slug whose notebook takes the same names as parameters, or the path
     of a notebook that is no chapter.
     """
@@ -44,7 +45,7 @@ def explore(draw, chapter, **controls):
     notebook = str(chapter)
     if not notebook.endswith(".ipynb"):
         notebook = catalogue.chapter(chapter).notebook
-    view = View(draw, notebook, controls)
+    view = View(draw, notebook, controls, fixed or {})
     if get_ipython() is not None:
         display(view)
     return view
@@ -53,9 +54,10 @@ def explore(draw, chapter, **controls):
 class View:
     """A figure and its knobs; made by `explore`."""
 
-    def __init__(self, draw, notebook, controls):
+    def __init__(self, draw, notebook, controls, fixed):
         self._draw = draw
         self._notebook = notebook
+        self._fixed = fixed
         self._controls = controls
         self._ghosts = []
         # callbacks may come from another thread than the cells
@@ -96,7 +98,7 @@ class View:
     def command(self):
         """The papermill command that runs the notebook at these values."""
         words = ["papermill", shlex.quote(self._notebook), "out.ipynb"]
-        for name, value in self.values.items():
+        for name, value in (self._fixed | self.values).items():
             # -r hands a text over as it is, -p would read "1" as a number
             words += ["-r" if isinstance(value, str) else "-p", name]
             words.append(shlex.quote(_written(value)))

@@ -352,3 +352,13 @@ def test_a_run_without_a_front_end_leaves_a_picture_and_no_megabytes(
         ["application/vnd.plotly.v1+json"]
     ]
     assert len(nbformat.writes(notebook)) < 100_000
+
+
+def test_the_command_names_what_the_drawing_depends_on_and_no_knob_moves():
+    view = explore(
+        lambda name: figures.histogram([1]),
+        chapter="39",
+        fixed={"leaves": 6},
+        name=widgets.Dropdown(options=["one", "two"]),
+    )
+    assert view.command.endswith(" out.ipynb -p leaves 6 -r name one")
