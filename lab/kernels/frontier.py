@@ -104,19 +104,18 @@ def frontier_reference(
     )
     costs = costs.expand(N, M)
     quality, cost = [], []
-    # a first row, so that no price makes [0, M]
-    load = [predicted.new_zeros(M, dtype=torch.int32)]
-    for price in prices:
+    load = predicted.new_zeros((len(prices), M), dtype=torch.int32)
+    for row, price in enumerate(prices):
         value = predicted - price * costs
         # argmax promises nothing about ties, the first of the best does
         choice = (value == value.amax(dim=1, keepdim=True)).int().argmax(1)
         quality.append(truth.gather(1, choice[:, None]).double().mean())
         cost.append(costs.gather(1, choice[:, None]).double().mean())
-        load.append(torch.bincount(choice, minlength=M).int())
+        load[row] = torch.bincount(choice, minlength=M)
     return Frontier(
         predicted.new_tensor(quality),
         predicted.new_tensor(cost),
-        torch.stack(load)[1:],
+        load,
     )
 
 
