@@ -45,9 +45,9 @@ def choice(*values):
     """
     numbers = [v for v in values if isinstance(v, Real)]
     whole = all(isinstance(v, Integral) for v in numbers)
+    kind = Integral if whole else Real
 
     def accepts(value):
-        kind = Integral if whole else Real
         return any(value == v and _same_kind(value, v, kind) for v in values)
 
     return Rule(accepts, "one of " + ", ".join(repr(v) for v in values))

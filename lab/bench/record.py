@@ -21,8 +21,8 @@ class Record:
 
     ``shared`` are the columns that all rows of a run share. ``anew`` leaves
     nothing of an earlier run. Nor does a lab without a commit, or with files
-    that differ from it: they may have changed since. What then is kept of
-    nothing lies beside the table still, as ``<machine>.csv.old``.
+    that differ from it: they may have changed since. A part of which nothing
+    is kept is not lost: it lies beside the table as ``<machine>.csv.old``.
     """
 
     def __init__(self, shared: dict[str, str], anew: bool = False):

@@ -133,13 +133,13 @@ def _backward(ctx, grad):
     tokens, big, w_up, w_down = ctx.saved_tensors
     of_tokens, of_up, of_down = wanted(ctx, 0, 2, 3)
     grad_tokens = grad_up = grad_down = None
-    own = own_columns(big, w_up, ctx.small)
+    other = ~own_columns(big, w_up, ctx.small)
     # act(0) = 0, so the other network's units are 0 throughout
-    z = (tokens @ w_up).masked_fill(~own, 0.0)
+    z = (tokens @ w_up).masked_fill(other, 0.0)
     if of_down:
         grad_down = ACTIVATIONS[ctx.activation](z).T @ grad
     if of_tokens or of_up:
-        grad_h = (grad @ w_down.T).masked_fill(~own, 0.0)
+        grad_h = (grad @ w_down.T).masked_fill(other, 0.0)
         if ctx.activation == "relu":
             grad_z = grad_h.masked_fill(z <= 0, 0.0)
         else:

@@ -96,8 +96,10 @@ def topk_gate_reference(
     is_null = chosen >= E - null_experts
     if renormalize:
         # softmax over the chosen true logits; 0 where there is none
-        none = is_null.all(dim=1, keepdim=True)
-        kept = z.gather(1, chosen).masked_fill(is_null & ~none, -math.inf)
+        kept = z.gather(1, chosen)
+        if null_experts:
+            none = is_null.all(dim=1, keepdim=True)
+            kept = kept.masked_fill(is_null & ~none, -math.inf)
         weights = kept.softmax(dim=1)
     else:
         weights = z.softmax(dim=1).gather(1, chosen)
