@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lab.exercises import check
+from lab.exercises import check, judge
 from lab.kernels.moe_layer import moe_layer
 from lab.tokens import smoe_dropout
 from lab.tokens.char_lm import DIM, measure, train
@@ -262,3 +262,9 @@ def test_the_checker_knows_right_from_wrong(slug, capsys):
 def test_cutting_s_into_eight_steps_gives_the_first_answer():
     plan = Schedule("linear", 8, 16)
     assert mean_experts(plan, 8) / 16 == EXERCISES["exercise-1"].answer
+
+
+def test_three_decimals_as_in_the_solution_are_enough():
+    assert judge(EXERCISES["exercise-1"], 0.719) == "correct"
+    for wrong in (0.72, 0.71, 12 / 16, 12.5 / 16):
+        assert judge(EXERCISES["exercise-1"], wrong) != "correct"
