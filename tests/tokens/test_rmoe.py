@@ -182,6 +182,10 @@ def test_the_recorded_models_answer_the_knobs():
     )
     for variant in rmoe.VARIANTS:
         assert len(reach(variant)) == rmoe.LAYERS - 1
+    # the memory ties neighbours, and layers further apart hardly more
+    passed, linear = reach("passed"), reach("linear")
+    gain = [a - b for a, b in zip(passed, linear, strict=True)]
+    assert gain[0] > 0.1 > 2 * max(gain[1:])
 
 
 def test_the_pencil_cell_forgets_at_the_rate_it_says():

@@ -129,6 +129,9 @@ def test_dropout_acts_in_training_only_and_keeps_the_mean():
 def test_the_consistency_loss_makes_throws_agree():
     without, with_loss = (picture(alpha=alpha) for alpha in RECORDED_ALPHA)
     assert with_loss.differ < without.differ / 2
+    # it ties the predictions, not the experts
+    far, near = (sum(map(sum, s.distance)) for s in (without, with_loss))
+    assert near == pytest.approx(far, rel=0.05)
 
 
 def test_the_distance_of_experts_is_that_of_their_outputs():
