@@ -285,3 +285,7 @@ def test_exercises_accept_right_and_reject_wrong_answers():
     for name, exercise in read_me.EXERCISES.items():
         assert judge(exercise, right[name]) == CORRECT
         assert judge(exercise, wrong[name]) != CORRECT
+    share = read_me.EXERCISES["exercise-2"]
+    for places in (2, 3, 4):
+        assert judge(share, round(3 / 7, places)) == CORRECT
+    assert judge(share, 0.42) != CORRECT
