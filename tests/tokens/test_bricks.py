@@ -164,6 +164,17 @@ def test_in_the_recorded_picture_the_own_text_breaks():
     assert rise[row, row] > 10 * rise[row].sort().values[-2]
 
 
+def test_without_its_neurons_python_alone_loses_more_than_by_chance():
+    aimed, dice = (
+        picture(way, "python", 5).damage[DOMAINS.index("python")]
+        for way in ("score", "chance")
+    )
+    row = DOMAINS.index("python")
+    assert aimed[row] > 1.8 * dice[row]
+    others = torch.arange(len(DOMAINS)) != row
+    assert (aimed[others] < dice[others] + 0.01).all()
+
+
 def test_the_whole_model_reads_a_passage_once(monkeypatch):
     read = []
 
