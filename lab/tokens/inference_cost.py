@@ -1,8 +1,8 @@
 """What one expert layer costs: bytes, arithmetic, and the wire between.
 
-Standard roofline arguments. A device computes F numbers a second and reads W
+Standard roofline arguments. A device does F operations a second and reads W
 bytes a second; w = 3 d f weights of s bytes make an expert, n_i tokens come
-to it.
+to it, and a weight takes two operations for each.
 
     t_experts = sum over n_i > 0 of max(w s / W, 2 w n_i / F)
     n* = F s / 2 W                             tokens that fill an expert
