@@ -32,14 +32,14 @@ class Look(NamedTuple):
     placed: Tensor  # [L, E]
     solver: str  # the one that ran
     crossings: dict[str, float]  # percent of the steps
-    node_crossing: float  # percent that leave the node; 0 with one node
+    node_crossing: float | None  # percent that leave the node, if of two
 
     @property
     def note(self) -> str:
         """What ran, what chance would give, and the nodes if there are two."""
         chance = self.crossings["mean of all placements"]
         words = f"{self.solver} placement; {chance:.1f} % at random"
-        if self.node_crossing:
+        if self.node_crossing is not None:
             words += f"; {self.node_crossing:.1f} % change the node"
         return words
 
@@ -76,7 +76,7 @@ def picture(
         placed,
         solver,
         {name: 100 * share for name, share in shown.items()},
-        100 * crossing(node, test) if nodes > 1 else 0.0,
+        100 * crossing(node, test) if nodes > 1 else None,
     )
 
 

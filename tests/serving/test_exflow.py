@@ -57,7 +57,10 @@ def test_nodes_are_served_first():
     W = counts()
     one = picture(gpus=4, nodes=1)
     two = picture(gpus=4, nodes=2)
-    assert two.node_crossing < 50 < 75 and one.node_crossing == 0
+    assert two.node_crossing < 50 < 75 and one.node_crossing is None
+    assert "change the node" not in one.note
+    # that no token leaves its node is worth saying, too
+    assert "0.0 % change the node" in picture("1", nodes=2).note
     best = placement.crossing(placement.exact(W, 2), W)
     placed = placement.staged(W, 4, 2, placement.exact)
     assert placement.crossing(placed // 2, W) == pytest.approx(best)
