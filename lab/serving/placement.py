@@ -87,7 +87,7 @@ def random_placements(
 
 
 def random(counts: Tensor, gpus: int, seed: int = 0) -> Tensor:
-    """One placement at random; it crosses in 1 - 1/G of the steps."""
+    """One placement at random; on average 1 - 1/G of the steps cross."""
     pairs, E, _ = counts.shape
     return random_placements(pairs + 1, E, gpus, 1, seed)[0]
 
