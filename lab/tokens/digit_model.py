@@ -5,8 +5,8 @@
     → norm → mean over the patches → scores of the ten digits
 
 Attention and MLP come in from outside, so that every kind of layer can be
-compared like with like. The digits are real: 1000 to learn from, and 797 by
-other writers to be tested on.
+compared like with like. The digits are real: 1000 to learn from, and 797 to
+be tested on, nearly all by other writers (`data/digits/README.md`).
 """
 
 from collections.abc import Callable, Iterable
