@@ -10,8 +10,8 @@ big one first and the f of the small one behind (for Duo-LLM f = F / 16):
     gelu   act(z) = z Phi(z)          the exact one, not the tanh form
 
 The tokens are sorted into big and small (see `dispatch`), stably. A program
-takes a tile of one kind and runs through the columns of that kind, so a tile
-of small tokens is done sixteen times sooner. The hidden activations stay in
+takes a tile of one kind and runs through the columns of that kind, a block a
+step, so a tile of small tokens takes fewer. The hidden activations stay in
 registers, and as every token has one row, the sum goes straight to its place:
 no second product to launch and nothing to combine.
 

@@ -6,8 +6,8 @@ route (for Duo-LLM, how many of its layers are big):
     best[b, t]  = min of l[r, t] over the routes r with b_r = b
     route[b, t] = the lowest r that reaches it, -1 if there is none
 
-A segmented reduction whose segments are scattered: route 0b0110 has budget
-2, its neighbours 1 and 3. `dispatch` lists every menu's routes together, as
+A segmented reduction whose segments are scattered: route 0b0111 has budget
+3, its neighbours 2 and 1. `dispatch` lists every menu's routes together, as
 it does the tokens of an expert; then a program takes one menu and a block of
 tokens, and reads rows of the losses in that order. Each loss is read once, in
 rows that lie together in memory, and nothing is copied into another order.
