@@ -199,7 +199,12 @@ def _best_and_close(scores: Tensor) -> Tensor:
 
 
 _SCORES = torch.tensor(
-    [[0.5, 0.3, 0.15, 0.05], [0.1, 0.7, 0.2, 0.0], [0.1, 0.2, 0.3, 0.4]]
+    [
+        [0.5, 0.3, 0.15, 0.05],
+        [0.1, 0.7, 0.2, 0.0],
+        [0.1, 0.2, 0.3, 0.4],
+        [0.5, 0.25, 0.125, 0.125],  # the second has exactly half
+    ]
 )
 
 EXERCISES = {

@@ -27,7 +27,8 @@ class OwnRouter(Router):
 
     def forward(self, hidden: Tensor, memory: Any = None) -> Routing:
         scores = (hidden @ self.weight).softmax(dim=1)
-        chosen = self.choose(scores.detach())
+        # a copy, so that a choice that writes into it changes no weight
+        chosen = self.choose(scores.detach().clone())
         weights = scores * chosen
         # a token that chose nobody keeps its weights at 0
         weights = weights / weights.sum(1, keepdim=True).clamp_min(1e-9)
@@ -45,11 +46,12 @@ def enter(choose: Callable, seed: int = 0, steps: int = 100) -> str:
     probe = choose(torch.full((T, EXPERTS), 1 / EXPERTS))
     if probe is None or probe is Ellipsis:
         return "not attempted yet"
-    if getattr(probe, "shape", None) != (T, EXPERTS) or (
-        probe.dtype != torch.bool
-    ):
+    found = type(probe).__name__
+    if isinstance(probe, Tensor):
+        found = f"{probe.dtype} of shape {tuple(probe.shape)}"
+    if found != f"torch.bool of shape {(T, EXPERTS)}":
         raise ValueError(
-            f"choose returned {type(probe).__name__} for {T} tokens; return"
+            f"choose returned {found} for {T} tokens; return a tensor of"
             f" booleans of shape ({T}, {EXPERTS})"
         )
     own = Entrant(

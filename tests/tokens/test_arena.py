@@ -311,14 +311,37 @@ def test_an_exercise_takes_the_right_answer_and_no_other(name):
     assert judge(exercise, ...) == "not attempted yet"
 
 
+def test_the_second_expert_may_have_exactly_half():
+    def more_than_half(scores):
+        best, second = scores.topk(2).values.T[:, :, None]
+        return (scores == best) | ((scores == second) & (second > best / 2))
+
+    said = judge(arena.EXERCISES["exercise-3"], more_than_half)
+    assert said.startswith("case 1: values differ, first at (3, 1)")
+
+
 def test_your_own_router_enters_and_competes():
     two = own_router.enter(lambda s: s >= s.topk(2).values[:, 1:], steps=2)
     assert "after 2 steps: 2.00 experts per token" in two
     assert own_router.enter(lambda s: ...) == "not attempted yet"
     with pytest.raises(ValueError, match="booleans of shape .4, 8."):
         own_router.enter(lambda s: s)
+    with pytest.raises(ValueError, match="returned torch.int64 of shape"):
+        own_router.enter(lambda s: (s > 0).long())
     nobody = own_router.enter(lambda s: s > 2, steps=2)
     assert "0.00 experts" in nobody
+
+
+def test_a_router_that_writes_into_its_scores_competes_all_the_same():
+    def clean(scores):
+        return scores >= 0.125
+
+    def careless(scores):
+        return scores.sub_(0.125) >= 0
+
+    assert own_router.enter(careless, steps=2) == own_router.enter(
+        clean, steps=2
+    )
 
 
 def test_every_router_of_the_part_is_in_the_arena():
