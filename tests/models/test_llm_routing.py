@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import optimize, stats
 
-from lab.exercises import check
+from lab.exercises import check, judge
 from lab.models import judging, llm_routing, pareto, recorded, routers
 from lab.models import strategies as families
 from lab.models.llm_routing import EXERCISES
@@ -246,6 +246,16 @@ def test_the_answer_tells_more_than_the_question_until_it_costs_too_much():
     assert score("cascade", 2) < score("classifier", 2)
 
 
+def test_wrong_sums_are_a_small_part_of_what_an_answer_gives_away():
+    known = recorded.load("gsm8k")
+    features = judging.answer_features(known.prompts, known.answers)
+    slips = judging.FEATURES.index("wrong calculator steps")
+    right = known.scores[:, 0]
+    assert round(pareto.auc(-features[:, slips], right), 2) == 0.56
+    found = llm_routing.experiment(0, "cascade", "gsm8k")
+    assert round(found.cheap_auc, 2) == 0.77
+
+
 def test_one_seed_means_the_same_bits():
     again = families.predicted.__wrapped__
     for strategy in ("classifier", "bandit", "similarity"):
@@ -301,6 +311,15 @@ WRONG = {
     "exercise-2": (1.0, 1 / 6),
     "exercise-3": lambda guess, right: float((guess > 0).float().mean()),
 }
+
+
+def test_an_area_that_leaves_ties_in_their_order_is_wrong():
+    def sorted_only(guess, right):
+        right = right[guess.argsort(descending=True, stable=True)].double()
+        above = torch.cat([right.new_zeros(1), right.cumsum(0)[:-1]])
+        return (above * (1 - right)).sum() / right.sum() / (1 - right).sum()
+
+    assert "expected 0.5" in judge(EXERCISES["exercise-3"], sorted_only)
 
 
 @pytest.mark.parametrize("slug", RIGHT)
