@@ -301,7 +301,7 @@ CLAIMS = (
         threshold=0.0,
         side="above",
         out_of_reach="it needs a packet simulator with RDMA NICs, reordering"
-        " and loss recovery; a fluid cannot be faster than ideal spraying",
+        " and loss recovery; in a fluid spraying pays nothing for disorder",
     ),
 )
 
