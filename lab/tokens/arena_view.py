@@ -165,7 +165,7 @@ def headline(p: Point, seed: int) -> str:
     return (
         f"{p.label}, seed {seed}: {one.bits:.3f} bits with"
         f" {one.experts:.2f} experts, {abs(far):.3f}"
-        f" {'above' if far > 0 else 'below'} the top-k line"
+        f" {'above' if far > 0 else 'below'} the top-k line at equal work"
     )
 
 
