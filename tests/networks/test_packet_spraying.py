@@ -214,6 +214,16 @@ def test_spraying_waits_for_slow_links_between_switches(fairness):
     assert fluid.time[-1] == pytest.approx(48, rel=1e-9)
 
 
+def test_whole_flows_of_unequal_sizes_may_end_before_sprayed_ones():
+    # sprayed flows share alike, and the largest one waits for the small ones
+    fabric = Fabric(3, 4, 2)
+    sent = collective("permutation", fabric, spread=0.5)
+    cut = spraying.assign("leaf rule", sent, fabric, seed=0)
+    whole = transfer("leaf rule", cut, sent, fabric, "per subflow")
+    sprayed = transfer("spraying", None, sent, fabric, "per subflow")
+    assert whole.time[-1] < 0.9 * sprayed.time[-1]
+
+
 def test_a_sprayed_flow_as_one_fat_path_equals_its_pieces():
     # no flow stays in its leaf here, so all have equally many pieces
     fabric = Fabric(4, 1, 3)
