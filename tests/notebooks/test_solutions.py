@@ -12,14 +12,10 @@ from lab.structure import notebooks
 
 SHOWN = re.compile(r"Solution</summary>.*?<(pre|code)>(.*?)</\1>", re.S)
 EMPTY = re.compile(r"^    \.\.\.$|(?<=^mine = )\.\.\.", re.M)
-# the solution of its exercise 2 needs math, which it does not import
-OWED = {"01-top-p-routing.ipynb"}
 
 
 @pytest.mark.parametrize(
-    "path",
-    [path for path in notebooks() if path.name not in OWED],
-    ids=lambda path: str(path.relative_to(ROOT)),
+    "path", notebooks(), ids=lambda path: str(path.relative_to(ROOT))
 )
 def test_a_solution_put_into_its_cell_is_correct(path, capsys):
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
