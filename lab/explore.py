@@ -19,7 +19,7 @@ from IPython.display import display
 
 from lab import catalogue, figures
 from lab.clipboard import CopyCommand
-from lab.figures.motion import Picture, bring, ghosts_of, picture
+from lab.figures.motion import Picture, beside, bring, ghosts_of, picture
 from lab.front_end import has_front_end
 from lab.parameters import choice, flag, span
 from lab.ticks import Ticks
@@ -59,7 +59,7 @@ class View:
         self._notebook = notebook
         self._fixed = fixed
         self._controls = controls
-        self._ghosts = []
+        self._ghosts = Picture([], {})
         # callbacks may come from another thread than the cells
         self._lock = threading.RLock()
         self._held = False
@@ -130,9 +130,10 @@ class View:
         a heatmap has no ghost.
         """
         with self._lock:
-            ghosts = [] if self._ghosts else ghosts_of(self._picture.traces)
-            self._show(self._picture, ghosts)
-        return len(ghosts)
+            now = self._picture
+            pale = [] if self._ghosts.traces else ghosts_of(now.traces)
+            self._show(now, Picture(pale, now.layout))
+        return len(pale)
 
     def _ipython_display_(self):
         display(self._box if self._live else self.figure)
@@ -175,7 +176,7 @@ class View:
     def _show(self, new, ghosts):
         """Change the figure; if that fails half-way, change it back."""
         before, self._shown = self._shown, None
-        after = Picture(new.traces + ghosts, new.layout)
+        after = beside(new, ghosts)
         try:
             bring(self.figure, before or picture(self.figure), after)
         except BaseException:

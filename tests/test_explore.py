@@ -13,7 +13,7 @@ from lab import explore as module
 from lab import figures
 from lab.data import ROOT
 from lab.explore import explore
-from lab.figures.motion import bring, picture
+from lab.figures.motion import Picture, beside, bring, picture
 
 
 def draw(top_k, share=0.5):
@@ -193,6 +193,34 @@ def test_a_pinned_curve_stays_while_the_other_moves(view):
     assert list(view.figure.data[0].x) == [0, 1, 2, 3, 4, 5]
     assert view.pin() == 0
     assert len(view.figure.data) == 3
+
+
+def test_a_pinned_curve_stays_in_sight(view):
+    view.set(top_k=8)
+    view.pin()
+    wide, high = (view.figure.layout[a].range for a in ("xaxis", "yaxis"))
+    view.set(top_k=1)
+    assert view.figure.layout.xaxis.range == wide
+    assert view.figure.layout.yaxis.range == high
+    view.pin()
+    assert view.figure.layout.xaxis.range == (-0.6, 1.6)
+
+
+def test_ranges_grow_where_a_ghost_lies_and_keep_their_direction():
+    def one(rows, other):
+        line = dict(type="scatter", x=[1], y=[1])
+        layout = dict(
+            yaxis=dict(range=[rows - 0.5, -0.5]),
+            yaxis2=dict(range=[0, other]),
+            xaxis=dict(),
+        )
+        return Picture([line], layout)
+
+    both = beside(one(2, 3), one(5, 9))
+    assert len(both.traces) == 2
+    assert both.layout["yaxis"]["range"] == [4.5, -0.5]
+    # no ghost lies there
+    assert both.layout["yaxis2"]["range"] == [0, 3]
 
 
 def test_the_command_reproduces_the_view(view):

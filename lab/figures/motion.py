@@ -106,6 +106,26 @@ def ghosts_of(traces):
     ]
 
 
+def beside(new, ghosts):
+    """The picture `new` with the traces of `ghosts` over it.
+
+    A fixed range grows where a ghost would leave it: a bar that the edge
+    cuts off looks shorter than it is.
+    """
+    layout = dict(new.layout)
+    for side in "xy":
+        for ref in {one.get(f"{side}axis", side) for one in ghosts.traces}:
+            name = f"{side}axis{ref[1:]}"
+            axis, other = new.layout.get(name, {}), ghosts.layout.get(name, {})
+            if axis.get("range") and other.get("range"):
+                ends = sorted([*axis["range"], *other["range"]])
+                wide = [ends[0], ends[-1]]
+                if axis["range"][0] > axis["range"][1]:
+                    wide.reverse()
+                layout[name] = axis | {"range": wide}
+    return Picture(new.traces + ghosts.traces, layout)
+
+
 def _ghost(trace):
     ghost = {k: v for k, v in trace.items() if not k.startswith("text")}
     ghost.pop("hovertemplate", None)
