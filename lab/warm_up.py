@@ -101,7 +101,8 @@ def stops(control):
     if hasattr(control, "_options_values"):
         found = list(control._options_values)
     elif isinstance(control, (widgets.IntSlider, widgets.FloatSlider)):
-        steps = int((control.max - control.min) / control.step + 0.5)
+        # the small excess keeps the end of 0.1, 0.2 ... 1.0
+        steps = int((control.max - control.min) / control.step + 1e-9)
         found = [control.min + i * control.step for i in range(steps + 1)]
     else:
         found = []

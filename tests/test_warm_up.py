@@ -148,6 +148,7 @@ def test_the_neighbours_of_a_value_come_first():
         (widgets.IntSlider(min=1, max=MOST), list(range(1, MOST + 1))),
         (widgets.IntSlider(min=0, max=MOST), []),
         (widgets.IntSlider(min=25, max=100, step=25), [25, 50, 75, 100]),
+        (widgets.IntSlider(min=0, max=10, step=4), [0, 4, 8]),
         (widgets.FloatSlider(min=0.0, max=0.3, step=0.1), [0, 0.1, 0.2, 0.3]),
         (widgets.FloatLogSlider(min=-1, max=1), []),
         (widgets.SelectionSlider(options=[1, 8]), [1, 8]),
