@@ -129,6 +129,12 @@ def test_selection_bars_tell_nulls_from_experts():
     assert "1 of 2 experts and 1 that do nothing" in voices(figure)[0]
 
 
+def test_the_name_of_a_large_p_is_not_cut_off():
+    figure = figures.selection_bars(P, range(8), p=1.0)
+    cut = next(t for t in figure.data if t.text and "p = 1" in t.text)
+    assert cut.cliponaxis is False
+
+
 def test_ties_are_sorted_by_the_lowest_index():
     figure = figures.selection_bars([0.25] * 4, {0, 1})
     assert list(figure.data[0].x) == [0, 1]
@@ -149,6 +155,13 @@ def test_a_histogram_counts_from_its_start():
         figure.layout.title.text
     )
     assert list(figure.data[0].y) == pytest.approx([10, 60, 30])
+
+
+def test_the_numbers_of_thin_bars_keep_their_size():
+    few, many = figures.histogram([1, 3]), figures.histogram([0] * 15 + [2])
+    assert few.data[0].text == ("25 %", "75 %")
+    assert many.data[0].text[-1] == "100"
+    assert many.data[0].constraintext == "none"
 
 
 def test_the_fullest_expert_is_named():
@@ -173,6 +186,11 @@ def test_an_idle_layer_is_drawn_too():
     figures.load_heatmap([[0, 0], [0, 0]])
 
 
+def test_a_table_of_zeros_is_pale():
+    cells = figures.heatmap([[0, 0]], "t", low=0, high=0.0).data[0]
+    assert (cells.zmin, cells.zmax) == (0, 1)
+
+
 def test_text_breaks_at_spaces_and_loses_nothing():
     text = "the cat\n sat on a verylongwordindeed and so on "
     lines = broken(text, 10)
@@ -194,6 +212,14 @@ def test_text_keeps_each_value_with_its_character():
     ]  # fmt: skip
     drawn = [sign for line in figure.data[0].text for sign in line if sign]
     assert "".join(drawn) == "ab&lt;cd&amp;⏎ef"
+
+
+@pytest.mark.parametrize("most, sign", [(3, ""), (4.5, "≥ ")])
+def test_the_colour_bar_says_what_lies_above_it(most, sign):
+    figure = figures.text_strip("abc", [0, 1, most], "bits", "t", high=3)
+    bar = figure.data[0].colorbar
+    assert (bar.tickprefix, bar.showtickprefix) == (sign, "last")
+    assert figure.data[0].zmax == 3
 
 
 def test_text_without_a_value_for_each_character_is_refused():
@@ -239,6 +265,25 @@ def test_bars_stand_out_where_asked_and_show_the_bound():
     assert not EXAMPLES["bars"]().layout.shapes
 
 
+def test_bars_of_nothing_start_at_zero_and_have_no_sign():
+    figure = figures.bars({"a": 0, "b": 0.0}, "t", "s")
+    assert figure.layout.xaxis.range == (0, 1)
+    figure = figures.bars({"a": -0.001, "b": 2}, "t", "s")
+    assert figure.data[0].text == ("0.00", "2.00")
+
+
+@pytest.mark.parametrize("side", ["above", "below"])
+def test_the_claimed_side_is_named_inside_the_figure(side):
+    sign = 1 if side == "above" else -1
+    far = [-40 * sign] * 3
+    for unit, inside in (("%", False), ("points of accuracy", True)):
+        figure = figures.effect(far, *far[:2], 0, side, "refuted", "it", unit)
+        (label,) = figure.layout.annotations
+        left, right = figure.layout.xaxis.range
+        assert (label.x == (right if sign > 0 else left)) == inside
+        assert (label.xanchor == "left") == ((side == "above") != inside)
+
+
 def test_an_effect_shows_its_verdict_and_its_seeds():
     figure = EXAMPLES["effect"]()
     assert voices(figure)[0] == "Undecided: gain = 2.0 bits"
@@ -272,6 +317,31 @@ def test_the_block_grid_masks_what_lies_past_the_edge():
     assert "4 programs of 4 tokens x 2 experts: 48 bytes" in voices(figure)[0]
 
 
+@pytest.mark.parametrize("columns", [6, 10, 12])
+def test_programs_beside_and_below_each_other_differ(columns):
+    figure = figures.block_grid(6, columns, 1, 2, 48)
+    cells = [row[::2] for row in figure.data[0].z]
+    for row in cells:
+        assert all(a != b for a, b in zip(row, row[1:], strict=False))
+    for one, other in zip(cells, cells[1:], strict=False):
+        assert all(a != b for a, b in zip(one, other, strict=True))
+    tips = [tip for row in figure.data[0].text for tip in row[::2]]
+    assert tips == [f"program {i}" for i in range(3 * columns)]
+
+
+def test_one_column_is_no_plural():
+    title = voices(figures.block_grid(6, 3, 4, 1, 48))[0]
+    assert title.startswith("6 programs of 4 tokens x 1 expert: 48 bytes")
+
+
+def test_a_first_look_at_counts_tells_them_apart():
+    tables = {1: [[1, 0]], 3: [[3, 2]]}
+    figure = figures.first_look(tables, "k", {1: "", 3: "t"}, ["a"], [0, 1])
+    assert figure.data[0].zmax == 3
+    assert all(frame.data[0].zmax == 3 for frame in figure.frames)
+    assert EXAMPLES["first_look"]().data[0].zmax == 1
+
+
 def test_the_first_look_has_a_frame_and_a_step_for_each_value():
     figure = EXAMPLES["first_look"]()
     assert [frame.name for frame in figure.frames] == ["1", "2"]
@@ -296,6 +366,11 @@ def test_long_titles_are_broken_and_get_room():
     assert long.layout.margin.t > short.layout.margin.t + 30
 
 
+def test_a_broken_title_can_be_put_together_again():
+    title = "word " * 14 + "look-ahead"
+    assert voices(figures.heatmap([[1]], title))[0] == title
+
+
 def test_a_role_keeps_its_colour():
     assert figures.colour("kept") == "#0072B2"
     assert figures.colour("#123456") == "#123456"
@@ -311,9 +386,20 @@ def test_a_tour_is_split_by_what_the_best_one_shares():
     assert len(lines["tour, as in the best one"].x) == 2 * 3
     assert len(lines["tour, elsewhere"].x) == 2 * 3
     heat = [t for t in figure.data if t.name == "heat"]
-    assert not any(t.x for t in heat)
+    assert not any(x is not None for t in heat for x in t.x)
+    assert not any(t.showlegend for t in heat)
     alone = figures.tour_map(square, [0, 2, 1, 3], "t")
     assert sum(len(t.x) for t in alone.data if t.name == "tour") == 4 * 3
+
+
+def test_heat_has_one_name_whatever_its_levels():
+    square = [[0, 0], [4, 0], [4, 3], [0, 3]]
+    for value in (0.1, 0.3, 1.0):
+        heat = [(0, 1, value)]
+        figure = figures.tour_map(square, [0, 1, 2, 3], "t", heat=heat)
+        named = [t for t in figure.data if t.showlegend and t.name == "heat"]
+        # plotly names no trace without a point
+        assert len(named) == 1 and named[0].x
 
 
 def test_no_figure_waits_for_a_parser_of_web_addresses():

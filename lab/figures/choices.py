@@ -78,6 +78,8 @@ def _running_sum(falling, p, edges):
         text=["", f"p = {p:g}"] if shown else [],
         textposition="top left",
         textfont=dict(color=COLOURS["cut"]),
+        # the name of a p near 1 stands above the axes
+        cliponaxis=False,
         showlegend=False,
         hoverinfo="skip",
     )
@@ -98,14 +100,19 @@ def histogram(
     mean = sum(x * c for x, c in zip(places, counts, strict=True))
     mean /= total or 1
     top = 1.25 * max([*share, 1])
+    # over many thin bars there is room for the number alone
+    sign = " %" if len(counts) <= 9 else ""
     bars = dict(
         type="bar",
         x=places,
         y=share,
         name=items,
         marker=dict(color=COLOURS["kept"]),
-        text=[f"{s:.0f} %" if s >= 0.5 else "" for s in share],
+        text=[f"{s:.0f}{sign}" if s >= 0.5 else "" for s in share],
         textposition="outside",
+        # or the numbers of thin bars shrink until nobody can read them
+        constraintext="none",
+        textangle=0,
         cliponaxis=False,
         showlegend=False,
         hovertemplate="%{x}: %{y:.1f} %<extra></extra>",
@@ -166,6 +173,8 @@ def heatmap(
     columns = columns or [str(i) for i in range(len(values[0]))]
     small = len(columns) <= 16 and len(rows) <= 16
     every = max(1, len(columns) // 16)
+    # a scale of no length would paint its lowest value as its middle
+    high = low + 1 if low is not None and low == high else high
     cells = dict(
         type="heatmap",
         z=values,

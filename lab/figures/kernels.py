@@ -23,16 +23,23 @@ def block_grid(
     down, across = -(-rows // block_rows), -(-columns // block_columns)
     tones = len(SERIES) - 1
     high, wide = down * block_rows, across * block_columns
+    # neighbours below each other never have the same colour either
+    turn = across if across % tones else across + 1
     cells, tips = [], []
     for r in range(high):
-        programs = [
-            (r // block_rows) * across + c // block_columns
-            for c in range(wide)
-        ]
-        inside = [r < rows and c < columns for c in range(len(programs))]
-        pairs = list(zip(programs, inside, strict=True))
-        cells.append([p % tones + 1 if ok else 0 for p, ok in pairs])
-        tips.append([f"program {p}" if ok else "masked" for p, ok in pairs])
+        place = r // block_rows
+        parts = [c // block_columns for c in range(wide)]
+        inside = [r < rows and c < columns for c in range(wide)]
+        pairs = list(zip(parts, inside, strict=True))
+        cells.append(
+            [(place * turn + p) % tones + 1 if ok else 0 for p, ok in pairs]
+        )
+        tips.append(
+            [
+                f"program {place * across + p}" if ok else "masked"
+                for p, ok in pairs
+            ]
+        )
     shades = ["#ECEEF1", *(_pale(s) for s in SERIES[:tones])]
     scale = [
         (edge, shade)
@@ -73,7 +80,7 @@ def block_grid(
     programs = f"{count} program{'s' if count > 1 else ''}"
     title = (
         f"{programs} of {block_rows} {row}{'s' if block_rows > 1 else ''}"
-        f" x {block_columns} {column}s: "
+        f" x {block_columns} {column}{'s' if block_columns > 1 else ''}: "
         f"{number(bytes_per_row)} bytes a {row}"
     )
     cover = f"the array is {rows} {row}s x {columns} {column}s"

@@ -220,6 +220,8 @@ def bars(values, title, unit, best="", at=None, note="", digits=2):
     least = min(0, *reach)
     # a label left of a negative bar must not run into the names
     low = min(1.2 * least, least - 0.2 * max(reach)) if least else 0
+    # plotly gives a range of no length a negative half
+    high = 1.2 * max(reach) or (0 if low else 1)
     row = dict(
         type="bar",
         x=list(values.values()),
@@ -228,7 +230,8 @@ def bars(values, title, unit, best="", at=None, note="", digits=2):
         marker=dict(
             color=[COLOURS["best" if n == best else "baseline"] for n in names]
         ),
-        text=[f"{v:.{digits}f}" for v in values.values()],
+        # adding 0 turns -0.0, which no reader expects, into 0.0
+        text=[f"{round(v, digits) + 0:.{digits}f}" for v in values.values()],
         textposition="outside",
         cliponaxis=False,
         hovertemplate=f"%{{y}}: %{{x:.4g}} {unit}<extra></extra>",
@@ -237,7 +240,7 @@ def bars(values, title, unit, best="", at=None, note="", digits=2):
         [row],
         title,
         note,
-        x=dict(title_text=unit, range=[low, 1.2 * max(reach)]),
+        x=dict(title_text=unit, range=[low, high]),
         y=dict(autorange="reversed", showgrid=False),
         height=150 + 34 * len(names),
         showlegend=False,

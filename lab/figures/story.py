@@ -100,15 +100,18 @@ def first_look(
     cell not chosen; `title` maps it to what is seen then.
     """
     values, frames = list(tables), []
+    # one scale for all tables; that of weights ends at 1
+    most = max(float(v) for t in tables.values() for row in t for v in row)
+    most = max(1.0, most)
     longest = max(title.values(), key=len)
     for value in values:
         head = drawn([], title[value], note).layout.title
-        cells = _weights(tables[value])
+        cells = _weights(tables[value], most)
         frames.append(
             dict(name=str(value), data=[cells], layout=dict(title=head))
         )
     figure = drawn(
-        [_weights(tables[values[0]])],
+        [_weights(tables[values[0]], most)],
         longest,
         note,
         x=dict(
@@ -160,7 +163,7 @@ def _slider(knob, values):
     )
 
 
-def _weights(table):
+def _weights(table, most):
     """Chosen cells blue by weight with their number, the others blank."""
     return dict(
         type="heatmap",
@@ -169,7 +172,7 @@ def _weights(table):
         texttemplate="%{text}",
         textfont=dict(size=13),
         zmin=0,
-        zmax=1,
+        zmax=most,
         # an unchosen cell is empty, a chosen one never pale
         colorscale=[(0, "#F1F3F5"), (1e-6, "#A9CDE3"), (1, COLOURS["kept"])],
         showscale=False,

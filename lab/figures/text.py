@@ -10,7 +10,8 @@ def text_strip(text, values, unit, title, note="", width=62, high=None):
     """Colour each character of `text` by its entry in `values`.
 
     Lines break at spaces, at most `width` characters long; `high` fixes the
-    top of the scale, so that colours mean the same while a knob moves.
+    top of the scale, so that colours mean the same while a knob moves. What
+    lies above it has the top colour, and the colour bar says so.
     """
     values = plain(values)
     if len(values) != len(text):
@@ -26,7 +27,8 @@ def text_strip(text, values, unit, title, note="", width=62, high=None):
         names.append([*(_visible(c) for c in line), *("" for _ in gap)])
         start += len(line)
     whole = all(v == int(v) for v in values)
-    high = max(values, default=1) if high is None else high
+    most = max(values, default=1)
+    high = (most or 1) if high is None else high
     low = min(0, *values) if values else 0
     room = max(CELL * len(lines), 110)
     strip = dict(
@@ -47,7 +49,10 @@ def text_strip(text, values, unit, title, note="", width=62, high=None):
         hovertemplate=f"“%{{hovertext}}” %{{z:.3g}} {unit}<extra></extra>",
         hoverongaps=False,
         colorbar=colour_bar(
-            unit, dtick=max(1, (high - low) // 4) if whole else None
+            unit,
+            dtick=max(1, (high - low) // 4) if whole else None,
+            tickprefix="≥ " if most > high else "",
+            showtickprefix="last",
         ),
     )
     return drawn(

@@ -182,9 +182,17 @@ def upright(at):
 
 
 def wrapped(text, width):
-    """`text` broken into lines of at most `width` characters."""
-    flat = text.replace("<br>", " ")
-    return "<br>".join(textwrap.wrap(flat, width, break_long_words=False))
+    """`text` broken at spaces into lines of at most `width` characters.
+
+    Not at hyphens: who joins the lines again would get "look- ahead".
+    """
+    lines = textwrap.wrap(
+        text.replace("<br>", " "),
+        width,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return "<br>".join(lines)
 
 
 def number(value):

@@ -49,15 +49,20 @@ def tour_map(points, tour, title, note="", heat=(), best=(), unit="map units"):
 
 
 def _heat(points, heat):
-    """A trace for each level of heat, so that three lines are enough."""
+    """A trace for each level of heat, so that a few lines are enough."""
     bounds = [*LEVELS[1:], float("inf")]
     for low, high, shade, width in zip(
         LEVELS, bounds, SHADES, (1, 2.5, 5), strict=True
     ):
         edges = [(i, j) for i, j, value in heat if low <= value < high]
         yield _lines(points, edges, "heat", shade, width) | dict(
-            showlegend=bool(heat) and low == LEVELS[1], meta="backdrop"
+            showlegend=False, meta="backdrop"
         )
+    # a level may have no edge at all, so the legend has a trace of its own
+    shown = any(value >= LEVELS[0] for _, _, value in heat)
+    yield _lines(points, [], "heat", SHADES[1], 2.5) | dict(
+        x=[None], y=[None], showlegend=shown, meta="backdrop"
+    )
 
 
 def _edges(tour):

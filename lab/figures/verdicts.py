@@ -3,6 +3,10 @@
 from lab.figures.theme import COLOURS, drawn, plain, upright
 from lab.rounding import rounded
 
+INNER = 660  # pixels between the ends of the axis
+LETTER = 5.9  # pixels, of the label of the claimed side
+MARGINS = {"above": 20, "below": 58}  # beside the axis, for that label
+
 
 def effect(effects, low, high, threshold, side, word, what, unit):
     """A claim's verdict: one dot a seed, their mean with its interval.
@@ -58,16 +62,22 @@ def effect(effects, low, high, threshold, side, word, what, unit):
         opacity=0.09,
         line=dict(width=0),
     )
+    text = f"claimed: {side} {threshold:g} {unit}"
+    edge = claimed["x1"]
+    room = INNER * abs(edge - threshold) / (right - left) + MARGINS[side]
     label = dict(
         x=threshold,
         y=1,
         yref="paper",
         yanchor="bottom",
         xanchor="left" if side == "above" else "right",
-        text=f"claimed: {side} {threshold:g} {unit}",
+        text=text,
         showarrow=False,
         font=dict(color=COLOURS["best"], size=12),
     )
+    if LETTER * len(text) > room:
+        # it would run out of the figure, so it ends where the axis ends
+        label |= dict(x=edge, xanchor="right" if side == "above" else "left")
     where = rounded(mean, low, high)
     return drawn(
         [interval, seeds],
