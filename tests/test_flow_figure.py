@@ -27,6 +27,11 @@ def test_a_thin_flow_is_left_out():
     assert sum(drawn_lines(few, "changes the group")) == 3
 
 
+def test_a_flow_of_the_least_share_is_drawn():
+    figure = stage_flow([[[17, 3], [0, 0]]], GROUPS[:2], "a title", least=0.15)
+    assert sum(drawn_lines(figure, "stays on its group")) == 1
+
+
 def test_items_stand_sorted_by_group():
     items = stage_flow(FLOWS, GROUPS, "a title").data[-1]
     rows = zip(items.x, items.text, items.y, strict=True)

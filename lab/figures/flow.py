@@ -32,7 +32,7 @@ def stage_flow(
     for s, table in enumerate(flows):
         for i, row in enumerate(table):
             for j, value in enumerate(row):
-                if value <= least * sum(row):
+                if not value or value < least * sum(row):
                     continue
                 same = groups[s][i] == groups[s + 1][j]
                 kind = KINDS[int(same)][0]
