@@ -259,7 +259,8 @@ def picture(
         },
         budget=all_.budget[budget].item(),
         menu=menu,
-        gain=whole.best_fixed[budget].item() - curve[budget],
+        # adding 0 makes 0 of -0, which no reader expects
+        gain=round(whole.best_fixed[budget].item() - curve[budget], 3) + 0,
         title=f"{who}: {curve[budget]:.2f} bits per character,"
         f" all big {whole.oracle[-1]:.2f}",
         mark=f"best of {menu}" if menu > 1 else "no choice",
