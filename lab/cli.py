@@ -66,7 +66,9 @@ def main() -> None:
     try:
         status = app(standalone_mode=False)
     except MISUSE as error:
-        say(f"{error.format_message().rstrip('.')}; see `lab --help`")
+        # without a command the help is there already, and nothing to say
+        if sentence := error.format_message().rstrip("."):
+            say(f"{sentence}; see `lab --help`")
         status = 2
     except (typer.Abort, KeyboardInterrupt):
         status = 130
@@ -88,6 +90,11 @@ def main() -> None:
 def say(sentence: str) -> None:
     """One sentence on the error stream, as it is."""
     err.print(sentence)
+
+
+def tell(sentence: str) -> None:
+    """One line on the output stream, however long the paths in it."""
+    out.print(sentence, soft_wrap=True)
 
 
 @app.command("list")
@@ -141,7 +148,7 @@ def run(chapter: WhichChapter, p: Values = None, out_: Folder = None) -> None:
     for name, value in results.flat(done.scores).items():
         table.add_row(name, str(value))
     out.print(table)
-    out.print(f"{done.seconds:.0f} s; everything is in {folder}")
+    tell(f"{done.seconds:.0f} s; everything is in {folder}")
 
 
 @app.command()
@@ -169,7 +176,7 @@ def sweep(
         raise
     for job, sentence in done.failed.items():
         say(f"{job}: {sentence}")
-    out.print(
+    tell(
         f"{done.done} of {done.total} combinations done, {done.reused} of "
         f"them before; everything is in {folder}"
     )
@@ -206,7 +213,7 @@ def claims(
             for claim in import_module(one.module).CLAIMS:
                 verdict = ledger.run(claim)
                 ledger.record(verdict)
-                out.print(f"{claim.slug}: {verdict}")
+                tell(f"{claim.slug}: {verdict}")
     table = ledger.table([one.number for one in chosen])
     # as Markdown where it goes into a file
     if out.is_terminal:

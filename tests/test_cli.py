@@ -38,6 +38,12 @@ def test_help_imports_nothing_heavy():
         assert command in done.stdout
 
 
+def test_without_a_command_there_is_help_and_nothing_else():
+    done = lab()
+    assert done.stdout.strip() == lab("--help").stdout.strip()
+    assert done.stderr == ""
+
+
 def test_list_shows_all_chapters_by_part():
     done = lab("list")
     assert done.returncode == 0
@@ -77,6 +83,12 @@ def test_run_shows_the_scores(tiny_notebook, tmp_path):
     assert (tmp_path / "runs/tiny/top_k=6/scores.json").is_file()
 
 
+def test_a_long_path_stays_on_one_line(tiny_notebook, tmp_path):
+    folder = tmp_path / "long name" / "-".join("folder" for _ in range(20))
+    done = lab("run", str(tiny_notebook()), "--out", str(folder))
+    assert done.stdout.endswith(f"everything is in {folder}\n")
+
+
 def test_what_is_printed_is_printed_as_it_is(tiny_notebook, tmp_path):
     body = "loss = '[lab] :key: [true, false]'"
     done = lab("run", str(tiny_notebook(body)), "--out", "a[b]", cwd=tmp_path)
@@ -93,6 +105,12 @@ def test_what_is_printed_is_printed_as_it_is(tiny_notebook, tmp_path):
         (["run", "-p", "top_k=x"], "top_k=x is not a whole number"),
         (["run", "-p", "top_k=1,2"], "use `lab sweep`"),
         (["run", "--out", "."], "is the notebook's own folder"),
+        (["run", "--out", "tiny.ipynb"], "give another one with --out"),
+        (["run", "--out", "/dev/null/a"], "give another one with --out"),
+        (
+            ["sweep", "-p", "top_k=1", "--out", "tiny.ipynb"],
+            "tiny.ipynb cannot be a folder for results (File exists)",
+        ),
         (["sweep"], "the grid is empty"),
         (["sweep", "-p", "top_k=1", "--workers", "0"], "use 1 or more"),
     ],
