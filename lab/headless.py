@@ -22,8 +22,9 @@ from lab.catalogue import REPOSITORY, Page, chapter
 from lab.fanout import fan_out
 from lab.front_end import without_front_end
 
-# a kernel warns on the terminal that its local sockets are not encrypted
-QUIET = ["--IPKernelApp.log_level=ERROR"]
+# a kernel warns on the terminal that its local sockets are not encrypted, and
+# logs a traceback of its own when Ctrl-C closes them
+QUIET = ["--IPKernelApp.log_level=CRITICAL"]
 
 
 class NotebookFailed(RuntimeError):
@@ -89,7 +90,7 @@ def run_chapter(
             f"{folder} is the notebook's own folder, where the result would "
             "replace it; give another one"
         )
-    folder.mkdir(parents=True, exist_ok=True)
+    results.make_folder(folder)
     executed = folder / notebook.name
     failed = folder / f"{notebook.stem}.failed.ipynb"
     for old in (executed, failed, folder / "scores.json"):

@@ -13,6 +13,7 @@ import json
 import os
 import re
 import tempfile
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -106,6 +107,17 @@ def _source(module: str) -> str | None:
     return Path(found.origin).read_text(encoding="utf-8")
 
 
+def make_folder(folder: Path) -> None:
+    """Makes `folder`, or says that it cannot be one."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"{folder} cannot be a folder for results ({error.strerror}); "
+            "give another one with --out"
+        ) from None
+
+
 def run_folder(notebook: Path, parameters: dict[str, object]) -> Path:
     """Where a single run goes, such as runs/02-adamoe/top_k=4."""
     name = re.sub(r"[^\w=.-]+", ",", as_text(parameters)) or "defaults"
@@ -124,29 +136,32 @@ def open_folder(
     folder: Path, notebook: Path, grid: dict[str, list[object]]
 ) -> Path:
     """Makes `folder` a sweep's, or checks that it is this very sweep's."""
+    another = "give another folder with --out"
     mine = {
         "notebook": notebook.name,
         "version": version(notebook),
         "grid": grid,
     }
     manifest = folder / "sweep.json"
-    way_out = "give another folder with --out, or remove this one"
     if manifest.is_file():
-        theirs = json.loads(manifest.read_text(encoding="utf-8"))
+        theirs = _read(manifest, mine, another)
         for what, words in (
             ("notebook", "of another notebook"),
             ("version", "of another version of the notebook or its code"),
             ("grid", "of another grid"),
         ):
-            if theirs.get(what) != mine[what]:
-                raise ValueError(f"{folder} holds results {words}; {way_out}")
+            if theirs[what] != mine[what]:
+                raise ValueError(
+                    f"{folder} holds results {words}; {another}, or remove "
+                    "this one"
+                )
     elif folder.is_dir() and any(
         # a start that was killed leaves half a manifest, if anything
         not one.name.startswith(PART)
         for one in folder.iterdir()
     ):
-        raise ValueError(f"{folder} holds something else; {way_out}")
-    folder.mkdir(parents=True, exist_ok=True)
+        raise ValueError(f"{folder} holds something else; {another}")
+    make_folder(folder)
     # first of all, so that the same command knows the folder again
     write_json(manifest, mine)
     (folder / "results").mkdir(exist_ok=True)
@@ -164,16 +179,22 @@ def finished(folder: Path, jobs: list[dict]) -> dict[str, dict]:
     found = {}
     for job in jobs:
         path = folder / "results" / f"{key(job)}.json"
-        if not path.is_file():
-            continue
-        try:
-            found[key(job)] = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(
-                f"{path} is not valid JSON: {error}; remove it and repeat the "
-                "command"
-            ) from None
+        if path.is_file():
+            found[key(job)] = _read(
+                path, ("scores", "seconds"), "remove it and repeat the command"
+            )
     return found
+
+
+def _read(path: Path, names: Iterable[str], way_out: str) -> dict:
+    """What `path` has under these `names`; a file without is named."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {name: found[name] for name in names}
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"{path} is not what a sweep writes ({error}); {way_out}"
+        ) from None
 
 
 def flat(scores: dict, prefix: str = "") -> dict[str, object]:

@@ -65,9 +65,20 @@ def test_a_score_keeps_clear_of_every_other_name(tmp_path):
     }
 
 
-def test_a_broken_result_is_named(tmp_path):
+@pytest.mark.parametrize("left", ["", "{}", "[]", '{"seconds": 1'])
+def test_a_broken_result_is_named(tmp_path, left):
     keep(tmp_path, load=0.5)
     broken = tmp_path / "results" / f"{results.key(JOBS[0])}.json"
-    broken.write_text("")
+    broken.write_text(left)
     with pytest.raises(ValueError, match=f"{broken.name} is not .*; remove"):
         results.finished(tmp_path, JOBS)
+
+
+@pytest.mark.parametrize("left", ["", "{}", "[]", '{"grid": '])
+def test_a_folder_whose_sweep_cannot_be_read_is_named(
+    tiny_notebook, tmp_path, left
+):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/sweep.json").write_text(left)
+    with pytest.raises(ValueError, match="sweep.json is not .*with --out"):
+        results.open_folder(tmp_path / "out", tiny_notebook(), GRID)
