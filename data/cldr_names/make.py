@@ -1,11 +1,18 @@
-"""Writes names.json.xz from the CLDR tables in Babel."""
+"""Writes names.json.xz from the CLDR tables in Babel 2.18.0."""
 
 import json
 import lzma
 import unicodedata
 from pathlib import Path
 
+import babel
 from babel import Locale
+
+# another one has other names, and chapter 21 was recorded with these
+if babel.__version__ != "2.18.0":
+    raise SystemExit(
+        f"this is Babel {babel.__version__}; pip install babel==2.18.0"
+    )
 
 LANGUAGES = (
     "en hu lv is tr et id sq es fr it de sv pl pt ca nl lb da hr".split()
@@ -24,5 +31,6 @@ for language in LANGUAGES:
         for kind, table in tables.items()
         for key, name in sorted(table.items())
     }
-packed = lzma.compress(json.dumps(names, ensure_ascii=False).encode(), preset=9)
+text = json.dumps(names, ensure_ascii=False)
+packed = lzma.compress(text.encode(), preset=9)
 Path(__file__).with_name("names.json.xz").write_bytes(packed)
