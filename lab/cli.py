@@ -6,6 +6,7 @@ lists come at once. A mistake of the user's is one sentence and status 2.
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -95,6 +96,15 @@ def say(sentence: str) -> None:
 def tell(sentence: str) -> None:
     """One line on the output stream, however long the paths in it."""
     out.print(sentence, soft_wrap=True)
+
+
+def must_keep(folder: Path) -> None:
+    """Refuses work, before it begins, that `folder` could not keep."""
+    if not os.access(folder, os.W_OK):
+        raise ValueError(
+            f"{folder} cannot be written to, so nothing would be kept; use a "
+            "copy of the repository that is your own"
+        )
 
 
 @app.command("list")
@@ -200,6 +210,7 @@ def claims(
     """The ledger: what the papers claim and what came out here."""
     from lab import claims as ledger
     from lab.catalogue import PAGES, chapter
+    from lab.data import DATA
 
     chosen = [chapter(one) for one in chapters or []]
     for one in chosen:
@@ -209,6 +220,7 @@ def claims(
             )
     chosen = chosen or [one for one in PAGES if one.ready]
     if run:
+        must_keep(DATA)
         for one in chosen:
             for claim in import_module(one.module).CLAIMS:
                 verdict = ledger.run(claim)
@@ -261,9 +273,12 @@ def render(notebooks: SomeChapters = None) -> None:
     from lab import headless, rendering, structure
 
     paths = [headless.notebook_of(one) for one in notebooks or []]
+    paths = paths or structure.notebooks()
+    for path in paths:
+        must_keep(path.parent)
     failed = 0
     with rendering.one_browser():
-        for path in paths or structure.notebooks():
+        for path in paths:
             try:
                 changed = rendering.render(path)
             except headless.NotebookFailed as error:
@@ -282,6 +297,7 @@ def train(chapter: WhichChapter) -> None:
     from tqdm import tqdm
 
     from lab.catalogue import chapter as known
+    from lab.data import DATA
 
     one = known(chapter)
     if not one.ready:
@@ -291,14 +307,17 @@ def train(chapter: WhichChapter) -> None:
         raise ValueError(
             f"chapter {one.number} ({one.slug}) keeps no trained models"
         )
+    must_keep(DATA)
     keeper.train_checkpoints(tqdm)
 
 
 @app.command()
 def readme() -> None:
     """Make the pictures and the table of verdicts in README.md again."""
+    from lab.data import ROOT
     from lab.readme import refresh
 
+    must_keep(ROOT)
     for path in refresh():
         out.print(f"{path.name}: written")
 

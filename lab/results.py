@@ -8,6 +8,7 @@ results.parquet, figure.html   written when the sweep ends, and plotly.min.js
 from __future__ import annotations
 
 import ast
+import errno
 import hashlib
 import json
 import os
@@ -111,6 +112,8 @@ def make_folder(folder: Path) -> None:
     """Makes `folder`, or says that it cannot be one."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         raise ValueError(
             f"{folder} cannot be a folder for results ({error.strerror}); "

@@ -163,6 +163,24 @@ def test_after_failed_texts_the_quotes_are_explained(
     assert last == "a text with a comma goes in quotes: -p 'loss=\"a, b\"'"
 
 
+@pytest.mark.parametrize(
+    "words",
+    [["claims", "39", "--run"], ["train", "08"], ["render", "02"], ["readme"]],
+)
+def test_work_that_could_not_be_kept_is_refused_before_it_begins(
+    words, monkeypatch, capsys
+):
+    from lab import cli
+
+    monkeypatch.setattr(cli.os, "access", lambda folder, mode: False)
+    monkeypatch.setattr(sys, "argv", ["lab", *words])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert "cannot be written to, so nothing would be kept" in said
+
+
 def test_ctrl_c_is_answered(monkeypatch, capsys):
     from lab import cli, doctor
 

@@ -65,6 +65,12 @@ def test_a_score_keeps_clear_of_every_other_name(tmp_path):
     }
 
 
+def test_a_folder_that_others_own_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(results.os, "access", lambda folder, mode: False)
+    with pytest.raises(ValueError, match="Permission denied.*with --out"):
+        results.make_folder(tmp_path)
+
+
 @pytest.mark.parametrize("left", ["", "{}", "[]", '{"seconds": 1'])
 def test_a_broken_result_is_named(tmp_path, left):
     keep(tmp_path, load=0.5)
