@@ -56,6 +56,7 @@ def notebook_of(which: Page | str | int | Path) -> Path:
         path = Path(which)
         if not path.is_file():
             raise FileNotFoundError(f"there is no notebook {path}")
+        _check(path)
         return path.resolve()
     one = which if isinstance(which, Page) else chapter(which)
     if not one.ready:
@@ -69,6 +70,20 @@ def notebook_of(which: Page | str | int | Path) -> Path:
             f"clone https://github.com/{REPOSITORY}, or name a .ipynb file"
         )
     return one.path
+
+
+def _check(path: Path) -> None:
+    """Refuses a file that is called a notebook and is none."""
+    import nbformat
+
+    try:
+        nbformat.read(path, as_version=4)
+    except (AttributeError, ValueError, nbformat.ValidationError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(
+            f"{path} is no notebook ({reason}); save it from Jupyter, or name "
+            "a chapter"
+        ) from None
 
 
 def run_chapter(

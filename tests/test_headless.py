@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas
 import pytest
 
-from lab.headless import NotebookFailed, run_chapter, sweep
+from lab.headless import NotebookFailed, notebook_of, run_chapter, sweep
 
 # leaves one line a run, so that a test can count the runs
 COUNT = """\
@@ -118,6 +118,16 @@ def test_wrong_parameters_are_refused_before_anything_runs(
         run_chapter(notebook, parameters, tmp_path / "out")
     assert not runs_of(notebook)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"hello", b"[]", b"{}", b"\xff\xfe", b'{"cells": [{}]}']
+)
+def test_a_file_that_is_no_notebook_is_named(tmp_path, content):
+    path = tmp_path / "mine.ipynb"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"mine\.ipynb is no notebook \("):
+        notebook_of(path)
 
 
 def test_a_chapter_still_to_come_is_named():
