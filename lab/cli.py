@@ -212,7 +212,8 @@ def claims(
     from lab.catalogue import PAGES, chapter
     from lab.data import DATA
 
-    chosen = [chapter(one) for one in chapters or []]
+    # one named twice is still one
+    chosen = list(dict.fromkeys(chapter(one) for one in chapters or []))
     for one in chosen:
         if not one.ready:
             raise ValueError(

@@ -57,7 +57,7 @@ def picture(notebook: Path, cell: str) -> bytes:
                 return base64.b64decode("".join(stored))
     raise ValueError(
         f'{notebook.name} stores no picture in a cell "{cell}";'
-        f" run `lab render {notebook.stem[:2]}` first"
+        f" run `lab render {notebook}` first"
     )
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from lab import catalogue, readme
 from lab.data import ROOT
+from lab.headless import notebook_of
 
 
 def text():
@@ -44,5 +45,10 @@ def test_a_readme_without_its_marks_is_refused():
 
 def test_a_notebook_without_the_picture_is_named():
     notebook = ROOT / "notebooks" / "00-start-here.ipynb"
-    with pytest.raises(ValueError, match='no picture in a cell "nowhere"'):
+    with pytest.raises(
+        ValueError, match='no picture in a cell "nowhere"'
+    ) as e:
         readme.picture(notebook, "nowhere")
+    # what it tells to render is a notebook, though no chapter has number 00
+    (named,) = re.findall("run `lab render (.+)` first", str(e.value))
+    assert notebook_of(named) == notebook
