@@ -17,6 +17,11 @@ from lab.data import PACKAGE, ROOT, read_text
 
 REPOSITORY = "routing-lab/routing-lab"
 BRANCH = "main"
+# said where only the package is installed, as on Colab
+NO_CLONE = (
+    "README and notebooks are not here, only the package; clone "
+    f"https://github.com/{REPOSITORY}"
+)
 DECIDES = (
     "a learned gate",
     "a learned predictor",

@@ -6,7 +6,6 @@ lists come at once. A mistake of the user's is one sentence and status 2.
 
 from __future__ import annotations
 
-import os
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -96,15 +95,6 @@ def say(sentence: str) -> None:
 def tell(sentence: str) -> None:
     """One line on the output stream, however long the paths in it."""
     out.print(sentence, soft_wrap=True)
-
-
-def must_keep(folder: Path) -> None:
-    """Refuses work, before it begins, that `folder` could not keep."""
-    if not os.access(folder, os.W_OK):
-        raise ValueError(
-            f"{folder} cannot be written to, so nothing would be kept; use a "
-            "copy of the repository that is your own"
-        )
 
 
 @app.command("list")
@@ -210,7 +200,7 @@ def claims(
     """The ledger: what the papers claim and what came out here."""
     from lab import claims as ledger
     from lab.catalogue import PAGES, chapter
-    from lab.data import DATA
+    from lab.data import must_keep
 
     # one named twice is still one
     chosen = list(dict.fromkeys(chapter(one) for one in chapters or []))
@@ -221,7 +211,7 @@ def claims(
             )
     chosen = chosen or [one for one in PAGES if one.ready]
     if run:
-        must_keep(DATA)
+        must_keep()
         for one in chosen:
             for claim in import_module(one.module).CLAIMS:
                 verdict = ledger.run(claim)
@@ -272,9 +262,13 @@ def doctor() -> None:
 def render(notebooks: SomeChapters = None) -> None:
     """Execute notebooks and store their pictures and checked numbers."""
     from lab import headless, rendering, structure
+    from lab.catalogue import NO_CLONE
+    from lab.data import must_keep
 
     paths = [headless.notebook_of(one) for one in notebooks or []]
     paths = paths or structure.notebooks()
+    if not paths:
+        raise ValueError(NO_CLONE)
     for path in paths:
         must_keep(path.parent)
     failed = 0
@@ -298,7 +292,7 @@ def train(chapter: WhichChapter) -> None:
     from tqdm import tqdm
 
     from lab.catalogue import chapter as known
-    from lab.data import DATA
+    from lab.data import must_keep
 
     one = known(chapter)
     if not one.ready:
@@ -308,16 +302,19 @@ def train(chapter: WhichChapter) -> None:
         raise ValueError(
             f"chapter {one.number} ({one.slug}) keeps no trained models"
         )
-    must_keep(DATA)
+    must_keep()
     keeper.train_checkpoints(tqdm)
 
 
 @app.command()
 def readme() -> None:
     """Make the pictures and the table of verdicts in README.md again."""
-    from lab.data import ROOT
-    from lab.readme import refresh
+    from lab.catalogue import NO_CLONE
+    from lab.data import ROOT, must_keep
+    from lab.readme import README, refresh
 
+    if not README.is_file():
+        raise FileNotFoundError(NO_CLONE)
     must_keep(ROOT)
     for path in refresh():
         out.print(f"{path.name}: written")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,15 @@ def data_path(name: str) -> Path:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"did you mean data/{near[0]}?" if near else "see data/README.md"
     raise FileNotFoundError(f"there is no data/{name}; {hint}")
+
+
+def must_keep(folder: Path = DATA) -> None:
+    """Refuses work, before it begins, that `folder` could not keep."""
+    if not os.access(folder, os.W_OK):
+        raise ValueError(
+            f"{folder} cannot be written to, so nothing would be kept; use a "
+            "copy of the repository that is your own"
+        )
 
 
 def read_text(name: str) -> str:

@@ -172,13 +172,23 @@ def test_work_that_could_not_be_kept_is_refused_before_it_begins(
 ):
     from lab import cli
 
-    monkeypatch.setattr(cli.os, "access", lambda folder, mode: False)
+    monkeypatch.setattr(os, "access", lambda folder, mode: False)
     monkeypatch.setattr(sys, "argv", ["lab", *words])
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 2
     said = capsys.readouterr().err
     assert "cannot be written to, so nothing would be kept" in said
+
+
+def test_without_a_clone_there_is_nothing_to_render(monkeypatch, tmp_path):
+    from lab import cli, readme, structure
+
+    monkeypatch.setattr(structure, "ROOT", tmp_path)
+    monkeypatch.setattr(readme, "README", tmp_path / "README.md")
+    for command in (cli.render, cli.readme):
+        with pytest.raises((ValueError, OSError), match="not here, .*; clone"):
+            command()
 
 
 def test_ctrl_c_is_answered(monkeypatch, capsys):
