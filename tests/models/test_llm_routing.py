@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy import optimize, stats
 
+from lab import claims
 from lab.exercises import check, judge
 from lab.models import judging, llm_routing, pareto, recorded, routers
 from lab.models import strategies as families
@@ -160,14 +161,33 @@ def test_a_sum_is_worked_out_or_declined(text, number):
 
 
 def test_wrong_steps_are_those_that_do_not_add_up():
-    answer = "so <<9*2=18>> and <<2+2=5>>, then <<a=b>>\n#### 5"
+    answer = (
+        "so <<9*2=18>> and <<2+2=5>>,\nthen <<a=b>> and <<5-2=3>>\n#### 1,200"
+    )
     assert judging.wrong_steps(answer) == 1
-    row = judging.answer_features(["2 and 9"], [answer])[0].tolist()
-    named = dict(zip(judging.FEATURES, row, strict=True))
-    assert named["calculator steps"] == 3
-    assert named["steps nobody can read"] == 1
-    assert named["has a final ####"] and named["final number is whole"]
-    assert named["numbers of the prompt used"] == 1
+    row = judging.answer_features(["2 and 9 of 40"], [answer])[0].tolist()
+    assert dict(zip(judging.FEATURES, row, strict=True)) == {
+        "characters": math.log(1 + len(answer)),
+        "lines": 3,
+        "numbers in the answer": 10,
+        "calculator steps": 4,
+        "wrong calculator steps": 1,
+        "steps nobody can read": 1,
+        "share of wrong steps": 1 / 4,
+        "has a final ####": 1,
+        "final number is the last step's": 0,
+        "digits of the final number": 4,
+        "final number is whole": 1,
+        "numbers of the prompt used": pytest.approx(2 / 3),
+    }
+
+
+def test_a_final_number_may_be_missing_or_broken():
+    answers = ["<<1+1=2>>\n#### 2", "#### 2.5", "I do not know"]
+    rows = judging.answer_features([""] * 3, answers)
+    same, digits, whole = rows[:, 8], rows[:, 9], rows[:, 10]
+    assert same.tolist() == [1, 0, 0]
+    assert digits[2] == 0 and whole.tolist() == [1, 0, 0]
 
 
 def test_the_recorded_data_are_what_the_readme_says():
@@ -267,6 +287,15 @@ def test_every_claim_can_be_measured():
     for claim in llm_routing.CLAIMS:
         if claim.experiment:
             assert math.isfinite(claim.experiment(0, **claim.reduced))
+
+
+def test_seed_0_measures_what_the_record_says():
+    for claim in llm_routing.CLAIMS:
+        if claim.experiment:
+            found = claim.experiment(0, **claim.parameters)
+            # another processor may send a prompt or two elsewhere
+            expected = claims.recorded(claim).effects[0]
+            assert found == pytest.approx(expected, rel=0.01), claim.slug
 
 
 def test_the_picture_answers_the_knobs():

@@ -10,6 +10,7 @@ import pytest
 import torch
 from scipy.optimize import linprog
 
+from lab import claims
 from lab.exercises import judge
 from lab.networks import packet_spraying as spraying
 from lab.networks.collective_time import least_time, transfer
@@ -298,12 +299,20 @@ def test_every_claim_can_be_measured():
             assert math.isfinite(claim.experiment(0, **small))
 
 
+def test_seed_0_measures_what_the_record_says():
+    for claim in spraying.CLAIMS:
+        if claim.experiment:
+            found = claim.experiment(0, **claim.parameters)
+            expected = claims.recorded(claim).effects[0]
+            assert found == pytest.approx(expected, abs=1e-6), claim.slug
+
+
 @pytest.mark.parametrize(
     ("call", "words"),
     [
         (lambda: collective("gossip", Fabric()), "workload='gossip'"),
         (lambda: collective("ring", Fabric(2, 2, 0)), "nothing to route over"),
-        (lambda: flows([1], [1], [1.0]), "host 1 sends to itself"),
+        (lambda: flows([0, 1], [2, 1], [1.0] * 2), "host 1 sends to itself"),
         (lambda: flows([0], [1], [-1.0]), "negative"),
         (lambda: flows([0], [1], [math.inf]), "infinite"),
         (lambda: ends(pair(3), Fabric(1, 2, 1)), "use 0 to 1"),

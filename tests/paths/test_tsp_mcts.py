@@ -327,6 +327,38 @@ def test_every_claim_runs_on_a_short_budget():
             assert math.isfinite(claim.experiment(0, **short))
 
 
+def test_an_effect_is_what_its_claim_says(monkeypatch):
+    gaps = {
+        ("prior", "default"): 4.0,
+        ("prior", "tuned"): 1.0,
+        ("zero", "default"): 5.0,
+        ("zero", "tuned"): 3.0,
+        ("learned", "default"): 2.5,
+        ("learned", "tuned"): 0.5,
+        ("flat", "tuned"): 1.25,
+        ("oracle", "tuned"): 0.25,
+    }
+    monkeypatch.setattr(
+        tsp_mcts, "mean_gaps", lambda _, arms, **__: [gaps[a] for a in arms]
+    )
+    effects = {
+        claim.slug: claim.experiment(0, **claim.parameters)
+        for claim in tsp_mcts.CLAIMS
+        if claim.experiment and claim.parameters
+    }
+    assert effects == pytest.approx(
+        {
+            "tuning-halves-the-gap": 25,
+            "tuning-helps-without-heatmap": 60,
+            "settings-beat-the-heatmap": 1.5,
+            "prior-rivals-learned": 0.5,
+            "prior-beats-flat": -0.25,
+            "prior-beats-none": -2.0,
+            "no-heatmap-helps-much": 0.75,
+        }
+    )
+
+
 def test_arms_searched_together_are_those_searched_alone():
     arms = (("prior", "tuned"), ("flat", "tuned"))
     budget = {"instances": "eil51 berlin52", "budget": 5}

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from lab import claims
 from lab.exercises import check
 from lab.kernels.transition_counts import transition_counts
 from lab.serving import exflow, expert_parallel, placement, routing_traces
@@ -151,6 +152,14 @@ def test_every_claim_runs():
     for claim in exflow.CLAIMS:
         if claim.experiment:
             assert math.isfinite(claim.experiment(0, **claim.reduced))
+
+
+def test_seed_0_measures_what_the_record_says():
+    for claim in exflow.CLAIMS:
+        if claim.experiment:
+            found = claim.experiment(0, **claim.parameters)
+            expected = claims.recorded(claim).effects[0]
+            assert found == pytest.approx(expected, rel=1e-6), claim.slug
 
 
 @pytest.mark.parametrize(

@@ -136,6 +136,34 @@ def test_every_claim_runs_on_a_short_training():
             assert math.isfinite(claim.experiment(0, **short))
 
 
+def test_an_effect_is_what_its_claim_says(monkeypatch):
+    arms = {  # bits, true experts per token
+        (1, 0, "null"): (2.0, 1.0),
+        (2, 0, "null"): (1.6, 2.0),
+        (3, 8, "null"): (1.7, 1.5),
+        (3, 8, "ordinary"): (1.75, 1.4),
+    }
+
+    def arm(seed, top_k, null_experts, loss="null", **budget):
+        return adamoe.Arm(*arms[top_k, null_experts, loss], [])
+
+    monkeypatch.setattr(adamoe, "arm", arm)
+    effects = {
+        claim.slug: claim.experiment(0, **claim.parameters)
+        for claim in adamoe.CLAIMS
+        if claim.experiment
+    }
+    # at 1.5 experts the line from top-1 to top-2 is at 1.8 bits
+    assert effects == pytest.approx(
+        {
+            "fewer-expert-calls": 25,
+            "no-worse-than-top-2": 0.1,
+            "better-than-mixing": -0.1,
+            "null-loss-helps": -0.05,
+        }
+    )
+
+
 def test_the_recorded_models_answer_the_knobs():
     paper = picture()
     assert 1.2 < paper.sample.mean_experts < 1.9

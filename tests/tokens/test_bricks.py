@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lab.exercises import check
-from lab.tokens import brick_scores, bricks
+from lab.tokens import brick_damage, brick_scores, bricks, custom_bricks
 from lab.tokens.brick_damage import percent, tables
 from lab.tokens.brick_scores import (
     DOMAINS,
@@ -148,6 +148,69 @@ def test_every_claim_runs_on_few_windows():
             bricks_added = claim.source.startswith("section 3")
             steps = {"steps": 3} if bricks_added else {}
             assert math.isfinite(claim.experiment(0, **short, **steps))
+
+
+def test_an_effect_is_what_its_claim_says(monkeypatch):
+    ones, own = torch.ones(7), torch.eye(7)
+    others = 1 - own
+    # 50 % more perplexity on the own text, 10 % on every other
+    damage = math.log2(1.5) * own + math.log2(1.1) * others
+    found = brick_damage.Found(
+        best=torch.tensor([0.9] * 6 + [0.5]),
+        best_by_chance=0.25 * ones,
+        mean=0.15,
+        mean_by_chance=0.2,
+        damage=damage,
+        by_activation=3 * own + 0.5 * others,
+        at_random=0.25 * ones,
+        overlap=0.125,
+        half=2.5 * ones,
+        half_at_random=3 * ones,
+        sparse={
+            (0.7, "activation"): 0.02,
+            (0.8, "activation"): 0.04,
+            (0.8, "output magnitude"): 0.01,
+        },
+    )
+    used = custom_bricks.Used(
+        none=3 * ones,
+        own=2 * ones,
+        found=2.25 * ones,
+        others=4 * ones,
+        shared=2.5 * ones,
+        merged=2.75 * ones,
+        fine_tuned=own + 3.5 * others,
+        trained_on=1.75 * ones,
+        grown=1.5 * ones,
+        hits=0.5,
+    )
+    monkeypatch.setattr(bricks, "measure", lambda *_, **__: found)
+    monkeypatch.setattr(bricks, "use", lambda *_, **__: used)
+    effects = {
+        claim.slug: claim.experiment(0, **claim.parameters)
+        for claim in bricks.CLAIMS
+        if claim.experiment
+    }
+    assert effects == pytest.approx(
+        {
+            "its-own-text-breaks-most": 7,
+            "three-times-the-others": 5,
+            "more-than-random": math.log2(1.5) - 0.25,
+            "specialists-exist": 0.25,
+            "most-neurons-know-nothing": 0.05,
+            "different-neurons": 0.125,
+            "seventy-percent-idle": 0.02,
+            "output-magnitude-is-better": -0.03,
+            "resident-neurons": 0.25,
+            "run-what-is-needed": -0.5,
+            "neurons-route-to-bricks": -0.75,
+            "bricks-beat-one-brick": -0.5,
+            "merged-bricks-serve-both": -0.25,
+            "without-bricks-it-forgets": 0.5,
+            "growing-beats-training-on": -0.25,
+        },
+        rel=1e-5,
+    )
 
 
 def test_in_the_recorded_picture_the_own_text_breaks():

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from lab.tokens import custom_bricks
 from lab.tokens.brick_scores import DOMAINS, bits, instances, token_bits
 from lab.tokens.custom_bricks import (
     asked_for,
@@ -99,10 +100,22 @@ def test_one_seed_is_one_result():
     assert all(map(torch.equal, one, two))
 
 
-def test_routing_by_label_is_the_diagonal():
-    used = use(0, per_domain=2, steps=3, pretraining=5)
+def test_routing_by_label_is_the_diagonal(monkeypatch):
+    monkeypatch.setattr(
+        custom_bricks, "asked_for", lambda model, judge, _: judge.domain
+    )
+    used = use.__wrapped__(0, per_domain=2, steps=3, pretraining=5)
     assert used.own.shape == used.none.shape == (len(DOMAINS),)
-    assert 0 <= used.hits <= 1
+    torch.testing.assert_close(used.found, used.own)
+    assert used.hits == 1
+
+
+def test_bricks_that_learned_nothing_change_nothing():
+    used = use(0, per_domain=2, steps=0, pretraining=5)
+    for lost in used[1:-1]:
+        torch.testing.assert_close(
+            lost, used.none.expand_as(lost), atol=1e-5, rtol=0
+        )
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,11 @@ from lab.exercises import check
 from lab.tokens import duo_llm
 from lab.tokens.char_lm import spread
 from lab.tokens.duo_char_lm import DuoCharLM, bits, train_by_coin, trained
-from lab.tokens.duo_comparison import experiment, overlap
+from lab.tokens.duo_comparison import Null, Routed, experiment, overlap
 from lab.tokens.duo_llm import EXERCISES, at_budget, depth
 from lab.tokens.duo_llm_recorded import picture, recorded
 from lab.tokens.duo_router import LearnedRoutes, layers_of, learn, shuffled
-from lab.tokens.duo_routes import route_losses, taken
+from lab.tokens.duo_routes import Choice, route_losses, taken
 
 SHORT = {"steps": 20, "router_steps": 4, "positions": 300}
 
@@ -141,6 +141,42 @@ def test_every_claim_runs_on_a_short_training():
     for claim in duo_llm.CLAIMS:
         if claim.experiment:
             assert math.isfinite(claim.experiment(0, **SHORT))
+
+
+def test_an_effect_is_what_its_claim_says(monkeypatch):
+    # with two big layers the first two, with four the last four
+    routes = [0, 1, 0b000011, 0b111, 0b111100, 0b11111, 0b111111]
+    choice = Choice(
+        oracle=torch.tensor([2.0, 1.7, 1.5, 1.4, 1.3, 1.6, 1.9]),
+        best_fixed=torch.tensor([2.0, 1.9, 1.8, 1.7, 1.6, 1.8, 1.9]),
+        mean_fixed=torch.tensor([2.0, 2.0, 1.9, 1.8, 1.7, 1.8, 1.9]),
+        routes=torch.tensor(routes).int()[:, None],
+    )
+    null = Null(rate=0.1, scatter=0.2, wanted=0.2, mean=2.1, best=1.6)
+    routed = Routed(bits=1.6, budget=2.5, random_tokens=1.7)
+    monkeypatch.setattr(duo_llm, "all_routes", lambda *_, **__: choice)
+    monkeypatch.setattr(duo_llm, "null_oracle", lambda *_, **__: null)
+    monkeypatch.setattr(duo_llm, "learned", lambda *_, **__: routed)
+    effects = {
+        claim.slug: claim.experiment(0, **claim.parameters)
+        for claim in duo_llm.CLAIMS
+        if claim.experiment and claim.slug != "hard-is-not-worth-compute"
+    }
+    assert effects == pytest.approx(
+        {
+            "one-big-layer-beats-all": -0.2,
+            "half-is-best": 0.1,
+            "better-than-noise-one-layer": 0.1,
+            "better-than-noise-half": -0.2,
+            # 0.3 bits of the oracle to 0.5 bits of the null
+            "gains-more-than-noise": 60,
+            # 2.5 layers: between 1.8 and 1.7 bits
+            "router-like-best-fixed": 0.15,
+            "better-than-random-tokens": -0.1,
+            "later-when-scarce": -3.0,
+        },
+        rel=1e-5,
+    )
 
 
 def test_the_recording_is_the_recorded_models():

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lab.exercises import judge
-from lab.tokens import expert_reads, expert_timing
+from lab.tokens import expert_reads, expert_timing, moe_inference
 from lab.tokens.coverage import (
     Trace,
     coverage,
@@ -246,6 +246,54 @@ def test_an_experiment_is_the_same_twice_and_its_arms_differ():
     assert first == run(0, 4, 1, 2, 0.01)
     assert first != run(0, 4, 1, 2, 0.0)
     assert first != run(1, 4, 1, 2, 0.01)
+
+
+def test_an_effect_is_what_its_claim_says(monkeypatch):
+    balanced = expert_reads.Arm(
+        unrelated={4: 6.0, 16: 12.0, 64: 16.0},
+        neighbours={4: 5.0, 16: 9.0, 64: 15.0},
+        predicted={4: 6.3, 16: 12.0, 64: 16.0},
+        uniform={4: 7.0, 16: 14.0, 64: 16.0},
+        hits=0.75,
+        hits_shuffled=0.5,
+        saved_reads=0.085,
+        imbalance=1.5,
+        imbalance_greedy=1.25,
+    )
+    free = balanced._replace(
+        unrelated={4: 5.0, 16: 10.0, 64: 12.5},
+        predicted={4: 5.0, 16: 10.0, 64: 10.0},
+        uniform={4: 7.0, 16: 13.0, 64: 16.0},
+    )
+    monkeypatch.setattr(
+        moe_inference,
+        "experiment",
+        lambda *_, **__: expert_reads.Result(balanced, free),
+    )
+    # from 1 to 4 tokens 6 times, from 1 to 16 tokens 16 times the time, a
+    # dense layer 2 times; 4 times as many experts
+    times = expert_timing.Clocked(
+        (1, 4, 16), [2.0, 5.0, 8.0], [0.5, 3.0, 8.0], [1.0, 2.0, 3.0]
+    )
+    monkeypatch.setattr(moe_inference, "clocked", lambda *_, **__: times)
+    effects = {
+        claim.slug: claim.experiment(0, **claim.parameters)
+        for claim in moe_inference.CLAIMS
+        if claim.experiment
+    }
+    assert effects == pytest.approx(
+        {
+            "no-free-batch": 3.0,
+            "time-follows-experts": 1.0,
+            "coverage-formula": 20,
+            "text-reads-fewer": 25,
+            "popularity-is-skewed": 30,
+            "locality-helps-a-cache": 25,
+            "placement-pays": 0.25,
+            # AdaMoE skips 17 % of the choices
+            "skipping-cuts-bytes": 50,
+        }
+    )
 
 
 def test_the_clock_measures_each_batch_and_counts_its_experts():

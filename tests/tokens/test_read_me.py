@@ -119,6 +119,87 @@ def test_an_experiment_repeats_bit_for_bit():
     again = choosing_experts.measure(dense_lm.recorded(), 1, **sizes)
     assert first == again
     assert len(first.trace) == N and len(first.trace[0]) == 64
+    own = [row[domain] for domain, row in enumerate(first.matrix)]
+    assert first.label == pytest.approx(sum(own) / N)
+    assert max(first.overlap, first.layerwise) < first.random
+
+
+def test_an_effect_is_what_its_claim_says(monkeypatch):
+    # the experts of domains 0 to 4 are their best, those of 5 and 6 are not
+    matrix = [[2.0] * N for _ in range(N)]
+    for domain in range(N):
+        matrix[domain][domain] = 1.5 if domain < 5 else 2.25
+    # half of the tokens of every domain keep the expert before
+    trace = [[(i + 1) // 2 % 7 for i in range(65)] for _ in range(N)]
+    made_up = choosing_experts.Result(
+        dense=1.0,
+        router=1.6,
+        label=1.5,
+        overlap=1.9,
+        layerwise=1.7,
+        random=2.0,
+        matrix=matrix,
+        half=[1.75] * N,
+        dense_by_domain=[1.0] * N,
+        agreement=(0.5, 0.5),
+        resident=0.2,
+        trace=trace,
+    )
+    monkeypatch.setattr(read_me, "experiment", lambda *_, **__: made_up)
+    monkeypatch.setattr(
+        read_me,
+        "hit_ratios",
+        lambda _: {
+            "random": [10.0, 20.0, 30.0, 40.0],
+            "LRU": [11.0, 22.0, 33.0, 42.0],
+            "Belady": [15.0, 32.0, 38.0, 45.0],
+        },
+    )
+    effects = {
+        claim.slug: claim.experiment(0, **claim.parameters)
+        for claim in read_me.CLAIMS
+        if claim.experiment
+    }
+    fewer = effects.pop("fewer-experts-per-batch")
+    assert effects == pytest.approx(
+        {
+            "belady-leads-lru": 3.0,
+            "lru-is-blind": 2.0,
+            "neighbours-share-experts": 50,
+            "own-expert-is-best": 5,
+            "better-than-a-random-half": 0.5,
+            "router-knows-the-domain": 0.1,
+            "better-than-dice": 0.4,
+            "one-decision-is-enough": 0.2,
+        }
+    )
+    assert 0 < fewer < 100
+
+
+def test_hits_are_counted_in_percent_for_every_policy_and_capacity():
+    # seven requests that each ask for an expert of their own, in turns: LRU
+    # never hits, Belady keeps all but one of its places
+    ratios = read_me.hit_ratios([[d] * 100 for d in range(N)], N)
+    assert ratios["LRU"] == [0] * 4
+    assert ratios["Belady"] == pytest.approx(
+        [100 * (c - 1) / 6 for c in read_me.CAPACITIES], abs=1
+    )
+    assert 0 < ratios["random"][0] < ratios["Belady"][0]
+
+
+def test_a_token_is_routed_by_the_character_before_it():
+    def by_letter(ids):  # expert i mod 7 after letter i
+        return torch.nn.functional.one_hot(ids % N, N)
+
+    ids = torch.stack([split(d).validation[:111] for d in DOMAINS])
+    assert torch.equal(pre_gating.route(by_letter, 100), ids[:, 11:] % N)
+
+
+def test_a_stretch_is_routed_by_what_stands_before_in_it_alone():
+    router = pre_gating.PreGate(N)
+    ids = torch.arange(60).view(3, 20) % 97
+    for row, scores in zip(ids, router(ids), strict=True):
+        torch.testing.assert_close(router(row[None])[0], scores)
 
 
 def test_recorded_result_is_what_the_text_says():

@@ -172,6 +172,35 @@ def test_every_claim_runs_on_a_short_training():
             assert math.isfinite(claim.experiment(0, steps=2))
 
 
+def test_an_effect_is_what_its_claim_says(monkeypatch):
+    arms = {  # bits, information, entropy
+        "passed": (1.0, 20.0, 300.0),
+        "not passed": (1.1, 22.0, 0.0),
+        "linear": (1.3, 15.0, 310.0),
+        "no gradient": (0.6, 0.0, 0.0),
+        "mlp": (0.9, 0.0, 0.0),
+    }
+    monkeypatch.setattr(
+        rmoe, "arm", lambda name, *_: rmoe.Arm(*arms[name], 0.0, 0.0, 0.0)
+    )
+    effects = {
+        claim.slug: claim.experiment(0, **claim.parameters)
+        for claim in rmoe.CLAIMS
+        if claim.experiment
+    }
+    assert effects == pytest.approx(
+        {
+            "memory-ties-the-layers": -2.0,
+            "more-than-a-linear-router": 5.0,
+            "flatter-gates": -10.0,
+            "better-than-linear": -0.3,
+            "passing-helps": -0.1,
+            "its-gradient-helps": 0.4,
+            "not-only-parameters": 0.1,
+        }
+    )
+
+
 def test_the_recorded_models_answer_the_knobs():
     shown = picture("passed")
     assert shown.sample.mean_experts == rmoe.TOP_K

@@ -199,6 +199,43 @@ def test_every_claim_runs_on_a_short_training():
             assert math.isfinite(effect)
 
 
+def test_an_effect_is_what_its_claim_says(monkeypatch):
+    at_16 = {
+        "constant 16": 1.6,
+        "cosine 8 to 16": 1.4,
+        "exponential 8 to 16": 1.8,
+    }
+    by_k = {  # frozen or not, and the schedule: bits at each k
+        (True, "linear 8 to 16"): [2.0, 1.9, 1.95, 1.7, 1.72, 1.5],
+        (False, "linear 8 to 16"): [2.0, 1.8, 1.6, 1.4, 1.5, 1.45],
+        (False, "constant 2"): [2.0, 1.8, 1.9, 2.0, 2.1, 2.3],
+        **{(True, name): [0] * 5 + [bits] for name, bits in at_16.items()},
+    }
+
+    def bits(seed, frozen, schedule, k, **budget):
+        return by_k[frozen, schedule][(1, 2, 4, 8, 12, 16).index(k)]
+
+    monkeypatch.setattr(smoe_dropout, "bits", bits)
+    monkeypatch.setattr(smoe_dropout, "dense_bits", lambda *_, **__: 1.3)
+    effects = {
+        claim.slug: claim.experiment(0, **claim.parameters)
+        for claim in CLAIMS
+        if claim.experiment
+    }
+    assert effects == pytest.approx(
+        {
+            "grows-with-k": 0.05,
+            "learned-gets-worse": 0.5,
+            "freezing-is-needed": 0.1,
+            "random-beats-learned": 0.05,
+            "better-than-dense": 0.2,
+            "growing-helps": -0.1,
+            "linear-beats-cosine": 0.1,
+            "linear-beats-exponential": -0.3,
+        }
+    )
+
+
 @pytest.mark.parametrize("arm", ARMS)
 def test_a_recorded_model_is_still_the_one_whose_curve_is_kept(arm):
     for k in (1, 6, EXPERTS):

@@ -174,6 +174,34 @@ def test_every_claim_runs_on_a_short_training():
             assert math.isfinite(claim.experiment(0, steps=2))
 
 
+def test_an_effect_is_what_its_claim_says(monkeypatch):
+    bits = {
+        "thor": 1.0,
+        "switch": 1.2,
+        "random": 1.3,
+        "switch by dice": 1.5,
+        "r-drop": 1.6,
+    }
+
+    def arm(seed, name, characters, steps):
+        return bits[name] if characters == "scarce" else math.nan
+
+    monkeypatch.setattr(thor, "arm", arm)
+    effects = {
+        claim.slug: claim.experiment(0, **claim.parameters)
+        for claim in thor.CLAIMS
+        if claim.experiment
+    }
+    assert effects == pytest.approx(
+        {
+            "dice-as-good-as-a-gate": 0.3,
+            "better-than-switch": -0.2,
+            "consistency-helps": -0.3,
+            "more-than-consistency": -0.6,
+        }
+    )
+
+
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [

@@ -14,6 +14,7 @@ from lab.data import ROOT
 from lab.exercises import check
 from lab.kernels.topp_gate import topp_gate
 from lab.tokens import top_p_routing
+from lab.tokens.experts_per_token import Arm, train_and_measure
 from lab.tokens.routers import balance_loss, entropy, weight_table
 from lab.tokens.top_p_routing import EXERCISES, TopPRouter
 from lab.tokens.top_p_routing_recorded import baseline, picture
@@ -131,6 +132,51 @@ def test_every_claim_runs_on_a_short_training():
         if claim.experiment:
             parameters = {**claim.reduced, "steps": 10}
             assert math.isfinite(claim.experiment(0, **parameters))
+
+
+def test_an_effect_is_what_its_claim_says(monkeypatch):
+    def arm(bits, experts):
+        return Arm(bits, experts, [1.9, 1.0, 1.4], 0.3, 1.0, 2.0, 2.5, 1.5)
+
+    bits = {1: 2.0, 2: 1.6}
+    monkeypatch.setattr(
+        top_p_routing, "top_k_arm", lambda seed, k, *_: arm(bits[k], k)
+    )
+    monkeypatch.setattr(top_p_routing, "top_p_arm", lambda *_: arm(1.7, 1.5))
+    effects = {
+        claim.slug: claim.experiment(0, **claim.parameters)
+        for claim in top_p_routing.CLAIMS
+        if claim.experiment
+    }
+    # at 1.5 experts the line from top-1 to top-2 is at 1.8 bits
+    assert effects == pytest.approx(
+        {
+            "quality-of-top-2": 0.1,
+            "under-90-percent": 75,
+            "better-than-mixing": -0.1,
+            "harder-tokens-more-experts": 0.3,
+            "harder-tokens-sharp-router": 0.3,
+            "fewer-as-training-goes-on": 1.0,
+            "lower-layers-use-more": 0.5,
+        }
+    )
+
+
+def test_experts_are_counted_per_token_and_layer_while_it_trains():
+    # a threshold that the best expert alone reaches
+    model = top_p_routing.top_p_model(0, 0.01, 0.0, 8)
+    found = train_and_measure(model, 0, 3, "prose")
+    assert found.experts_early == found.experts_late == found.experts == 1
+
+
+def test_the_loss_of_a_router_asks_for_balance_and_for_low_entropy():
+    made = router(balance=0.5, entropy_weight=0.25)
+    routing = made(hidden())
+    spread = entropy(hidden() @ made.weight)
+    even = balance_loss(routing.gate.experts, routing.scores)
+    assert routing.loss.item() == pytest.approx(
+        (0.5 * even + 0.25 * spread).item(), rel=1e-6
+    )
 
 
 def test_the_recorded_model_answers_the_knobs():

@@ -210,6 +210,34 @@ def test_every_claim_runs_on_a_short_training():
             assert math.isfinite(claim.experiment(0, **short))
 
 
+def test_an_effect_is_what_its_claim_says(monkeypatch):
+    accuracy = {
+        "weighted": 90.0,
+        "top-k": 88.0,
+        "dense": 95.0,
+        "random": 89.0,
+        "released": 86.0,
+        "weighted, selective": 90.5,
+    }
+    monkeypatch.setattr(
+        union, "arm", lambda name, *_: union.Arm(accuracy[name], 0.0, 0.5)
+    )
+    effects = {
+        claim.slug: claim.experiment(0, **claim.parameters)
+        for claim in union.CLAIMS
+        if claim.experiment and claim.parameters
+    }
+    assert effects == pytest.approx(
+        {
+            "better-than-a-mixture": 2.0,
+            "as-good-as-dense": -5.0,
+            "better-than-random-slices": 1.0,
+            "a-trained-gate-pays": 4.0,
+            "selective-attention-costs-nothing": 0.5,
+        }
+    )
+
+
 @pytest.mark.parametrize("slices", CUTS)
 def test_a_picture_of_all_slices_has_no_error(slices):
     whole = picture(8, 1.0, slices, "as drawn", "empty", 3)

@@ -245,6 +245,44 @@ def test_every_claim_can_be_measured():
             assert math.isfinite(claim.experiment(0, **FEW))
 
 
+def test_an_effect_is_what_its_claim_says(monkeypatch):
+    mean = {
+        "PHATGOOSE": 2.0,
+        "retrieval": 2.1,
+        "merged": 1.9,
+        "average activation": 2.4,
+        "best single": 2.6,
+        "multitask": 1.5,
+    }
+    # six languages around the mean, and the mixed text, which is not in it
+    around = dict(zip(names.HELD_OUT, range(-3, 3), strict=True))
+    bits = {
+        way: {text: m + 0.5 + off for text, off in around.items()}
+        | {"mixed": 10 * m}
+        for way, m in mean.items()
+    }
+    monkeypatch.setattr(
+        phatgoose, "experiment", lambda *_, **__: phatgoose.Result(bits, 0.3)
+    )
+    effects = {
+        claim.slug: claim.experiment(0, **claim.parameters)
+        for claim in phatgoose.CLAIMS
+        if claim.experiment
+    }
+    assert effects == pytest.approx(
+        {
+            "beats-retrieval": -0.1,
+            "beats-merging": 0.1,
+            "beats-average-activation": -0.4,
+            "beats-best-single": -0.6,
+            "mixed-beats-retrieval": -1.0,
+            "mixed-beats-merging": 1.0,
+            "beats-multitask": 0.5,
+            "unlike-the-oracle": 70,
+        }
+    )
+
+
 def test_the_picture_answers_the_knobs():
     two, six = look(k=2), look(k=6)
     assert six.bits["PHATGOOSE"] < two.bits["PHATGOOSE"]
