@@ -6,6 +6,7 @@ from itertools import permutations
 import pytest
 import torch
 
+from lab import claims
 from lab.exercises import check
 from lab.paths import tour_heatmaps, tsp_mcts
 from lab.paths.tour_heatmaps import (
@@ -357,6 +358,13 @@ def test_an_effect_is_what_its_claim_says(monkeypatch):
             "no-heatmap-helps-much": 0.75,
         }
     )
+
+
+def test_the_five_nearest_hold_as_many_edges_as_the_record_says():
+    by_slug = {claim.slug: claim for claim in tsp_mcts.CLAIMS}
+    claim = by_slug["five-neighbours-hold-the-tour"]
+    expected = claims.recorded(claim).effects[0]
+    assert claim.experiment(0) == pytest.approx(expected, abs=1e-6)
 
 
 def test_arms_searched_together_are_those_searched_alone():

@@ -141,6 +141,16 @@ def test_smoe_dropout_makes_its_first_step_with_all_experts():
     assert run.experts_in_training == EXPERTS
 
 
+def test_smoe_dropout_starts_with_the_spread_of_its_chapter():
+    wide, calm = (
+        entrants.untrained(entrant(name), Training(2, 0, 1)).layers[0]
+        for name in ("top-k", "SMoE-Dropout")
+    )
+    # logits spread by 0.32, where the character model draws 1 / sqrt(3)
+    ratio = calm.router.weight.std() / wide.router.weight.std()
+    assert ratio.item() == pytest.approx(0.32 * 3**0.5, rel=0.01)
+
+
 def test_the_record_has_every_point_and_seed_once():
     with open(arena_records.HOME / "runs.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))

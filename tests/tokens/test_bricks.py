@@ -150,6 +150,11 @@ def test_every_claim_runs_on_few_windows():
             assert math.isfinite(claim.experiment(0, **short, **steps))
 
 
+def test_neurons_that_two_functions_share_are_a_share():
+    found = brick_damage.measure(0, per_domain=2, pretraining=5)
+    assert 0 < found.overlap < 1
+
+
 def test_an_effect_is_what_its_claim_says(monkeypatch):
     ones, own = torch.ones(7), torch.eye(7)
     others = 1 - own

@@ -122,6 +122,7 @@ def test_depth_and_overlap_by_hand():
     # layers 1 and 3; layer 6
     assert depth(torch.tensor([0b000101, 0b100000])) == pytest.approx(10 / 3)
     losses = torch.zeros(64, 20)
+    losses[:, 10:] = 8.0  # dear on every route
     losses[-1, :2] = 9.0  # the two hard tokens
     losses[0, 1:3] = 5.0  # the two with the largest gap
     assert overlap(losses) == pytest.approx(50)

@@ -19,6 +19,7 @@ from lab.tokens.coverage import (
     loads,
     lru_hits,
     neighbours,
+    read,
     uniform_rates,
     unrelated,
 )
@@ -111,6 +112,13 @@ def test_loads_are_counted_and_empty_slots_are_nobody():
         [0, 0, 0, 0, 3, 0],
     ]
     assert distinct(CHOSEN, 6, at) == 2.5
+
+
+def test_a_trace_knows_its_experts_and_the_shares_of_their_choices():
+    for trace in read(expert_reads.untrained(0, 5, 2, 0.0), 300):
+        counts = trace.chosen.flatten().bincount(minlength=5)
+        assert trace.experts == 5 and trace.chosen.shape == (300, 2)
+        torch.testing.assert_close(trace.rates, counts.double() / 300)
 
 
 def test_batches_lie_within_the_text():

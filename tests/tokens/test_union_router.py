@@ -33,10 +33,12 @@ def test_all_slices_of_an_indifferent_gate_are_the_dense_layer():
 
 def test_weights_are_n_times_the_score_and_average_1_over_all_slices():
     one = router(k=8).eval()
-    table = weight_table(one(hidden()).gate, 8)
+    routing = one(hidden())
+    table = weight_table(routing.gate, 8)
     torch.testing.assert_close(table.mean(1), torch.ones(500))
     scores = (hidden() @ one.weight).softmax(1)
     torch.testing.assert_close(table, 8 * scores)
+    torch.testing.assert_close(routing.scores, scores)
 
 
 def test_in_training_an_expert_keeps_its_best_tokens():

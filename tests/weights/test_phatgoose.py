@@ -16,6 +16,7 @@ from lab.weights.adapters import (
     RANK,
     Experts,
     bits,
+    descend,
     everywhere,
     train_base,
     train_experts,
@@ -158,6 +159,17 @@ def test_merging_averages_the_products(small):
         torch.testing.assert_close(found, u @ matrix.T, atol=1e-6, rtol=1e-4)
 
 
+def test_the_rate_of_learning_rises_over_the_first_six_percent():
+    # a slope of 1 moves AdamW by its rate
+    leaf, seen = torch.zeros(1), [0.0]
+    for _ in descend([leaf], leaf.sum, 50, 0.1):
+        seen.append(-leaf.item())
+    moved = np.diff(seen)
+    np.testing.assert_allclose(moved[:3], [0.1 / 3, 0.2 / 3, 0.1], rtol=1e-4)
+    np.testing.assert_allclose(moved[3:], 0.1, rtol=1e-4)
+    assert not leaf.requires_grad
+
+
 def test_arrow_is_the_direction_that_is_amplified_most(small):
     _, experts = small
     arrows = rivals.arrows(experts)
@@ -188,14 +200,22 @@ def test_retrieval_knows_its_own_training_text(small):
 
 def test_no_test_key_was_seen_in_any_language():
     keys = names._names()
-    seen, held = set(), set()
-    for table in keys.values():
-        for key in table:
-            (held if names.crc32(key.encode()) % 6 == 0 else seen).add(key)
-    assert not seen & held
     everything = (names.BASE, names.EXPERTS, names.HELD_OUT)
     assert len({x for group in everything for x in group}) == 20
     assert set(keys) == {x for group in everything for x in group}
+    sides = {}
+    for language, table in keys.items():
+        train, test = (
+            set(names.decode(part).splitlines())
+            for part in names.split(language)
+        )
+        # a sixth of the keys
+        assert len(test) / len(train | test) == pytest.approx(1 / 6, abs=0.03)
+        for key, name in table.items():
+            if name not in train & test:
+                sides.setdefault(key, set()).add(name in test)
+    assert len(sides) > 1000
+    assert all(len(side) == 1 for side in sides.values())
 
 
 def test_some_spellings_were_seen_under_another_key():
