@@ -292,6 +292,16 @@ def test_the_picture_tells_what_the_experiment_measures(rule):
         assert max(curve) <= 100 and curve[-1] == 0
 
 
+@pytest.mark.parametrize("workload", ["expert groups", "all-to-all"])
+def test_a_picture_of_unequal_flows_is_a_few_percent_late_at_most(workload):
+    fabric = Fabric(4, 8, 7)
+    sent = collective(workload, fabric, 0, 0.7)
+    cut = spraying.assign("ECMP", sent, fabric, 0)
+    exact = transfer("ECMP", cut, sent, fabric, "per subflow").time[-1]
+    shown = picture(7, workload, "ECMP", "per subflow", spread=0.7)
+    assert exact <= shown.end < 1.03 * exact
+
+
 def test_every_claim_can_be_measured():
     for claim in spraying.CLAIMS:
         if claim.experiment:

@@ -131,6 +131,17 @@ def test_thor_makes_as_many_predictions_as_the_others():
     assert seen == [256] * 6, "three layers, two passes"
 
 
+def test_thor_throws_other_dice_in_every_layer_and_for_every_seed():
+    x = torch.zeros(200, DIM)
+    throws = [
+        make(layer).eval()(x).gate.experts
+        for seed in (0, 1)
+        for make in [entrant("THOR").make(Training(0.0, seed, 1))]
+        for layer in range(3)
+    ]
+    assert len({tuple(one.flatten().tolist()) for one in throws}) == 6
+
+
 def test_smoe_dropout_grows_while_it_trains_and_is_slimmed_after():
     run, _ = short(Point("SMoE-Dropout", 2), steps=5)
     assert run.experts == 2 and 4 < run.experts_in_training < 8

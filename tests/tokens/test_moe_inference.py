@@ -256,6 +256,12 @@ def test_an_experiment_is_the_same_twice_and_its_arms_differ():
     assert first != run(1, 4, 1, 2, 0.01)
 
 
+def test_one_arm_has_the_balance_loss_and_the_other_none(monkeypatch):
+    monkeypatch.setattr(expert_reads, "arm", lambda *about: about)
+    balanced, free = expert_reads.experiment(3, experts=4, top_k=1, steps=5)
+    assert balanced == (3, 4, 1, 5, 0.01) and free == (3, 4, 1, 5, 0.0)
+
+
 def test_an_effect_is_what_its_claim_says(monkeypatch):
     balanced = expert_reads.Arm(
         unrelated={4: 6.0, 16: 12.0, 64: 16.0},

@@ -124,6 +124,22 @@ def test_an_experiment_repeats_bit_for_bit():
     assert max(first.overlap, first.layerwise) < first.random
 
 
+@pytest.mark.parametrize("loss", pre_gating.LOSSES)
+def test_the_router_learns_the_overlaps_of_its_loss(loss, monkeypatch):
+    seen = []
+
+    def untrained(router, wanted, *_):
+        seen.append(wanted)
+        return router
+
+    monkeypatch.setattr(pre_gating, "train", untrained)
+    choosing_experts.measure(dense_lm.recorded(), 0, 1, 128, 16, loss)
+    # the paper counts units, the code takes the mean of all experts off
+    mean = seen[0].mean(2)
+    assert seen[0].shape == (N, 128, N)
+    assert mean.min() > 1 if loss == "paper" else mean.abs().max() < 1e-4
+
+
 def test_an_effect_is_what_its_claim_says(monkeypatch):
     # the experts of domains 0 to 4 are their best, those of 5 and 6 are not
     matrix = [[2.0] * N for _ in range(N)]

@@ -225,8 +225,10 @@ def test_an_effect_is_what_its_claim_says(monkeypatch):
     effects = {
         claim.slug: claim.experiment(0, **claim.parameters)
         for claim in union.CLAIMS
-        if claim.experiment and claim.parameters
+        if claim.experiment
     }
+    # a few roundings of fp64, in 1e-15 of the largest output
+    assert 0 < effects.pop("slices-are-the-layer") < 5
     assert effects == pytest.approx(
         {
             "better-than-a-mixture": 2.0,
