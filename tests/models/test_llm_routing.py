@@ -137,6 +137,7 @@ def test_budgets_and_areas_of_a_hull():
     assert found.cheapest(0.5) == 2 and found.cheapest(1.1) == math.inf
     # nothing below cost 1, then a ramp, then 1 up to 5
     assert found.area(0, 5) == pytest.approx((0 + 1 + 2) / 5)
+    assert found.area(0.5, 0.5) == 0 and found.area(2, 2) == 0.5
     with pytest.raises(ValueError, match="buys nothing"):
         found.at(0.5)
 
@@ -305,6 +306,11 @@ def test_the_picture_answers_the_knobs():
     assert here(0.0).here[0] > here(0.5).here[0] > here(2.0).here[0]
     assert sum(here(0.3).load.values()) == pytest.approx(100)
     assert here(2.0, ratio=2).here[0] >= 50
+    # by lot: from Mixtral, at a fortieth of the price, to GPT-4
+    cost, quality = here(0.3).mixing
+    assert cost == pytest.approx([2.5, 100])
+    small, large = (score for _, score in here(0.3).models.values())
+    assert quality == pytest.approx([small, large])
 
 
 @pytest.mark.parametrize(

@@ -311,6 +311,9 @@ def test_requests_share_the_trace_without_overlap():
     cut = read_me.requests(trace, 14)
     assert cut[0] == list(range(10)) and cut[7] == list(range(10, 20))
     assert len(set(interleave(cut))) == 140
+    assert read_me.requests([[0, 1], [2, 3]], 4) == [[0], [2], [1], [3]]
+    with pytest.raises(ValueError, match="5 requests"):
+        read_me.requests([[0, 1], [2, 3]], 5)
 
 
 @pytest.mark.parametrize("number, batch", [(1, 4), (6, 16), (32, 5)])

@@ -3,6 +3,7 @@
 import json
 import math
 from fractions import Fraction
+from functools import partial
 from itertools import accumulate
 
 import numpy as np
@@ -13,7 +14,8 @@ from scipy import special, stats
 from lab.data import ROOT
 from lab.exercises import check
 from lab.kernels.topp_gate import topp_gate
-from lab.tokens import top_p_routing
+from lab.tokens import experts_per_token, top_p_routing
+from lab.tokens.char_lm import evaluate
 from lab.tokens.experts_per_token import Arm, train_and_measure
 from lab.tokens.routers import balance_loss, entropy, weight_table
 from lab.tokens.top_p_routing import EXERCISES, TopPRouter
@@ -162,11 +164,12 @@ def test_an_effect_is_what_its_claim_says(monkeypatch):
     )
 
 
-def test_experts_are_counted_per_token_and_layer_while_it_trains():
-    # a threshold that the best expert alone reaches
-    model = top_p_routing.top_p_model(0, 0.01, 0.0, 8)
+def test_experts_are_counted_per_token_and_layer_while_it_trains(monkeypatch):
+    short = partial(evaluate, positions=200)
+    monkeypatch.setattr(experts_per_token, "evaluate", short)
+    model = top_p_routing.top_k_model(0, 2, 8)
     found = train_and_measure(model, 0, 3, "prose")
-    assert found.experts_early == found.experts_late == found.experts == 1
+    assert found.experts_early == found.experts_late == found.experts == 2
 
 
 def test_the_loss_of_a_router_asks_for_balance_and_for_low_entropy():
