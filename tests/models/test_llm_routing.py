@@ -28,6 +28,8 @@ def test_nearest_is_a_full_sort():
         order = sorted(range(40), key=lambda i: -(row @ x[i]).item())
         expected = torch.stack([y[i] for i in order[:7]]).mean(0)
         torch.testing.assert_close(guess, expected)
+    all_of_them = routers.nearest(x, y, new, k=40)
+    torch.testing.assert_close(all_of_them, y.mean(0).expand(20, 3))
 
 
 def test_ridge_minimises_its_loss():

@@ -360,6 +360,34 @@ def test_an_effect_is_what_its_claim_says(monkeypatch):
     )
 
 
+def test_default_arms_search_by_default_and_tuned_ones_as_recorded():
+    for kind in tsp_mcts.KINDS:
+        assert tsp_mcts.settings(kind, "default") == tsp_mcts.DEFAULT
+        tuned = tsp_mcts.settings(kind, "tuned")
+        assert tuned in tsp_mcts.GRID and tuned != tsp_mcts.DEFAULT
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_a_seed_is_one_place_in_its_block_and_maps_are_averaged(
+    together, monkeypatch
+):
+    def final_gaps(arms, name, block, budget):
+        assert budget == 7 and (("zero", "tuned") in arms) == together
+        start = {"near": 100, "far": 200}[name] + 10 * block
+        return {
+            arm: [
+                start + place + (arm[1] == "tuned") / 2 for place in range(9)
+            ]
+            for arm in arms
+        }
+
+    monkeypatch.setattr(tsp_mcts, "final_gaps", final_gaps)
+    seed = tsp_mcts.BLOCK + 2
+    arms = (("prior", "tuned"), ("flat", "default"))
+    found = tsp_mcts.mean_gaps(seed, arms, "near far", 7, together)
+    assert found == [162.5, 162]
+
+
 def test_the_five_nearest_hold_as_many_edges_as_the_record_says():
     by_slug = {claim.slug: claim for claim in tsp_mcts.CLAIMS}
     claim = by_slug["five-neighbours-hold-the-tour"]

@@ -154,6 +154,13 @@ def test_every_claim_runs():
             assert math.isfinite(claim.experiment(0, **claim.reduced))
 
 
+def test_the_fullest_gpu_is_counted_by_hand():
+    routes = torch.tensor([[0, 0], [0, 1], [1, 2], [2, 3]])
+    placed = torch.tensor([[0, 0, 1, 1], [0, 1, 0, 1]])
+    # three of four tokens in the first layer, two in the second
+    assert exflow.largest_load(routes, placed, 2) == (1.5 + 1.0) / 2
+
+
 def test_seed_0_measures_what_the_record_says():
     for claim in exflow.CLAIMS:
         if claim.experiment:

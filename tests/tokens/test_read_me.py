@@ -55,6 +55,16 @@ def test_a_mask_of_ones_is_the_dense_model_and_zeros_cut_the_columns(model):
     )
 
 
+def test_a_flat_guess_costs_the_bits_of_the_alphabet():
+    flat = dense_lm.DenseLM()
+    torch.nn.init.zeros_(flat.leave.weight)
+    torch.nn.init.zeros_(flat.leave.bias)
+    context, target = passage("prose", 5)
+    alphabet = len(flat(context).logits[0])
+    found = bits(flat, context, target)
+    torch.testing.assert_close(found, torch.full((5,), math.log2(alphabet)))
+
+
 def test_experts_are_the_most_used_half_of_every_domain(learnt):
     experts = carve(learnt)
     for u, masks in zip(learnt, experts.masks, strict=True):
@@ -76,6 +86,25 @@ def test_overlaps_count_units_that_are_active(learnt):
     assert few.sum() > 1000
     assert torch.equal(counts[1][few], active[few])
     assert code_overlap(learnt, experts).mean(2).abs().max() < 1e-4
+
+
+def test_the_codes_overlap_counts_how_many_of_five_levels_are_passed(learnt):
+    experts = carve(learnt)
+    found = code_overlap(learnt, experts)
+    own = experts.masks[1] & ~experts.resident[1]
+    n = int(own[0].sum())
+    for token in (0, 100, 700):
+        u = learnt[1].flatten(0, 1)[token].tolist()
+        falling = sorted(u, reverse=True)
+        levels = [
+            falling[r - 1]
+            for r in (n - 1, *(n * f // 5 for f in (4, 3, 2, 1)))
+        ]
+        passed = torch.tensor([sum(x > level for level in levels) for x in u])
+        shared = 10 * (passed * own).sum(1) / (3 * n)
+        torch.testing.assert_close(
+            found[1, token], shared - shared.mean(), atol=1e-5, rtol=0
+        )
 
 
 def test_a_choice_for_all_layers_uses_that_experts_masks(model, learnt):
@@ -243,6 +272,7 @@ def test_algorithm_1_takes_the_longest_queue_and_cuts_the_last():
 
 def test_it_ends_when_fewer_tokens_wait_than_a_batch_holds():
     assert serve([[3], [4]], 100).batches == [[3, 4]]
+    assert serve([[3], [4]], 100).experts == 2
     assert serve([], 4).batches == []
 
 

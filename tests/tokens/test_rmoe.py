@@ -11,7 +11,7 @@ from torch import nn
 from lab.exercises import check
 from lab.kernels.gru_router_step import gru_router_step
 from lab.tokens import rmoe
-from lab.tokens.char_lm import DIM
+from lab.tokens.char_lm import DIM, Evaluation
 from lab.tokens.layer_information import (
     adjacent,
     binned_information,
@@ -157,6 +157,38 @@ def test_a_map_is_read_by_neighbours_and_by_distance():
     table = [[None, 1, 2], [1, None, 3], [2, 3, None]]
     assert adjacent(table) == 2
     assert by_distance(table) == [2, 2]
+
+
+def test_a_token_in_the_papers_measure_shares_its_bins_with_its_neighbour():
+    one = torch.linspace(0, 1, 16)
+    for other in (one - 1, one, one + 1):
+        found = binned_information(one, other)
+        assert found == pytest.approx(math.log(16), rel=1e-6)
+
+
+def test_an_arm_is_described_by_hand():
+    scores = torch.tensor(
+        [[0.6, 0.3, 0.1, 0.0], [0.1, 0.4, 0.1, 0.4], [0.5, 0.1, 0.2, 0.2]]
+    )
+    found = rmoe.describe(
+        Evaluation(
+            token_loss=torch.tensor([1.0, 2.0, 6.0]),
+            experts=torch.full((3, 2), 2),
+            load=torch.tensor([[1.0, 1.0, 0.0, 0.0], [0.5] * 4]),
+            scores=[scores, scores],
+            chosen=[torch.tensor([[0, 1], [1, 3], [0, 2]]).int()] * 2,
+        )
+    )
+    assert found.bits == 3
+    # two different first choices, told by the layer before: H(1/3)
+    assert found.information == pytest.approx(entropy([1, 2]), rel=1e-5)
+    assert found.entropy == pytest.approx(
+        sum(entropy(row) for row in scores) / 3, rel=1e-5
+    )
+    # of 2, 1 and 2.5; of 0.9, 0.8 and 0.7; of 2 and 1
+    assert found.inner_balance == pytest.approx(2)
+    assert found.outer_balance == pytest.approx(0.8)
+    assert found.fullest == pytest.approx(1.5)
 
 
 def test_the_same_seed_gives_the_same_arm():

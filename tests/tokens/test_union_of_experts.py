@@ -8,6 +8,7 @@ from torch import nn
 
 from lab.exercises import check
 from lab.tokens import union_of_experts as union
+from lab.tokens import union_of_experts_recorded
 from lab.tokens.digit_model import (
     DIM,
     HEADS,
@@ -189,6 +190,18 @@ def test_training_repeats_bit_for_bit():
     assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
 
 
+def test_training_lowers_what_the_layers_ask_for():
+    class Asks(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.loss = nn.Parameter(torch.ones(()))
+
+    model = union.untrained(*union.ARMS["dense"], seed=0)
+    model.layers[0].asks = Asks()
+    train(model, 2, 0)
+    assert model.layers[0].asks.loss < 1
+
+
 def test_patches_are_cut_row_by_row():
     image = torch.arange(64.0).reshape(1, 8, 8)
     assert patches(image)[0, 1].tolist() == [2, 3, 10, 11]
@@ -287,6 +300,19 @@ def test_a_picture_shows_what_the_whole_model_does(gate):
         chosen = model.layers[0].mlp.choice.chosen
         which = int((labels == 3).nonzero()[0])
         assert seen.counts == chosen[which].sum(1).reshape(4, 4).tolist()
+
+
+def test_the_slices_of_a_picture_add_up_to_the_mlp():
+    parts, _ = union_of_experts_recorded._slice_outputs(4, "as drawn")
+    model, images = recorded(4, "as drawn"), digits("test").images
+    mlp, seen = model.layers[0].mlp, []
+    mlp.register_forward_pre_hook(lambda _, x: seen.append(x[0].double()))
+    model(images[: len(parts)])
+    up, bias, down = (
+        w.double() for w in (mlp.up.weight, mlp.up.bias, mlp.down.weight)
+    )
+    dense = nn.functional.gelu(seen[0] @ up.T + bias) @ down.T
+    torch.testing.assert_close(parts.sum(2), dense, atol=1e-5, rtol=1e-5)
 
 
 def gate(**more):

@@ -179,6 +179,12 @@ def test_arrow_is_the_direction_that_is_amplified_most(small):
     assert found == pytest.approx(longest, rel=1e-3)
 
 
+def test_arrow_has_a_direction_and_no_sign():
+    tokens, rows = tokens_and_gates()
+    one, other = (phatgoose.scores(tokens, r, "Arrow") for r in (rows, -rows))
+    assert torch.equal(one, other) and one.min() >= 0
+
+
 def test_average_activation_is_the_mean_input(small):
     model, experts = small
     means = rivals.average_activations(model, experts, names.EXPERTS, 100)
