@@ -376,7 +376,8 @@ def test_a_seed_is_one_place_in_its_block_and_maps_are_averaged(
         start = {"near": 100, "far": 200}[name] + 10 * block
         return {
             arm: [
-                start + place + (arm[1] == "tuned") / 2 for place in range(9)
+                start + place + (arm[1] == "tuned") / 2
+                for place in range(tsp_mcts.BLOCK)
             ]
             for arm in arms
         }

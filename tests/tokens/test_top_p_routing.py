@@ -15,7 +15,7 @@ from lab.data import ROOT
 from lab.exercises import check
 from lab.kernels.topp_gate import topp_gate
 from lab.tokens import experts_per_token, top_p_routing
-from lab.tokens.char_lm import evaluate
+from lab.tokens.char_lm import Evaluation, evaluate
 from lab.tokens.experts_per_token import Arm, train_and_measure
 from lab.tokens.routers import balance_loss, entropy, weight_table
 from lab.tokens.top_p_routing import EXERCISES, TopPRouter
@@ -170,6 +170,32 @@ def test_experts_are_counted_per_token_and_layer_while_it_trains(monkeypatch):
     model = top_p_routing.top_k_model(0, 2, 8)
     found = train_and_measure(model, 0, 3, "prose")
     assert found.experts_early == found.experts_late == found.experts == 2
+
+
+def test_an_arm_is_described_by_hand():
+    # the dearer a token, the more experts in the first of two layers
+    experts = torch.stack([torch.arange(1, 21), torch.full((20,), 3)], dim=1)
+    found = experts_per_token.describe(
+        Evaluation(
+            token_loss=torch.arange(20).float() ** 2,
+            experts=experts,
+            load=torch.zeros(2, 8),
+            scores=[],
+            chosen=[],
+        ),
+        early=5.0,
+        late=4.0,
+    )
+    assert found == Arm(
+        bits=pytest.approx(19 * 39 / 6),
+        experts=6.75,
+        experts_by_layer=[10.5, 3],
+        difficulty_rho=pytest.approx(1),
+        experts_easy=(1.5 + 3) / 2,  # two tokens of twenty
+        experts_hard=(19.5 + 3) / 2,
+        experts_early=5,
+        experts_late=4,
+    )
 
 
 def test_the_loss_of_a_router_asks_for_balance_and_for_low_entropy():

@@ -220,6 +220,9 @@ def test_no_test_key_was_seen_in_any_language():
         for key, name in table.items():
             if name not in train & test:
                 sides.setdefault(key, set()).add(name in test)
+        # in no order of the alphabet
+        first = names.decode(names.split(language).train).splitlines()[:100]
+        assert len({name[0] for name in first}) > 8
     assert len(sides) > 1000
     assert all(len(side) == 1 for side in sides.values())
 
