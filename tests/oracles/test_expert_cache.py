@@ -50,3 +50,18 @@ def test_a_long_window_is_belady_and_none_is_lru():
     for window, policy in ((400, "Belady"), (0, "LRU")):
         seen = simulate(trace, 3, "window", window)
         assert seen == simulate(trace, 3, policy)
+
+
+def test_belady_sees_past_any_window():
+    draw = random.Random(1)
+    trace = [draw.randrange(7) for _ in range(400)]
+    seen = simulate(trace, 3, "Belady", window=2)
+    assert seen == simulate(trace, 3, "Belady")
+
+
+def test_the_least_often_used_leaves_and_of_equals_the_least_recent():
+    # 2 drives out 1, asked for once, though 0 was asked for longer ago
+    run = simulate([0, 0, 1, 2, 0, 3], 2, "LFU")
+    assert run.hits == [False, True, False, False, True, False]
+    assert run.content == [(0,), (0,), (0, 1), (0, 2), (0, 2), (0, 3)]
+    assert simulate([0, 1, 2], 2, "LFU").content[-1] == (1, 2)
