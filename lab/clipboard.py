@@ -42,8 +42,18 @@ class CopyCommand(anywidget.AnyWidget):
       el.classList.add("routing-lab-command");
       el.append(button, code);
       show();
-      // a figure drawn before it had a place takes the width of that place
-      setTimeout(() => window.dispatchEvent(new Event("resize")), 50);
+      // a figure drawn before it had a place, or whose place has changed,
+      // takes the width of that place
+      let wide = 0;
+      const place = new ResizeObserver(() => {
+        const now = el.clientWidth;
+        // out of sight there is no width to take
+        if (now === 0 || now === wide) return;
+        wide = now;
+        window.dispatchEvent(new Event("resize"));
+      });
+      place.observe(el);
+      return () => place.disconnect();
     }
     export default { render };
     """

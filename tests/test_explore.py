@@ -345,6 +345,24 @@ def test_the_template_is_not_sent_again():
     assert figure.layout.template.layout.font.size == 13
 
 
+def test_a_new_height_is_sent_with_a_width_that_follows_the_page(monkeypatch):
+    sent = []
+    monkeypatch.setattr(
+        go.FigureWidget,
+        "_send_update_msg",
+        lambda *_, relayout_data, **__: sent.append(relayout_data),
+    )
+    low, high = (go.Figure(layout_height=height) for height in (300, 400))
+    figure = go.FigureWidget(low)
+    for old, new in ((low, high), (high, low), (low, high)):
+        bring(figure, picture(old), picture(new))
+        assert picture(figure) == picture(new)
+    # plotly.js reads a height first, then that the width is its own affair
+    assert [[*one.items()] for one in sent] == [
+        [("height", height), ("autosize", True)] for height in (400, 300, 400)
+    ]
+
+
 def test_arrays_are_compared_too():
     first = go.Figure(go.Scatter(x=np.arange(3), y=np.arange(3.0)))
     second = go.Figure(go.Scatter(x=np.arange(4), y=np.arange(4.0) ** 2))

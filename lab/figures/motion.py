@@ -22,6 +22,8 @@ def picture(figure):
     """What `figure` shows; the template would cost 300 ms a move."""
     layout = figure.layout.to_plotly_json()
     layout.pop("template", None)
+    # never drawn, only said by `bring`
+    layout.pop("autosize", None)
     traces = [trace.to_plotly_json() for trace in figure.data]
     for trace in traces:
         # a live figure's own, by which its front end knows the trace
@@ -48,6 +50,11 @@ def bring(figure, before, after):
         for live, (old, new) in zip(figure.data, pairs, strict=True):
             live.update(_changes(old, new))
         changes = _changes(before.layout, after.layout)
+        if "height" in changes:
+            # told a height alone, plotly.js fixes the width as well; what
+            # Python holds is forgotten, or it would not be sent again
+            figure._layout.pop("autosize", None)
+            changes["autosize"] = True
         for name in changes.keys() & set(LISTS):
             new = changes.pop(name) or ()
             _bring_list(figure.layout, name, before.layout.get(name, ()), new)

@@ -30,7 +30,8 @@ def draw(top_k, sharp, loss):
          [figures.load_heatmap(load)],
          [figures.text_strip(text, [i % top_k for i in range(len(text))],
                              "experts", "a text", high=8)]],
-        f"k = {top_k}, sharpness {sharp:g}, {loss} loss")"""
+        f"k = {top_k}, sharpness {sharp:g}, {loss} loss",
+        "a line that makes the figure taller" if loss == "ordinary" else "")"""
 EXPLORE = """\
 view = explore(
     draw,
@@ -43,6 +44,13 @@ CHECK = """\
 view.set(top_k=3)
 assert view.title.startswith("k = 3")
 view.set(top_k=2)"""
+
+WIDTHS = """() => {
+  const badge = document.querySelector(".routing-lab-badge");
+  const view = badge.closest(".widget-vbox");
+  const plot = view.querySelector(".js-plotly-plot");
+  return { figure: plot._fullLayout.width, place: view.clientWidth };
+}"""
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +134,23 @@ def test_a_failing_draw_is_said_under_the_last_good_picture(
     notebook.wait_for_title("k = 1")
     badge.get_by_text("top_k = 1").wait_for()
     assert notebook.errors() == []
+
+
+def test_the_figure_follows_the_width_of_its_place(notebook):
+    # plotly.js fixes the width of a figure that is told a height
+    chooser = notebook.panel.get_by_label("loss", exact=True)
+    for loss in ("ordinary", "null"):
+        chooser.select_option(loss)
+        notebook.wait_for_title(f"{loss} loss")
+    narrow = notebook.page.evaluate(WIDTHS)["place"]
+    for _ in range(2):
+        # the file browser goes, and comes again
+        notebook.page.keyboard.press("Control+b")
+        notebook.page.wait_for_function(
+            f"() => {{ const now = ({WIDTHS})();"
+            f" return now.place !== {narrow} && now.figure === now.place; }}"
+        )
+        narrow = notebook.page.evaluate(WIDTHS)["place"]
 
 
 def test_the_command_is_copied(notebook):
