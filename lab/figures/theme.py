@@ -67,7 +67,11 @@ def _template():
             bargap=0.25,
             hovermode="closest",
             modebar=dict(
-                remove=["select2d", "lasso2d", "zoomin", "zoomout"],
+                # the last one would upload the figure
+                remove=[
+                    *["select2d", "lasso2d", "zoomin", "zoomout"],
+                    "sendChartToCloud",
+                ],
                 orientation="v",
             ),
             hoverlabel=dict(font=dict(size=12)),
