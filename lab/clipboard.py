@@ -1,11 +1,16 @@
-"""A button that copies text in the browser."""
+"""What a live view does in the browser: a button, and what widgets lack."""
 
 import anywidget
 import traitlets
 
 
 class CopyCommand(anywidget.AnyWidget):
-    """A button that copies `command` in the browser, beside its text."""
+    """A button that copies `command` in the browser, beside its text.
+
+    It also looks after the view around it: sliders get the names that a
+    screen reader says, drop-downs the keys that JupyterLab takes for its own
+    shortcuts, and the figure the width of its place.
+    """
 
     command = traitlets.Unicode().tag(sync=True)
     _esm = """
@@ -21,6 +26,17 @@ class CopyCommand(anywidget.AnyWidget):
         area.remove();
         return done;
       }
+    }
+    function attend(view) {
+      for (const knob of view.querySelectorAll(".widget-slider")) {
+        const handle = knob.querySelector("[role=slider]");
+        const name = knob.querySelector(".widget-label")?.textContent;
+        if (handle && name) handle.ariaLabel = name;
+      }
+      view.onkeydown = (event) => {
+        const plain = !event.ctrlKey && !event.metaKey;
+        if (plain && event.target.matches("select")) event.stopPropagation();
+      };
     }
     function render({ model, el }) {
       const button = document.createElement("button");
@@ -46,6 +62,8 @@ class CopyCommand(anywidget.AnyWidget):
       // takes the width of that place
       let wide = 0;
       const place = new ResizeObserver(() => {
+        const view = el.closest(".widget-vbox");
+        if (view) attend(view);
         const now = el.clientWidth;
         // out of sight there is no width to take
         if (now === 0 || now === wide) return;

@@ -241,7 +241,7 @@ class View:
         if self.error:
             text = f"{self.error} The picture still shows {shown}."
             colour = figures.COLOURS["cut"]
-        # the handle of a slider has no name that a screen reader could say
+        # a slider of words has only their position for a screen reader to say
         self._badge.value = (
             '<div role="status" aria-live="polite" class="routing-lab-badge" '
             f'style="color:{colour};line-height:1.4">{html.escape(text)}</div>'

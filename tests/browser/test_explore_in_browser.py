@@ -86,6 +86,17 @@ def test_all_cells_run_and_two_figures_are_drawn(notebook, screenshots):
     notebook.screenshot(screenshots, "small-start")
 
 
+def test_no_button_of_a_figure_uploads_it(notebook):
+    buttons = notebook.panel.locator(".modebar-btn")
+    names = {
+        button.get_attribute("data-title")
+        or button.get_attribute("aria-label")
+        for button in buttons.all()
+    }
+    assert any("Download" in name for name in names)
+    assert not any("Share" in name for name in names)
+
+
 def test_a_key_moves_the_figure(notebook, screenshots):
     notebook.press("top k", "ArrowRight", times=2)
     notebook.wait_for_title("k = 4")
@@ -94,6 +105,21 @@ def test_a_key_moves_the_figure(notebook, screenshots):
     notebook.screenshot(screenshots, "small-key")
     notebook.press("top k", "ArrowLeft", times=2)
     notebook.wait_for_title("k = 2")
+
+
+def test_knobs_have_names_and_drop_downs_their_keys(notebook):
+    for name in ("top k", "sharp"):
+        notebook.panel.get_by_role("slider", name=name, exact=True).focus()
+    chooser = notebook.panel.get_by_role("combobox", name="loss", exact=True)
+    chooser.focus()
+    cells = notebook.panel.locator(".jp-Cell").count()
+    # JupyterLab would go to the next cell, and make a new one
+    for key in ("ArrowDown", "b"):
+        chooser.press(key)
+    notebook.wait_for_title("ordinary loss")
+    chooser.press("ArrowUp")
+    notebook.wait_for_title("null loss")
+    assert notebook.panel.locator(".jp-Cell").count() == cells
 
 
 def test_dragging_ends_at_the_sliders_last_value(notebook):
