@@ -1,16 +1,11 @@
-"""What a live view does in the browser: a button, and what widgets lack."""
+"""A button that copies text in the browser."""
 
 import anywidget
 import traitlets
 
 
 class CopyCommand(anywidget.AnyWidget):
-    """A button that copies `command` in the browser, beside its text.
-
-    It also looks after the view around it: sliders get the names that a
-    screen reader says, drop-downs the keys that JupyterLab takes for its own
-    shortcuts, and the figure the width of its place.
-    """
+    """A button that copies `command` in the browser, beside its text."""
 
     command = traitlets.Unicode().tag(sync=True)
     _esm = """
@@ -26,17 +21,6 @@ class CopyCommand(anywidget.AnyWidget):
         area.remove();
         return done;
       }
-    }
-    function attend(view) {
-      for (const knob of view.querySelectorAll(".widget-slider")) {
-        const handle = knob.querySelector("[role=slider]");
-        const name = knob.querySelector(".widget-label")?.textContent;
-        if (handle && name) handle.ariaLabel = name;
-      }
-      view.onkeydown = (event) => {
-        const plain = !event.ctrlKey && !event.metaKey;
-        if (plain && event.target.matches("select")) event.stopPropagation();
-      };
     }
     function render({ model, el }) {
       const button = document.createElement("button");
@@ -58,20 +42,6 @@ class CopyCommand(anywidget.AnyWidget):
       el.classList.add("routing-lab-command");
       el.append(button, code);
       show();
-      // a figure drawn before it had a place, or whose place has changed,
-      // takes the width of that place
-      let wide = 0;
-      const place = new ResizeObserver(() => {
-        const view = el.closest(".widget-vbox");
-        if (view) attend(view);
-        const now = el.clientWidth;
-        // out of sight there is no width to take
-        if (now === 0 || now === wide) return;
-        wide = now;
-        window.dispatchEvent(new Event("resize"));
-      });
-      place.observe(el);
-      return () => place.disconnect();
     }
     export default { render };
     """

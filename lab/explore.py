@@ -23,6 +23,7 @@ from lab.figures.motion import Picture, beside, bring, ghosts_of, picture
 from lab.front_end import has_front_end
 from lab.parameters import choice, flag, span
 from lab.ticks import Ticks
+from lab.view_care import ViewCare
 from lab.warm_up import WarmUp, in_a_cell
 
 KNOBS = 6
@@ -223,7 +224,8 @@ class View:
             [self._pin, self._badge],
             layout=widgets.Layout(align_items="center"),
         )
-        return widgets.VBox([knobs, self.figure, line, self._copy])
+        parts = [knobs, self.figure, line, self._copy, ViewCare()]
+        return widgets.VBox(parts)
 
     def _pinned(self, _button):
         count = self.pin()
