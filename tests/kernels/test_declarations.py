@@ -262,6 +262,25 @@ def calls(declaration, example, dtype=torch.float32):
         )
 
 
+@pytest.mark.parametrize(
+    ("name", "longer"),
+    [
+        ("combine_backward", "grad"),
+        ("expert_mlp_backward", "hidden"),
+        ("gate_backward", "grad_weights"),
+        ("multi_lora_backward", "grad"),
+        ("sym_kl_backward", "statistics"),
+    ],
+)
+def test_what_no_forward_pass_leaves_is_refused(name, longer):
+    (declaration,) = (d for d in all_declarations() if d.name == name)
+    options = declaration.examples[0].options
+    inputs = declaration.inputs(8, "cpu", torch.float32, **options)
+    inputs[longer] = torch.cat([inputs[longer], inputs[longer][:1]])
+    with pytest.raises(ValueError, match=longer):
+        declaration.operation(**inputs)
+
+
 @parametrise(small)
 def test_operator_is_registered_properly(declaration, example):
     for function, args, kwargs in calls(declaration, example):

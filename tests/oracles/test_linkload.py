@@ -89,6 +89,7 @@ def test_ids_outside_the_fabric_count_as_padding_in_the_kernel():
         ({"size": [[1.0, -1.0]]}, "negative, infinite or NaN"),
         ({"size": [[1.0, float("nan")]]}, "negative, infinite or NaN"),
         ({"size": [1.0, 1.0]}, "of the sizes' shape"),
+        ({"size": [[1, 2]]}, r"sizes are torch\.int64 of shape \(1, 2\)"),
         ({"leaves": 0}, "0 leaves and 2 spines"),
         ({"spines": 0}, "3 leaves and 0 spines"),
     ],
