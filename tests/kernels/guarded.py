@@ -2,12 +2,18 @@
 
 Inputs lie between guard regions that would spoil the result if they were
 read. Inside a `Guarded` block the outputs lie between guards too, and what
-comes from ``torch.empty`` is poisoned, so a forgotten store shows.
+comes from ``torch.empty`` is poisoned, so a forgotten store shows. In the
+interpreter a read of a guard shows too, whatever becomes of what was read: on
+a GPU it may lie outside the memory.
 """
 
+from unittest.mock import patch
+
+import numpy as np
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from triton.runtime.interpreter import InterpreterBuilder
 
 GUARD = 64  # elements on either side
 
@@ -44,7 +50,34 @@ class Guarded(TorchFunctionMode):
 
     def __init__(self):
         super().__init__()
-        self.buffers = []
+        self.buffers, self.strayed = [], False
+        load = InterpreterBuilder.create_masked_load
+
+        def watched(builder, pointers, mask, *others, **named):
+            self.strayed |= self.in_a_guard(pointers.data[mask.data])
+            return load(builder, pointers, mask, *others, **named)
+
+        self.watch = patch.object(
+            InterpreterBuilder, "create_masked_load", watched
+        )
+
+    def __enter__(self):
+        self.watch.start()
+        return super().__enter__()
+
+    def __exit__(self, *problem):
+        self.watch.stop()
+        return super().__exit__(*problem)
+
+    def in_a_guard(self, addresses) -> bool:
+        edges = []
+        for buffer, _ in self.buffers:
+            start, size = buffer.data_ptr(), buffer.element_size()
+            ends = 0, GUARD, len(buffer) - GUARD, len(buffer)
+            edges += [start + size * end for end in ends]
+        # every second gap between the edges is a guard
+        gaps = np.searchsorted(np.sort(edges), addresses, side="right")
+        return bool((gaps % 2).any())
 
     def place(self, tensor: Tensor, value) -> Tensor:
         copy, buffer = between_guards(tensor, value)
@@ -75,3 +108,4 @@ class Guarded(TorchFunctionMode):
         assert all(guards(b) == before for b, before in self.buffers), (
             "a kernel wrote outside its tensor"
         )
+        assert not self.strayed, "a kernel read outside its tensor"
