@@ -18,6 +18,7 @@ def test_each_server_has_one_flat_colour():
     (cells,) = table().data
     shades = [shade for _, shade in cells.colorscale]
     assert shades[0] == shades[1] != shades[2] == shades[3]
+    assert [edge for edge, _ in cells.colorscale] == [0, 0.5, 0.5, 1]
     # whole numbers fall in the middle of their colour
     assert (cells.zmin, cells.zmax) == (-0.5, 1.5)
     assert list(cells.colorbar.ticktext) == ["anna", "boris"]

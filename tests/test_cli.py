@@ -7,6 +7,9 @@ import sys
 import time
 
 import pytest
+from typer.testing import CliRunner
+
+from lab.cli import app
 
 
 def lab(*words, cwd=None):
@@ -222,3 +225,12 @@ def test_doctor_says_what_runs_here():
     assert "Python 3." in done.stdout
     assert "torch " in done.stdout
     assert "Traceback" not in done.stderr
+
+
+def test_the_benchmark_reads_its_own_arguments(monkeypatch):
+    import lab.bench
+
+    asked = []
+    monkeypatch.setattr(lab.bench, "main", asked.append)
+    CliRunner().invoke(app, ["bench", "--only", "combine", "--help"])
+    assert asked == [["--only", "combine", "--help"]]

@@ -101,6 +101,14 @@ def test_a_notebook_that_records_nothing_is_an_error(tiny_notebook, tmp_path):
         run_chapter(notebook, {}, tmp_path / "out")
 
 
+def test_a_notebook_whose_process_dies_is_an_error(tiny_notebook, tmp_path):
+    notebook = tiny_notebook(
+        "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"
+    )
+    with pytest.raises(NotebookFailed, match="process died, perhaps for want"):
+        run_chapter(notebook, {}, tmp_path / "out")
+
+
 @pytest.mark.parametrize(
     ("parameters", "words"),
     [

@@ -28,6 +28,7 @@ def test_a_start_on_a_full_disk_can_be_repeated(
     with monkeypatch.context() as disk, pytest.raises(OSError):
         disk.setattr(results.os, "fsync", full)
         results.open_folder(folder, notebook, GRID)
+    assert list(folder.iterdir()) == []
     results.open_folder(folder, notebook, GRID)
     # and as a kill would leave it, in the midst of the first file
     os.replace(folder / "sweep.json", folder / ".part-x1")
