@@ -5,7 +5,14 @@ import math
 import numpy as np
 import pytest
 
-from lab.parameters import check_parameters, choice, flag, span, text
+from lab.parameters import (
+    check_parameters,
+    choice,
+    flag,
+    some_of,
+    span,
+    text,
+)
 
 
 def refusal(rule, value):
@@ -32,6 +39,8 @@ def refusal(rule, value):
         (choice(0, 5, 7.5), 5),
         (choice("all", 5, 7.5), 7.5),
         (choice(None, 4), None),
+        (some_of("bits", "load"), "load, bits"),
+        (some_of("bits", "load"), ""),
         (text(), ""),
         (flag(), False),
     ],
@@ -59,6 +68,8 @@ def test_allowed_values_pass(rule, value):
         (choice(0, 4), 4 + 0j),
         (choice(0.0, 4.0), 4 + 0j),
         (choice(True, False), 1),
+        (some_of("bits", "load"), "bits, loads"),
+        (some_of("bits", "load"), None),
         (text(), 3),
         (flag(), 1),
     ],
