@@ -97,6 +97,11 @@ def expert_mlp_backward(
             f"hidden has shape {tuple(hidden.shape)}; the pre-activation of"
             f" these rows is {(len(pairs), w_up.shape[2])}"
         )
+    if grad.shape != (len(pairs), tokens.shape[1]):
+        raise ValueError(
+            f"grad has shape {tuple(grad.shape)}; the output of these rows is"
+            f" {(len(pairs), tokens.shape[1])}"
+        )
     return MLPGradients(
         *_expert_mlp_backward(
             tokens, pairs, rows, offsets, w_up, w_down, hidden, grad,

@@ -267,6 +267,7 @@ def calls(declaration, example, dtype=torch.float32):
     [
         ("combine_backward", "grad"),
         ("expert_mlp_backward", "hidden"),
+        ("expert_mlp_backward", "grad"),
         ("gate_backward", "grad_weights"),
         ("multi_lora_backward", "grad"),
         ("sym_kl_backward", "statistics"),
