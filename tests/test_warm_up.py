@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import ipywidgets as widgets
@@ -197,11 +198,16 @@ def test_idle_moments_are_noticed_in_a_cell_beside_an_event_loop(monkeypatch):
     async def cell():
         return warm_up.in_a_cell()
 
-    monkeypatch.setattr(warm_up, "get_ipython", lambda: object())
-    assert asyncio.run(cell())
-    assert not warm_up.in_a_cell()
-    monkeypatch.setattr(warm_up, "get_ipython", lambda: None)
-    assert not asyncio.run(cell())
+    def in_a_loop():
+        return asyncio.run(cell())
+
+    # the tests of the browser leave a loop in the thread that ran them
+    with ThreadPoolExecutor(1) as fresh:
+        monkeypatch.setattr(warm_up, "get_ipython", lambda: object())
+        assert fresh.submit(in_a_loop).result()
+        assert not fresh.submit(warm_up.in_a_cell).result()
+        monkeypatch.setattr(warm_up, "get_ipython", lambda: None)
+        assert not fresh.submit(in_a_loop).result()
 
 
 def test_kernels_are_compiled_where_there_is_a_gpu(monkeypatch):
