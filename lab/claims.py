@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import date
 
 from lab.front_end import has_front_end
-from lab.ledger import out_of_date, record, recorded, table
+from lab.ledger import limits, out_of_date, record, recorded, table
 from lab.verdict import Verdict, interval, machine, versions, word
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "Verdict",
     "full_run_button",
     "judge",
+    "limits",
     "measure",
     "out_of_date",
     "record",
@@ -29,7 +30,15 @@ __all__ = [
 ]
 
 FEWEST = 3  # seeds below which an interval says next to nothing
-SAID = ("chapter", "sentence", "effect", "unit", "threshold", "side")
+SAID = (
+    "chapter",
+    "sentence",
+    "effect",
+    "unit",
+    "threshold",
+    "side",
+    "limits",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -217,7 +217,11 @@ def claims(
                 verdict = ledger.run(claim)
                 ledger.record(verdict)
                 tell(f"{claim.slug}: {verdict}")
-    table = ledger.table([one.number for one in chosen])
+    numbers = [one.number for one in chosen]
+    table = ledger.table(numbers)
+    if chapters:
+        limits = ledger.limits(numbers)
+        table += f"\n\nWhat this scale cannot show:\n\n{limits}"
     # as Markdown where it goes into a file
     if out.is_terminal:
         out.print(Markdown(table))

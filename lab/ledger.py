@@ -85,6 +85,25 @@ def table(chosen, folder=None):
     return "\n".join(lines)
 
 
+def limits(chapters, folder=None):
+    """What the scale of these `chapters` cannot show, as a Markdown list.
+
+    What several claims have in common stands once, with their names unless
+    it holds for the whole chapter.
+    """
+    lines = []
+    for number in chapters:
+        measured = [v for v in verdicts([number], folder) if v.effects]
+        texts = sorted({v.limits for v in measured if v.limits}, key=len)
+        for i, text in enumerate(texts):
+            whose = [v.claim for v in measured if v.limits.startswith(text)]
+            names = ", ".join(whose) if len(whose) < len(measured) else ""
+            known = [one for one in texts[:i] if text.startswith(one)]
+            more = text.removeprefix(max(known, key=len, default="")).strip()
+            lines.append(f"- {number} {names}".rstrip() + f": {more}")
+    return "\n".join(lines)
+
+
 def _read(path):
     """The verdict in the file `path`; a file that is none is named."""
     try:

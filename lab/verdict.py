@@ -37,6 +37,7 @@ class Verdict:
     date: str = ""
     command: str = ""
     reason: str = ""  # why it is out of reach
+    limits: str = ""  # what this scale cannot show
 
     def __str__(self):
         return f"{self.word}: {self.measured}"

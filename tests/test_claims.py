@@ -3,11 +3,13 @@
 import json
 import math
 import random
+from importlib import import_module
 
 import pytest
 from scipy import stats
 
 from lab import claims
+from lab.catalogue import PAGES
 from lab.claims import Claim
 from lab.verdict import interval, word
 
@@ -238,3 +240,29 @@ def test_a_failing_run_is_said_beside_the_button(monkeypatch):
     full.start()
     assert full.wait(10) is None
     assert full.error == "ZeroDivisionError: division by zero."
+
+
+def test_what_claims_cannot_show_is_said_once_with_their_names(tmp_path):
+    for slug, limits in (
+        ("a", "Small."),
+        ("b", "Small. Counted, not timed."),
+        ("c", "Small."),
+        ("d", "On one machine."),
+    ):
+        verdict = run(claim(slug=slug, limits=limits))
+        claims.record(verdict, tmp_path)
+    away = claim(slug="e", limits="Small.", out_of_reach="too large")
+    claims.record(run(away), tmp_path)
+    assert claims.limits(["02"], tmp_path).splitlines() == [
+        "- 02 a, b, c: Small.",
+        "- 02 d: On one machine.",
+        "- 02 b: Counted, not timed.",
+    ]
+    (tmp_path / "02-d.json").unlink()
+    assert claims.limits(["02"], tmp_path).splitlines()[0] == "- 02: Small."
+
+
+def test_the_ledger_says_what_each_claim_cannot_show():
+    for page in (one for one in PAGES if one.ready):
+        for one in import_module(page.module).CLAIMS:
+            assert claims.recorded(one).limits == one.limits, one.slug
