@@ -239,7 +239,8 @@ class View:
         shown = ", ".join(f"{n} = {_short(v)}" for n, v in self._drawn.items())
         words = [shown, implementation(), f"{self._milliseconds:.0f} ms"]
         text = " · ".join(word for word in words if word)
-        colour = figures.COLOURS["faint"]
+        # the front end's own grey, where it has one, is right in the dark, too
+        colour = f"var(--jp-ui-font-color2, {figures.COLOURS['baseline']})"
         if self.error:
             text = f"{self.error} The picture still shows {shown}."
             colour = figures.COLOURS["cut"]

@@ -79,7 +79,8 @@ def _range(text: str, parameter: Parameter) -> list[object]:
         ends.append(type(ends[0])(1))
     if len(ends) != 3:
         raise ValueError(
-            f"{name}={text} is no range; write low:high or low:high:step"
+            f"{name}={text} is no range; write low:high:step, or low:high for"
+            " whole numbers"
         )
     low, high, step = ends
     if step <= 0 or high < low:

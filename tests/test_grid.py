@@ -72,7 +72,7 @@ def test_a_text_is_not_split_where_one_value_is_wanted(
         (f"top_k=0:1{'0' * 400}", "are more than 10000 values"),
         ('loss="a, b', "has a quote too few or .* 'loss=\"one, two\",three'$"),
         ('loss="a"b,c', "has a quote too few or too many"),
-        ("alpha=0.1:0.5", "is no range; write low:high or low:high:step"),
+        ("alpha=0.1:0.5", "is no range; write low:high:step, or low:high for"),
         ("alpha=nan", "not finite"),
         ("fast=maybe", "is not true or false"),
         ("out=x.json", "out is set by the runner"),

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from lab.claims import Claim
-from lab.data import DATA, read_arrays, read_json
+from lab.data import DATA, read_arrays, read_json, write_arrays
 from lab.exercises import Exercise
 from lab.paths.tour_heatmaps import KINDS, PRIOR, heatmap, shares_by_rank
 from lab.paths.tour_search import POINTS, Arm, Settings, search
@@ -200,7 +200,7 @@ def record_searches(name: str) -> None:
     found = search(instance, arms, SHOWN_BUDGET * len(instance.points))
     sizes = (len(KINDS), len(CANDIDATES), len(ALPHAS), len(DEPTHS), len(seeds))
     tours = found.tours.view(*sizes, -1)[..., 0, :]
-    np.savez_compressed(
+    write_arrays(
         DATA / RECORDED.format(name),
         curves=found.curves.view(*sizes, -1).numpy().astype(np.int32),
         tours=tours.numpy().astype(np.int16),

@@ -15,11 +15,10 @@ from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from lab.data import DATA, read_arrays
+from lab.data import DATA, read_arrays, write_arrays
 from lab.kernels.runtime import device
 from lab.kernels.transition_counts import transition_counts
 from lab.tokens import checkpoints
@@ -145,11 +144,10 @@ def record(experts: int, seed: int) -> None:
     chosen = {part: route(lm, part) for part in ("train", "test")}
     early.append(transition_counts(chosen["test"], experts))
     path = DATA / FOLDER / f"experts-{experts}-seed-{seed}.npz"
-    path.parent.mkdir(parents=True, exist_ok=True)
     # a layer in a row packs better than a token in a row
     rows = {name: value.T.numpy() for name, value in chosen.items()}
     about = {"steps": STEPS, "domain": DOMAIN, "seed": seed}
-    np.savez_compressed(
+    write_arrays(
         path, **rows, early=torch.stack(early).numpy(), about=json.dumps(about)
     )
 

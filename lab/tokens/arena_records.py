@@ -5,6 +5,7 @@
 """
 
 import csv
+import io
 from collections.abc import Callable
 from datetime import date
 from functools import cache
@@ -13,8 +14,14 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from lab.data import DATA, data_path, read_arrays, read_json
-from lab.results import write_json
+from lab.data import (
+    DATA,
+    data_path,
+    read_arrays,
+    read_json,
+    write_arrays,
+)
+from lab.results import replace, write_json
 from lab.tokens.char_lm import measure, spread
 from lab.tokens.entrants import (
     ENTRANTS,
@@ -145,15 +152,14 @@ def _order(p: Point, seed: int) -> tuple:
 
 def _write(kept: dict, arrays: dict, about: dict) -> None:
     HOME.mkdir(parents=True, exist_ok=True)
-    with open(HOME / "runs.csv", "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(Run._fields)
-        for key in sorted(kept, key=lambda key: _order(*key)):
-            row = kept[key]
-            writer.writerow(
-                f"{v:.6g}" if isinstance(v, float) else v for v in row
-            )
-    np.savez_compressed(HOME / "profiles.npz", **arrays)
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(Run._fields)
+    for key in sorted(kept, key=lambda key: _order(*key)):
+        row = kept[key]
+        writer.writerow(f"{v:.6g}" if isinstance(v, float) else v for v in row)
+    replace(HOME / "runs.csv", file.getvalue().encode())
+    write_arrays(HOME / "profiles.npz", **arrays)
     write_json(HOME / "about.json", about)
     for known in (runs, _arrays):
         known.cache_clear()

@@ -8,11 +8,10 @@ from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from lab.data import DATA, read_arrays
+from lab.data import DATA, read_arrays, write_arrays
 from lab.tokens import brick_scores
 from lab.tokens.brick_damage import WAYS, F, percent, tables
 from lab.tokens.brick_scores import most
@@ -111,8 +110,6 @@ def train_checkpoints(progress: Callable = iter) -> None:
     ]
     shape = (len(WAYS), len(LAYERS), len(PERCENT), F, F)
     arrays = ranked._asdict() | {"damage": torch.stack(damage).view(shape)}
-    path = DATA / PRUNED
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(
-        path, **{name: table.numpy() for name, table in arrays.items()}
+    write_arrays(
+        DATA / PRUNED, **{name: a.numpy() for name, a in arrays.items()}
     )

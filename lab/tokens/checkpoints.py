@@ -11,7 +11,7 @@ import json
 import numpy as np
 import torch
 
-from lab.data import DATA, read_arrays
+from lab.data import DATA, read_arrays, write_arrays
 from lab.kernels.runtime import device
 from lab.tokens.char_lm import CharLM, evaluate
 
@@ -30,11 +30,7 @@ def save(name: str, model: CharLM, domain: str = "prose", **about) -> None:
         for key, weight in model.state_dict().items()
     }
     path = DATA / FOLDER / f"{name}.npz"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # written beside and moved, so that a stop leaves no half file
-    part = path.with_suffix(".part.npz")
-    np.savez_compressed(part, about=json.dumps(about), **arrays)
-    part.replace(path)
+    write_arrays(path, about=json.dumps(about), **arrays)
 
 
 def load(name: str, model: CharLM) -> CharLM:

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lab.data import DATA, read_arrays
+from lab.data import DATA, read_arrays, write_arrays
 from lab.descent import one_cycle_adam
 from lab.tokens.char_lm import (
     CONTEXT,
@@ -134,4 +134,4 @@ def record(progress: Callable = iter) -> None:
         for name, weight in model.state_dict().items()
     }
     about = json.dumps({"seed": 0, "steps": STEPS})
-    np.savez_compressed(DATA / RECORDED, about=about, **arrays)
+    write_arrays(DATA / RECORDED, about=about, **arrays)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lab.data import DATA, read_arrays
+from lab.data import DATA, read_arrays, write_arrays
 from lab.tokens.char_lm import PASSAGE, spread, windows
 from lab.tokens.duo_char_lm import LAYERS, DuoCharLM, trained
 from lab.tokens.duo_comparison import HALF
@@ -61,17 +61,10 @@ def train_checkpoints(progress: Callable = iter) -> None:
     arrays = {f"model.{k}": v for k, v in model.state_dict().items()}
     arrays |= {"losses": losses, "noisy": torch.stack(noisy)}
     arrays |= {"routers": torch.stack(routers), "rates": torch.tensor(rates)}
-    path = DATA / FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # written beside and moved, so that a stop leaves no half file
-    part = path.with_suffix(".part.npz")
-    np.savez_compressed(
-        part,
-        **{
-            k: v.detach().numpy().astype(np.float16) for k, v in arrays.items()
-        },
-    )
-    part.replace(path)
+    halves = {
+        k: v.detach().numpy().astype(np.float16) for k, v in arrays.items()
+    }
+    write_arrays(DATA / FILE, **halves)
 
 
 class Recorded(NamedTuple):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lab.data import DATA, read_arrays
+from lab.data import DATA, read_arrays, write_arrays
 from lab.tokens import dense_lm
 from lab.tokens.choosing_experts import Result, measure
 from lab.tokens.domains import DOMAINS
@@ -99,7 +99,7 @@ def train_checkpoints(progress: Callable = iter) -> None:
     dense_lm.record(progress)
     result = measure(dense_lm.recorded(), 0, progress=progress)._asdict()
     trace = np.array(result.pop("trace"), dtype=np.int8)
-    np.savez_compressed(DATA / RECORDED, trace=trace, **result)
+    write_arrays(DATA / RECORDED, trace=trace, **result)
 
 
 def train_anew(loss: str, seed: int, progress: Callable = iter) -> str:

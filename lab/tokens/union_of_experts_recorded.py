@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lab.data import DATA, read_arrays
+from lab.data import DATA, read_arrays, write_arrays
 from lab.kernels.runtime import device
 from lab.tokens.digit_model import (
     PATCHES,
@@ -45,13 +45,8 @@ def train_checkpoints(progress: Callable = iter) -> None:
             name: weight.detach().cpu().numpy().astype(np.float16)
             for name, weight in model.state_dict().items()
         }
-        path = DATA / _file(slices, gate)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # written beside and moved, so that a stop leaves no half file
-        part = path.with_suffix(".part.npz")
         about = json.dumps(score._asdict() | {"seed": 0, "steps": STEPS})
-        np.savez_compressed(part, about=about, **arrays)
-        part.replace(path)
+        write_arrays(DATA / _file(slices, gate), about=about, **arrays)
 
 
 def _file(slices: int, gate: str) -> str:

@@ -8,11 +8,10 @@ from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from lab.data import DATA, read_arrays
+from lab.data import DATA, read_arrays, write_arrays
 from lab.weights import names, rivals
 from lab.weights.adapters import CONTEXT, CharModel, Experts, bits, own
 from lab.weights.contributors import GATE_STEPS, Trained, train
@@ -38,12 +37,8 @@ def train_checkpoints(progress: Callable = iter) -> None:
             "multitask_down": trained.multitask.down,
             "multitask_up": trained.multitask.up, "gates": trained.gates,
         }  # fmt: skip
-        path = DATA / RECORDED
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part.npz")
         halves = {key: a.half().numpy() for key, a in arrays.items()}
-        np.savez_compressed(part, **halves)
-        part.replace(path)
+        write_arrays(DATA / RECORDED, **halves)
 
 
 @cache
