@@ -240,7 +240,7 @@ class View:
         words = [shown, implementation(), f"{self._milliseconds:.0f} ms"]
         text = " · ".join(word for word in words if word)
         # the front end's own grey, where it has one, is right in the dark, too
-        colour = f"var(--jp-ui-font-color2, {figures.COLOURS['baseline']})"
+        colour = f"var(--jp-ui-font-color2, {figures.COLOURS['quiet']})"
         if self.error:
             text = f"{self.error} The picture still shows {shown}."
             colour = figures.COLOURS["cut"]

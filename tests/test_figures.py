@@ -275,13 +275,16 @@ def test_bars_of_nothing_start_at_zero_and_have_no_sign():
 @pytest.mark.parametrize("side", ["above", "below"])
 def test_the_claimed_side_is_named_inside_the_figure(side):
     sign = 1 if side == "above" else -1
-    far = [-40 * sign] * 3
-    for unit, inside in (("%", False), ("points of accuracy", True)):
-        figure = figures.effect(far, *far[:2], 0, side, "refuted", "it", unit)
+    # beyond the threshold there is room for the label, or hardly any
+    for effect, at_the_end in ((40 * sign, False), (-40 * sign, True)):
+        seen = [effect] * 3
+        figure = figures.effect(seen, *seen[:2], 0, side, "word", "it", "%")
         (label,) = figure.layout.annotations
         left, right = figure.layout.xaxis.range
-        assert (label.x == (right if sign > 0 else left)) == inside
-        assert (label.xanchor == "left") == ((side == "above") != inside)
+        end = right if sign > 0 else left
+        assert label.x == (end if at_the_end else 0)
+        assert (label.xanchor == "left") == ((side == "above") != at_the_end)
+        assert (label.y, label.yanchor) == (1, "top")
 
 
 def test_an_effect_shows_its_verdict_and_its_seeds():

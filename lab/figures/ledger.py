@@ -95,7 +95,7 @@ def _out_of_reach(claims):
         y=shown,
         text=[claims[i]["word"] for i in shown],
         textposition="middle right",
-        textfont=dict(size=12, color=COLOURS["baseline"]),
+        textfont=dict(size=12, color=COLOURS["quiet"]),
         hovertext=[claims[i]["hover"] for i in shown],
         hovertemplate="%{hovertext}<extra></extra>",
     )

@@ -135,7 +135,7 @@ def _heading(figure, shared):
     width = LINE if shared == 1 else NARROW
     head, foot = voices(figure)
     head, foot = wrapped(head, width), wrapped(foot, width + 6)
-    quiet = f"font-size:11.5px;color:{COLOURS['faint']}"
+    quiet = f"font-size:11.5px;color:{COLOURS['quiet']}"
     return f"{head}<br><span style='{quiet}'>{foot}</span>" if foot else head
 
 

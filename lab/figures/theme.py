@@ -20,7 +20,8 @@ COLOURS = {
     "cut": "#D55E00",  # a threshold, a bound, a claim
     "mean": "#E69F00",  # what was measured, on average
     "ink": "#22303C",
-    "faint": "#8A94A0",
+    "quiet": "#6A7581",  # small print, dark enough to be read on white
+    "faint": "#8A94A0",  # lines that must not stand out
     "grid": "#E7EAEE",
     "paper": "#FFFFFF",
 }
@@ -161,7 +162,7 @@ def _axis(title_text=None, **axis):
 
 
 def _two_voices(head, foot):
-    quiet = f"font-size:12.5px;color:{COLOURS['faint']}"
+    quiet = f"font-size:12.5px;color:{COLOURS['quiet']}"
     return f"{head}<br><span style='{quiet}'>{foot}</span>" if foot else head
 
 

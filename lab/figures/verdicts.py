@@ -3,9 +3,8 @@
 from lab.figures.theme import COLOURS, drawn, plain, upright
 from lab.rounding import rounded
 
-INNER = 660  # pixels between the ends of the axis
+INNER = 300  # pixels between the ends of the axis in one of two panels
 LETTER = 5.9  # pixels, of the label of the claimed side
-MARGINS = {"above": 20, "below": 58}  # beside the axis, for that label
 
 
 def effect(effects, low, high, threshold, side, word, what, unit):
@@ -64,19 +63,20 @@ def effect(effects, low, high, threshold, side, word, what, unit):
     )
     text = f"claimed: {side} {threshold:g} {unit}"
     edge = claimed["x1"]
-    room = INNER * abs(edge - threshold) / (right - left) + MARGINS[side]
+    room = INNER * abs(edge - threshold) / (right - left)
     label = dict(
         x=threshold,
         y=1,
         yref="paper",
-        yanchor="bottom",
+        # inside, where no line of a long title comes
+        yanchor="top",
         xanchor="left" if side == "above" else "right",
         text=text,
         showarrow=False,
-        font=dict(color=COLOURS["best"], size=12),
+        font=dict(size=12),
     )
     if LETTER * len(text) > room:
-        # it would run out of the figure, so it ends where the axis ends
+        # it might run out of its panel, so it ends where the axis ends
         label |= dict(x=edge, xanchor="right" if side == "above" else "left")
     where = rounded(mean, low, high)
     return drawn(
