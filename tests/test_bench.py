@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import gc
+import os
 import types
 import weakref
 
@@ -722,6 +723,15 @@ def test_rows_that_fell_with_somebody_else_are_measured_again(
     note = work.reason(work.Lost("the GPU does not answer after a peer"))
     run.add(SHARED | key("b") | {"note": note})
     assert [r["operation"] for r in record.Record(SHARED).kept] == ["a"]
+
+
+def test_a_record_that_could_not_be_kept_is_refused_before_it_begins(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(table, "FOLDER", tmp_path)
+    monkeypatch.setattr(os, "access", lambda folder, mode: False)
+    with pytest.raises(ValueError, match="cannot be written to"):
+        record.Record(SHARED)
 
 
 def test_a_part_of_which_nothing_is_kept_lies_beside_the_table(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from lab.bench.table import path_of, read, write, write_lines
 from lab.bench.work import NO_TIME, is_lost
+from lab.data import must_keep
 
 # what may differ between the rows of one table: a run can pass midnight
 VARIES = ("date",)
@@ -27,6 +28,7 @@ class Record:
 
     def __init__(self, shared: dict[str, str], anew: bool = False):
         self.table = path_of(shared["machine"])
+        must_keep(self.table.parent)
         self.part = self.table.with_name(self.table.name + ".part")
         self.kept = []
         if self.part.exists():
