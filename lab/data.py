@@ -63,18 +63,3 @@ def read_arrays(name: str) -> dict[str, np.ndarray]:
         return {"array": loaded}
     with loaded:
         return {key: loaded[key] for key in loaded.files}
-
-
-def write_arrays(path: Path, /, **arrays: np.ndarray | str) -> None:
-    """The .npz file `path` with these `arrays`, whole or not at all.
-
-    The folders above it are made. O(bytes).
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # written beside and moved, so that a stop leaves no half file
-    part = path.with_suffix(".part.npz")
-    try:
-        np.savez_compressed(part, **arrays)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import errno
 import hashlib
+import io
 import json
 import os
 import re
@@ -18,6 +19,8 @@ from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
+
 PART = ".part-"  # how the name of an unfinished file begins
 
 
@@ -25,6 +28,17 @@ def write_json(path: Path, value: object) -> None:
     """Writes `value` whole or not at all: no reader meets half a file."""
     text = json.dumps(value, indent=1, sort_keys=True) + "\n"
     replace(path, text.encode("utf-8"))
+
+
+def write_arrays(path: Path, /, **arrays: np.ndarray | str) -> None:
+    """The .npz file `path` with these `arrays`, whole or not at all.
+
+    The folders above it are made. O(bytes).
+    """
+    content = io.BytesIO()
+    np.savez_compressed(content, **arrays)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace(path, content.getvalue())
 
 
 def replace(path: Path, content: bytes) -> None:

@@ -13,7 +13,10 @@ def rounded(mean, low, high):
     size = half or abs(mean) / 100 or 1
     power = math.floor(math.log10(size))
     places = max(0, -power + (0 < half / 10**power < 3))
+    return tuple(fixed(v, places) for v in (mean, low, high))
+
+
+def fixed(value, places):
+    """`value` as text with so many `places`, and never as "-0.00"."""
     # adding 0 turns -0.0, which no reader expects, into 0.0
-    return tuple(
-        f"{round(v, places) + 0:.{places}f}" for v in (mean, low, high)
-    )
+    return f"{round(value, places) + 0:.{places}f}"

@@ -1,20 +1,12 @@
 """Finding and loading what lies in data/."""
 
-import errno
 import re
 
 import numpy as np
 import pytest
 
 from lab import data
-from lab.data import (
-    ROOT,
-    data_path,
-    read_arrays,
-    read_json,
-    read_text,
-    write_arrays,
-)
+from lab.data import ROOT, data_path, read_arrays, read_json, read_text
 
 
 @pytest.fixture
@@ -70,19 +62,3 @@ def test_no_data_file_is_large():
 def test_text_is_utf8(folder):
     (folder / "t.txt").write_bytes("Bjarne — é".encode())
     assert read_text("t.txt") == "Bjarne — é"
-
-
-def test_arrays_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
-    path = tmp_path / "new folder" / "a.npz"
-    write_arrays(path, path=np.arange(3), about="three")
-    before = path.read_bytes()
-
-    def full(file, **arrays):
-        file.write_bytes(b"half")
-        raise OSError(errno.ENOSPC, "no space left on device")
-
-    monkeypatch.setattr(np, "savez_compressed", full)
-    with pytest.raises(OSError, match="no space left"):
-        write_arrays(path, path=np.arange(4))
-    assert path.read_bytes() == before
-    assert list(path.parent.iterdir()) == [path]

@@ -12,6 +12,7 @@ was wrong or had no time left has a ``note`` and no time.
 import csv
 import datetime
 import importlib.metadata
+import io
 import os
 import platform
 import re
@@ -22,6 +23,7 @@ import torch
 
 from lab.bench.timing import Roofs, Timing
 from lab.data import DATA, ROOT
+from lab.results import replace
 
 FOLDER = DATA / "bench"
 NUMBERS = (
@@ -110,11 +112,10 @@ def write(rows: list[dict], path: Path | None = None) -> Path:
     """Write the table of one machine, replacing the one before at once."""
     path = path or path_of(rows[0]["machine"])
     path.parent.mkdir(exist_ok=True)
-    beside = path.with_name(path.name + ".new")
-    with open(beside, "w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerow(COLUMNS)
-        write_lines(rows, file)
-    os.replace(beside, path)
+    file = io.StringIO()
+    csv.writer(file, lineterminator="\n").writerow(COLUMNS)
+    write_lines(rows, file)
+    replace(path, file.getvalue().encode())
     return path
 
 

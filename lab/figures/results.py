@@ -11,6 +11,7 @@ from lab.figures.theme import (
     plain,
     upright,
 )
+from lab.rounding import fixed
 
 
 def curves(
@@ -230,8 +231,7 @@ def bars(values, title, unit, best="", at=None, note="", digits=2):
         marker=dict(
             color=[COLOURS["best" if n == best else "baseline"] for n in names]
         ),
-        # adding 0 turns -0.0, which no reader expects, into 0.0
-        text=[f"{round(v, digits) + 0:.{digits}f}" for v in values.values()],
+        text=[fixed(v, digits) for v in values.values()],
         textposition="outside",
         cliponaxis=False,
         hovertemplate=f"%{{y}}: %{{x:.4g}} {unit}<extra></extra>",

@@ -30,12 +30,12 @@ import torch
 from torch import Tensor
 
 from lab.claims import Claim
-from lab.data import DATA, read_arrays, read_json, write_arrays
+from lab.data import DATA, read_arrays, read_json
 from lab.exercises import Exercise
 from lab.paths.tour_heatmaps import KINDS, PRIOR, heatmap, shares_by_rank
 from lab.paths.tour_search import POINTS, Arm, Settings, search
 from lab.paths.tours import Instance, gap, reversed_prefixes, tsplib
-from lab.results import write_json
+from lab.results import write_arrays, write_json
 
 DEFAULT = Settings()
 GRID = [

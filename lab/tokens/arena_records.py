@@ -14,14 +14,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from lab.data import (
-    DATA,
-    data_path,
-    read_arrays,
-    read_json,
-    write_arrays,
-)
-from lab.results import replace, write_json
+from lab.data import DATA, data_path, read_arrays, read_json
+from lab.results import replace, write_arrays, write_json
 from lab.tokens.char_lm import measure, spread
 from lab.tokens.entrants import (
     ENTRANTS,

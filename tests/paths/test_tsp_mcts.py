@@ -5,6 +5,7 @@ from itertools import permutations
 
 import pytest
 import torch
+from seed_0 import measured
 
 from lab import claims
 from lab.exercises import check
@@ -342,11 +343,7 @@ def test_an_effect_is_what_its_claim_says(monkeypatch):
     monkeypatch.setattr(
         tsp_mcts, "mean_gaps", lambda _, arms, **__: [gaps[a] for a in arms]
     )
-    effects = {
-        claim.slug: claim.experiment(0, **claim.parameters)
-        for claim in tsp_mcts.CLAIMS
-        if claim.experiment and claim.parameters
-    }
+    effects = measured(tsp_mcts, but=["five-neighbours-hold-the-tour"])
     assert effects == pytest.approx(
         {
             "tuning-halves-the-gap": 25,

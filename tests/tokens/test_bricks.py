@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from seed_0 import measured
 
 from lab.exercises import check
 from lab.tokens import brick_damage, brick_scores, bricks, custom_bricks
@@ -191,11 +192,7 @@ def test_an_effect_is_what_its_claim_says(monkeypatch):
     )
     monkeypatch.setattr(bricks, "measure", lambda *_, **__: found)
     monkeypatch.setattr(bricks, "use", lambda *_, **__: used)
-    effects = {
-        claim.slug: claim.experiment(0, **claim.parameters)
-        for claim in bricks.CLAIMS
-        if claim.experiment
-    }
+    effects = measured(bricks)
     assert effects == pytest.approx(
         {
             "its-own-text-breaks-most": 7,

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from seed_0 import measured
 
 from lab.exercises import check
 from lab.tokens import duo_llm
@@ -158,11 +159,7 @@ def test_an_effect_is_what_its_claim_says(monkeypatch):
     monkeypatch.setattr(duo_llm, "all_routes", lambda *_, **__: choice)
     monkeypatch.setattr(duo_llm, "null_oracle", lambda *_, **__: null)
     monkeypatch.setattr(duo_llm, "learned", lambda *_, **__: routed)
-    effects = {
-        claim.slug: claim.experiment(0, **claim.parameters)
-        for claim in duo_llm.CLAIMS
-        if claim.experiment and claim.slug != "hard-is-not-worth-compute"
-    }
+    effects = measured(duo_llm, but=["hard-is-not-worth-compute"])
     assert effects == pytest.approx(
         {
             "one-big-layer-beats-all": -0.2,

@@ -9,6 +9,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+from seed_0 import measured
 
 from lab.exercises import judge
 from lab.tokens import expert_reads, expert_timing, moe_inference
@@ -290,11 +291,7 @@ def test_an_effect_is_what_its_claim_says(monkeypatch):
         (1, 4, 16), [2.0, 5.0, 8.0], [0.5, 3.0, 8.0], [1.0, 2.0, 3.0]
     )
     monkeypatch.setattr(moe_inference, "clocked", lambda *_, **__: times)
-    effects = {
-        claim.slug: claim.experiment(0, **claim.parameters)
-        for claim in moe_inference.CLAIMS
-        if claim.experiment
-    }
+    effects = measured(moe_inference)
     assert effects == pytest.approx(
         {
             "no-free-batch": 3.0,

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from seed_0 import measured
 
 from lab.exercises import CORRECT, judge
 from lab.tokens import choosing_experts, dense_lm, pre_gating, read_me
@@ -200,11 +201,7 @@ def test_an_effect_is_what_its_claim_says(monkeypatch):
             "Belady": [15.0, 32.0, 38.0, 45.0],
         },
     )
-    effects = {
-        claim.slug: claim.experiment(0, **claim.parameters)
-        for claim in read_me.CLAIMS
-        if claim.experiment
-    }
+    effects = measured(read_me)
     fewer = effects.pop("fewer-experts-per-batch")
     assert effects == pytest.approx(
         {

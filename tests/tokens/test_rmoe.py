@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 import torch
 from scipy.stats import entropy
+from seed_0 import measured
 from torch import nn
 
 from lab.exercises import check
@@ -215,11 +216,7 @@ def test_an_effect_is_what_its_claim_says(monkeypatch):
     monkeypatch.setattr(
         rmoe, "arm", lambda name, *_: rmoe.Arm(*arms[name], 0.0, 0.0, 0.0)
     )
-    effects = {
-        claim.slug: claim.experiment(0, **claim.parameters)
-        for claim in rmoe.CLAIMS
-        if claim.experiment
-    }
+    effects = measured(rmoe)
     assert effects == pytest.approx(
         {
             "memory-ties-the-layers": -2.0,

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from seed_0 import measured
 
 from lab.exercises import check, judge
 from lab.tokens import thor
@@ -187,11 +188,7 @@ def test_an_effect_is_what_its_claim_says(monkeypatch):
         return bits[name] if characters == "scarce" else math.nan
 
     monkeypatch.setattr(thor, "arm", arm)
-    effects = {
-        claim.slug: claim.experiment(0, **claim.parameters)
-        for claim in thor.CLAIMS
-        if claim.experiment
-    }
+    effects = measured(thor)
     assert effects == pytest.approx(
         {
             "dice-as-good-as-a-gate": 0.3,

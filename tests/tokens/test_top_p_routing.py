@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import special, stats
+from seed_0 import measured
 
 from lab.data import ROOT
 from lab.exercises import check
@@ -145,11 +146,7 @@ def test_an_effect_is_what_its_claim_says(monkeypatch):
         top_p_routing, "top_k_arm", lambda seed, k, *_: arm(bits[k], k)
     )
     monkeypatch.setattr(top_p_routing, "top_p_arm", lambda *_: arm(1.7, 1.5))
-    effects = {
-        claim.slug: claim.experiment(0, **claim.parameters)
-        for claim in top_p_routing.CLAIMS
-        if claim.experiment
-    }
+    effects = measured(top_p_routing)
     # at 1.5 experts the line from top-1 to top-2 is at 1.8 bits
     assert effects == pytest.approx(
         {

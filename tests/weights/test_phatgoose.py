@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from seed_0 import measured
 
 from lab.exercises import check
 from lab.weights import contributors, names, phatgoose, rivals
@@ -293,11 +294,7 @@ def test_an_effect_is_what_its_claim_says(monkeypatch):
     monkeypatch.setattr(
         phatgoose, "experiment", lambda *_, **__: phatgoose.Result(bits, 0.3)
     )
-    effects = {
-        claim.slug: claim.experiment(0, **claim.parameters)
-        for claim in phatgoose.CLAIMS
-        if claim.experiment
-    }
+    effects = measured(phatgoose)
     assert effects == pytest.approx(
         {
             "beats-retrieval": -0.1,
