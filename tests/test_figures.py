@@ -362,6 +362,16 @@ def test_panels_keep_apart():
     assert shapes == {("x3", "y3 domain")}
 
 
+def test_a_heading_stands_above_the_names_of_marks():
+    line = {"a": [[1, 2]]}
+    marked = figures.curves([0, 1], line, "marked", "x", "y", marks={"m": 1})
+    plain = figures.curves([0, 1], line, "plain", "x", "y")
+    both = figures.panels([[marked], [plain]], "two").layout.annotations
+    mark, above, usual = both
+    assert mark.text == "m" and mark.yanchor == above.yanchor == "bottom"
+    assert above.yshift >= usual.yshift + mark.font.size
+
+
 def test_long_titles_are_broken_and_get_room():
     short = figures.heatmap([[1]], "short")
     long = figures.heatmap([[1]], "a rather long title " * 9)

@@ -19,6 +19,7 @@ GAP = 90  # pixels between two panels, for axis title and ticks in words
 BAR = 66  # pixels that a colour bar takes from its panel
 AXES = 62  # pixels below a panel for ticks and axis title
 LEGEND = 24  # pixels for its legend, where it has one
+MARK = 14  # pixels above a panel for the names of its marks
 REF = re.compile(r"^([xy])( domain)?$")
 
 
@@ -33,16 +34,17 @@ def panels(grid, title, note=""):
     headings = [[_heading(panel, len(row)) for panel in row] for row in grid]
     # plotly's own objects answer ten times slower than dictionaries
     grid = [[picture(panel) for panel in row] for row in grid]
+    above = [max(_above(panel) for panel in row) for row in grid]
     heads = [max(_head(heading) for heading in row) for row in headings]
     rooms = [max(_room(panel) for panel in row) for row in grid]
     feet = [max(_foot(panel) for panel in row) for row in grid]
-    total = sum(heads) + sum(rooms) + sum(feet) - feet[-1]
+    total = sum(above) + sum(heads) + sum(rooms) + sum(feet) - feet[-1]
     traces, layout = [], dict(shapes=[], annotations=[])
     numbers, top = count(1), total
-    for row, head, room, foot, texts in zip(
-        grid, heads, rooms, feet, headings, strict=True
+    for row, texts, mark, head, room, foot in zip(
+        grid, headings, above, heads, rooms, feet, strict=True
     ):
-        top -= head
+        top -= head + mark
         wide = (inner - GAP * (len(row) - 1)) / len(row)
         for column, (panel, text) in enumerate(zip(row, texts, strict=True)):
             left = column * (wide + GAP)
@@ -51,7 +53,8 @@ def panels(grid, title, note=""):
             down = [max(0, (top - room) / total), top / total]
             suffix = _suffix(next(numbers))
             traces += _traces(panel, suffix, across, down)
-            _place(layout, panel, suffix, across, down, total, text)
+            _place(layout, panel, suffix, across, down, total)
+            layout["annotations"].append(_placed(text, across, down, mark))
         top -= room + foot
     return drawn(
         traces,
@@ -83,7 +86,7 @@ def _traces(panel, suffix, across, down):
         yield new
 
 
-def _place(layout, panel, suffix, across, down, total, heading):
+def _place(layout, panel, suffix, across, down, total):
     """Add axes, shapes, texts and legend of `panel` to `layout`."""
     for side, domain, other in (("x", across, "y"), ("y", down, "x")):
         place = {"domain": domain, "anchor": f"{other}{suffix}"}
@@ -92,21 +95,6 @@ def _place(layout, panel, suffix, across, down, total, heading):
     for kind in ("shapes", "annotations"):
         items = panel.layout.get(kind, [])
         layout[kind] += [_moved(item, suffix) for item in items]
-    layout["annotations"].append(
-        dict(
-            text=heading,
-            x=across[0],
-            y=down[1],
-            yshift=12,
-            xref="paper",
-            yref="paper",
-            xanchor="left",
-            yanchor="bottom",
-            align="left",
-            showarrow=False,
-            font=dict(size=13.5),
-        )
-    )
     layout[f"legend{suffix}"] = dict(
         x=across[0],
         y=down[0] - (AXES - 16) / total,
@@ -115,6 +103,23 @@ def _place(layout, panel, suffix, across, down, total, heading):
         yref="paper",
         orientation="h",
         font=dict(size=11.5),
+    )
+
+
+def _placed(heading, across, down, above):
+    """The heading of a panel, `above` pixels higher than it would stand."""
+    return dict(
+        text=heading,
+        x=across[0],
+        y=down[1],
+        yshift=12 + above,
+        xref="paper",
+        yref="paper",
+        xanchor="left",
+        yanchor="bottom",
+        align="left",
+        showarrow=False,
+        font=dict(size=13.5),
     )
 
 
@@ -137,6 +142,13 @@ def _heading(figure, shared):
     head, foot = wrapped(head, width), wrapped(foot, width + 6)
     quiet = f"font-size:11.5px;color:{COLOURS['quiet']}"
     return f"{head}<br><span style='{quiet}'>{foot}</span>" if foot else head
+
+
+def _above(panel):
+    """Pixels that texts take which stand on the upper edge of `panel`."""
+    edge = {"yref": "paper", "yanchor": "bottom"}
+    texts = panel.layout.get("annotations", [])
+    return MARK if any(edge.items() <= text.items() for text in texts) else 0
 
 
 def _head(heading):
