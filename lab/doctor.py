@@ -14,6 +14,7 @@ from importlib import metadata
 from typing import NamedTuple
 
 GIB = 2**30
+TRIED = ("3.6", "3.7", "3.8", "3.9")  # Tritons of the tests and of aot.csv
 
 
 class Facts(NamedTuple):
@@ -158,6 +159,16 @@ def _packages(facts: Facts) -> list[Finding]:
                 "problem",
                 f"not installed: {', '.join(missing)}",
                 "pip install -e '.[lab]' -c constraints.txt",
+            )
+        )
+    triton = facts.versions.get("triton", TRIED[0])
+    if ".".join(triton.split(".")[:2]) not in TRIED:
+        found.append(
+            Finding(
+                "note",
+                f"Triton {triton} is untried: the kernels are tested with "
+                f"{TRIED[0]} to {TRIED[-1]}",
+                "if one fails, pip install torch triton -c constraints.txt",
             )
         )
     return found

@@ -9,7 +9,7 @@ from lab.doctor import PACKAGES, Facts, findings, look
 LAPTOP = Facts(
     python=(3, 12, 4),
     system="Linux",
-    versions=dict.fromkeys(PACKAGES, "1.0"),
+    versions=dict.fromkeys(PACKAGES, "1.0") | {"triton": "3.7.1"},
     gpu="",
     capability=(0, 0),
     gpu_gib=0.0,
@@ -89,6 +89,17 @@ def test_the_switch_is_read_as_triton_reads_it(monkeypatch, word, interpret):
     if word:
         monkeypatch.setenv("TRITON_INTERPRET", word)
     assert look().interpret is interpret
+
+
+@pytest.mark.parametrize(
+    ("version", "tried"),
+    [("3.5.1", False), ("3.6.0", True), ("3.9.0", True), ("3.10.0", False)],
+)
+def test_a_triton_that_no_test_has_seen_is_noticed(version, tried):
+    there = LAPTOP.versions | {"triton": version}
+    notes = lines(LAPTOP._replace(versions=there), "note")
+    untried = [one for one in notes if f"Triton {version} is untried" in one]
+    assert bool(untried) is not tried
 
 
 def test_missing_packages_are_named():
