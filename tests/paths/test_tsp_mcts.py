@@ -12,8 +12,10 @@ from lab.exercises import check
 from lab.paths import tour_heatmaps, tsp_mcts
 from lab.paths.tour_heatmaps import (
     KINDS,
+    NEIGHBOURS,
     PRIOR,
     TRAINED_ON,
+    edge_features,
     heatmap,
     optimal_edges,
     shares_by_rank,
@@ -293,6 +295,28 @@ def test_shares_add_up_to_all_edges():
         1
     )
     assert sum(PRIOR) == pytest.approx(1, abs=1e-3)
+
+
+def test_an_edge_is_known_by_its_surroundings():
+    n, K = 14, NEIGHBOURS
+    generator = torch.Generator().manual_seed(0)
+    points = 100 * torch.rand(n, 2, generator=generator, dtype=torch.double)
+    near, features = edge_features(instance("small", points, torch.arange(n)))
+    d = [[math.dist(a, b) for b in points.tolist()] for a in points.tolist()]
+    around = [sorted(row)[1 : K + 1] for row in d]  # without the city itself
+    for i in range(n):
+        for j, found in zip(near[i].tolist(), features[i], strict=True):
+            length = d[i][j]
+            between = sum(max(d[i][k], d[j][k]) < length for k in range(n))
+            wanted = [
+                sorted(d[i]).index(length) / K,
+                sorted(d[j]).index(length) / K,
+                length / (sum(around[i]) / K),
+                length / (sum(around[j]) / K),
+                between / K,
+                float(between == 0),
+            ]
+            assert found.tolist() == pytest.approx(wanted)
 
 
 def test_candidates_go_by_heat_or_by_distance():
