@@ -15,8 +15,8 @@ token. Compared with the authors' Fairseq plug-in: all our losses are means
 over the characters, theirs are sums that Fairseq divides later, so alpha
 means the same; every layer holds experts, there every second; dropout acts on
 what the experts read; their throw per sentence has no counterpart here, where
-each character is a prediction of its own. They compute all experts and mask
-out all but one; here only the drawn expert works.
+each character is a prediction of its own. At work they compute all experts
+and mask out all but one; here only the drawn expert works.
 What the pictures show is in `thor_recorded`.
 """
 
@@ -202,7 +202,7 @@ CLAIMS = (
         slug="better-than-switch",
         sentence="THOR is better than the Switch Transformer when data are"
         " scarce (low-resource translation).",
-        source="abstract",
+        source="experiments on low-resource translation",
         effect="bits per character, THOR minus Switch, 16 384 characters to"
         " learn from",
         experiment=_against("thor", "switch"),
