@@ -50,7 +50,8 @@ class SlimmableRouter(Router):
     """Top-k with weights that add up to 1, frozen or learned.
 
     ``k`` may be set anew at any time. A learned router gets a balance loss,
-    with loads that add up to 1 as in the authors' code.
+    with loads that add up to 1 as in the authors' code, which divides the
+    mean scores by k as well.
     """
 
     def __init__(
@@ -276,7 +277,7 @@ CLAIMS = (
     _below(
         slug="random-beats-learned",
         sentence="A frozen random router is better than a learned one.",
-        source="abstract; comparison with learned SMoE",
+        source="comparison with learned SMoE",
         effect=AT_16 + "a learned router with the same growing k",
         experiment=partial(_against, False, PAPER),
     ),
