@@ -5,9 +5,9 @@ Mixture-of-Experts", ICLR 2025. One small GRU runs over the depth of the
 network, once per token. The router of layer i reads the GRU's state, not the
 hidden vector, so what it chooses can depend on what was chosen before:
 
-    x'_i = x_i W_i           a projection to p numbers, one per layer
-    h_i = GRU(x'_i, h_{i-1})  one cell for all layers, h_0 = 0
-    z_i = h_i G_i            then top-k of softmax(z_i), renormalized
+    x'_i = x_i W_i            a projection to p numbers, one per layer (eq. 4)
+    h_i = GRU(x'_i, h_{i-1})  one cell for all layers, h_0 = 0 (eq. 5)
+    z_i = h_i G_i             then top-k of softmax(z_i), renormalized (eq. 6)
 
 The experts still read x_i. The state mixes neither tokens nor positions, so
 all tokens run at once, and it is handed on with its gradient. Two ablations
