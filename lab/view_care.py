@@ -8,7 +8,7 @@ class ViewCare(anywidget.AnyWidget):
 
     Sliders get the names that a screen reader says, drop-downs the keys that
     JupyterLab takes for its own shortcuts, and the figure the width of its
-    place.
+    place, but not less than it can be read at.
     """
 
     _esm = """
@@ -18,6 +18,9 @@ class ViewCare(anywidget.AnyWidget):
         const name = knob.querySelector(".widget-label")?.textContent;
         if (handle && name) handle.ariaLabel = name;
       }
+      // below, texts run into each other; a narrower place scrolls
+      const figure = view.querySelector(".js-plotly-plot")?.parentElement;
+      if (figure) figure.style.minWidth = "700px";
       view.onkeydown = (event) => {
         const plain = !event.ctrlKey && !event.metaKey;
         if (plain && event.target.matches("select")) event.stopPropagation();

@@ -179,6 +179,15 @@ def test_the_figure_follows_the_width_of_its_place(notebook):
         narrow = notebook.page.evaluate(WIDTHS)["place"]
 
 
+def test_in_a_narrow_place_the_figure_scrolls(notebook):
+    # its texts would run into each other
+    usual = notebook.page.viewport_size
+    notebook.page.set_viewport_size(usual | {"width": 900})
+    notebook.page.wait_for_function(f"() => ({WIDTHS})().figure === 700")
+    notebook.page.set_viewport_size(usual)
+    notebook.page.wait_for_function(f"() => ({WIDTHS})().figure > 700")
+
+
 def test_the_command_is_copied(notebook):
     notebook.press("top k", "Home")
     notebook.press("top k", "ArrowRight", times=4)
