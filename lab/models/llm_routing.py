@@ -1,8 +1,10 @@
 """Routing strategies for language models, a survey (chapter 31).
 
 Varangot-Reille, Bouvard, Gourru, Ciancone, Schaeffer, Jacquenet, "Doing More
-with Less: Implementing Routing Strategies in Large Language Model-Based
-Systems: An Extended Survey", 2025 (JAIR). Every router solves one problem:
+with Less: A Survey on Routing Strategies for Resource Optimisation in Large
+Language Model-Based Systems", JAIR 2026. The claims quote the abstract of its
+first two versions ("... An Extended Survey", arXiv 2502.00409, 2025). Every
+router solves one problem:
 
     R* = argmax of E s(q, R(q))   subject to   E C_R(q) <= B
 
@@ -13,7 +15,9 @@ With a multiplier lambda >= 0 for the budget the prompts come apart:
 What is left is where the guess s^ comes from. Before the answer: from similar
 prompts, a classifier, comparisons, or a bandit's own calls. After it (a
 cascade): the cheap model always answers and is always paid, and its answer
-is judged; passing on costs C_1 + C_2 in all.
+is judged; passing on costs C_1 + C_2 in all. The survey passes on where the
+answer's confidence is below a threshold; here the answer also says what to
+expect of the dear model, and the rule above decides.
 
 The survey states the problem with a budget per query; operators have one for
 the average, which is what the multiplier prices. Not here: routers that are
@@ -249,7 +253,7 @@ SMALL = (
 _claim = partial(
     Claim,
     chapter="31",
-    source="abstract",
+    source="abstract, versions 1 and 2",
     parameters=NINE,
     reduced=NINE,
     seeds=10,
