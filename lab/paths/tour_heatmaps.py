@@ -76,6 +76,8 @@ def by_rank(instance: Instance, shares) -> Tensor:
 def soft_distances(instance: Instance, tau: float = 0.0) -> Tensor:
     """softmax(-d / tau); by default tau is half the mean nearest distance.
 
+    Xia et al. search tau for each size: 0.0066, 0.0051 and 0.0018 for 500,
+    1000 and 10 000 cities in the unit square, about a third of that distance.
     The nearest other place counts: cities may stand on one another.
     """
     points = instance.points

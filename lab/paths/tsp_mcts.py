@@ -1,10 +1,11 @@
 """Heatmap and Monte Carlo tree search for the TSP (chapter 48).
 
-Pan, Wang, Ying, Xue, Yu, "Rethinking the Heatmap + Monte Carlo Tree Search
-Paradigm for Solving Large Scale TSP", 2024. Learned heatmaps say which edges
-are likely in the best tour, and a tree search makes a tour of them. The paper
-asks which of the two does the work: it replaces the network by a count, the
-k-nearest prior,
+Pan, Wang, Ying, Xue, Yu, "Beyond the Heatmap: A Rigorous Evaluation of
+Component Impact in MCTS-Based TSP Solvers", ICLR 2026; its first version, of
+2024, is "Rethinking the Heatmap + Monte Carlo Tree Search Paradigm for Solving
+Large Scale TSP". Learned heatmaps say which edges are likely in the best tour,
+and a tree search makes a tour of them. The paper asks which of the two does
+the work: it replaces the network by a count, the k-nearest prior,
 
     H[i, r-th nearest city of i] = p_r
 
@@ -13,11 +14,12 @@ and tunes the search. The heatmaps are in `tour_heatmaps`, the search in
 
 Tuned here means the best of 24 settings on two instances that no claim uses,
 the same 24 for every heatmap. The learned heatmap has learned from both, as
-`tour_heatmaps` says. The paper tunes with SMAC3 over 50 trials and
-depths up to 200; here a depth is at most 20, since lock-step simulations wait
-for the deepest. A budget is a number of tried edges, not a time, so a result
-does not depend on the machine. Candidates, alpha, patience, depth and beta
-mean what they mean in the solver.
+`tour_heatmaps` says. The paper tunes six settings for every heatmap and size
+(the code of 2024 with SMAC3, over 50 trials), with depths up to 200; here beta
+and what candidates go by stay as they are, and a depth is at most 20, since
+lock-step simulations wait for the deepest. A budget is a number of tried
+edges, not a time, so a result does not depend on the machine. Candidates,
+alpha, patience, depth and beta mean what they mean in the solver.
 """
 
 from collections.abc import Callable
