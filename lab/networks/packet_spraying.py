@@ -15,12 +15,14 @@ spraying does. Per group of N flows with the same two leaves and S spines:
 All r S / g parts go round the spines, r / g on each. Fewer equal parts cannot
 be shared out equally. Overhead: r (S / g - 1) subflows a group.
 
-The papers' abstracts state the result; the rule above is derived from it and
-proved here, its wording unverified (no code was released). "leaf" groups by
-the two leaves, so the hosts of a leaf share counters; "nic" groups by source
-host and target leaf, so that every NIC decides alone. Time is fluid: no
-packets, no reordering, no loss. Data that does not divide into equal bytes
-would go to the last part; here sizes are real numbers.
+The papers' abstracts state the result, and the rule above was derived from it
+and proved here (no code was released). It is that of version 2, Theorem 1, of
+whose proof others quote: each of the r flows is split into s / g of equal
+size, r / g of them to each uplink. "leaf" groups by the two leaves, so the
+hosts of a leaf share counters; "nic" groups by source host and target leaf, so
+that every NIC decides alone. Time is fluid: no packets, no reordering, no
+loss. Data that does not divide into equal bytes would go to the last part;
+here sizes are real numbers.
 
 The other rules are in `spraying_rivals`, the time is that of
 `collective_time`, and what the widget shows is in `packet_spraying_view`.
