@@ -250,7 +250,7 @@ SMALL = (
 _claim = partial(
     Claim,
     chapter="21",
-    source="abstract; section 5",
+    source="abstract; experiments",
     unit="bits",
     threshold=0.0,
     side="below",
@@ -316,7 +316,7 @@ CLAIMS = (
         slug="unlike-the-oracle",
         sentence="The routing is adaptive per token and per module, and"
         " differs from an oracle that always picks one expert.",
-        source="section 6",
+        source="abstract; qualitative analysis",
         effect="first choices that are not the language's best expert",
         unit="%",
         experiment=_unlike_oracle,

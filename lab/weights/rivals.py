@@ -6,9 +6,11 @@
     average activation   a router whose row is the mean input of a module
                          under the expert, on the expert's own task
     Arrow                a router whose row is the direction that B_i A_i
-                         amplifies most
+                         amplifies most (Ostapenko et al. 2024)
 
-The first two are adapters, the last two give the rows of a router.
+The first two are adapters, the last two give the rows of a router. All four
+are rivals in the paper, too; there retrieval takes one expert an example, by
+sentence vectors of 1000 training examples of each expert.
 """
 
 import torch
