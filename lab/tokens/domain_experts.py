@@ -82,8 +82,9 @@ def code_overlap(hidden: list[Tensor], experts: Experts) -> Tensor:
         n = int(own[0].sum())  # N_1, the size of the first expert
         u = u.flatten(0, -2)
         ordered = u.sort(dim=1, descending=True).values
-        ranks = [n - 1, *(n * fifth // 5 for fifth in QUANTILES)]
-        level = sum((u > ordered[:, [max(0, r - 1)]]).float() for r in ranks)
+        # places from 0, so r units pass the level at place r
+        places = [n - 1, *(n * fifth // 5 for fifth in QUANTILES)]
+        level = sum((u > ordered[:, [place]]).float() for place in places)
         shared = level @ own.T / (3 * n)
         found.append(10 * (shared - shared.mean(1, keepdim=True)))
     return torch.stack(found)

@@ -97,10 +97,9 @@ def test_the_codes_overlap_counts_how_many_of_five_levels_are_passed(learnt):
     for token in (0, 100, 700):
         u = learnt[1].flatten(0, 1)[token].tolist()
         falling = sorted(u, reverse=True)
-        levels = [
-            falling[r - 1]
-            for r in (n - 1, *(n * f // 5 for f in (4, 3, 2, 1)))
-        ]
+        # places from 0, so r units pass a level (`loss_func` of the authors)
+        places = n - 1, *(int(n / 5 * f) for f in (4, 3, 2, 1))
+        levels = [falling[r] for r in places]
         passed = torch.tensor([sum(x > level for level in levels) for x in u])
         shared = 10 * (passed * own).sum(1) / (3 * n)
         torch.testing.assert_close(
