@@ -65,7 +65,7 @@ def measure(
     learnt, _, _ = read(model, "train", characters)
     experts = carve(learnt)
     wanted = overlaps if loss == "paper" else code_overlap
-    target = wanted(learnt, experts).mean(0).view(N, characters, N)
+    target = wanted(learnt, experts).view(-1, N, characters, N)
     router = pre_gating.train(
         pre_gating.PreGate(N, seed),
         target,

@@ -45,20 +45,24 @@ class PreGate(nn.Module):
 
 
 def distillation(logits: Tensor, overlap: Tensor, loss: str) -> Tensor:
-    """How far logits [T, N] are from the overlaps [T, N] with the experts.
+    """How far logits [T, N] are from overlaps [layers, T, N] with experts.
 
-    "paper" is KL(softmax G || softmax overlap), the overlap a mean count of
-    shared neurons. "code" is 0.75 CE(G, argmax; label smoothing 0.5) + 0.25
-    CE(G, softmax overlap), with the overlap of the code (see `read_me`).
+    "paper" is eq. 4, KL(softmax G || softmax overlap), the overlap a count of
+    shared neurons, its mean over the layers. "code" is 0.75 CE(G, argmax;
+    label smoothing 0.5) + 0.25 CE(G, softmax overlap), summed over the
+    layers, with the overlap of the code (see `read_me`).
     """
     if loss == "paper":
-        said, wanted = logits.log_softmax(1), overlap.log_softmax(1)
+        said, wanted = logits.log_softmax(1), overlap.mean(0).log_softmax(1)
         return (said.exp() * (said - wanted)).sum(1).mean()
     if loss != "code":
         raise ValueError(f"loss={loss!r} is none of {LOSSES}")
-    hard = F.cross_entropy(logits, overlap.argmax(1), label_smoothing=0.5)
-    soft = F.cross_entropy(logits, overlap.softmax(1))
-    return 0.75 * hard + 0.25 * soft
+    value = logits.new_zeros(())
+    for layer in overlap:
+        hard = F.cross_entropy(logits, layer.argmax(1), label_smoothing=0.5)
+        soft = F.cross_entropy(logits, layer.softmax(1))
+        value = value + 0.75 * hard + 0.25 * soft
+    return value
 
 
 def train(
@@ -71,10 +75,10 @@ def train(
 ) -> PreGate:
     """Distil ``wanted`` into the router, in place.
 
-    ``wanted`` [domains, characters, N] are the overlaps of the first training
-    characters of every domain, from the twelfth on.
+    ``wanted`` [layers, domains, characters, N] are the overlaps of the first
+    training characters of every domain, from the twelfth on.
     """
-    characters = wanted.shape[1]
+    characters = wanted.shape[2]
     if characters < LENGTH:
         raise ValueError(
             f"{characters} characters are no sequence of {LENGTH}"
@@ -93,10 +97,10 @@ def train(
             domain = i % len(DOMAINS)
             # the twelve characters before warm the GRU up
             text.append(ids[domain][start : start + CONTEXT + LENGTH - 1])
-            target.append(wanted[domain, start : start + LENGTH])
+            target.append(wanted[:, domain, start : start + LENGTH])
         logits = router(torch.stack(text))[:, CONTEXT - 1 :]
         return distillation(
-            logits.flatten(0, 1), torch.stack(target).flatten(0, 1), loss
+            logits.flatten(0, 1), torch.cat(target, dim=1), loss
         )
 
     one_cycle_adam(router.parameters(), value, steps, 1e-2, progress)

@@ -132,14 +132,33 @@ def test_the_router_is_causal():
 
 @pytest.mark.parametrize("loss", pre_gating.LOSSES)
 def test_distillation_is_least_where_router_and_overlap_agree(loss):
-    overlap = torch.tensor([[4.0, 1.0, 0.0]])
-    agree = pre_gating.distillation(overlap, overlap, loss)
-    other = pre_gating.distillation(overlap.flip(1), overlap, loss)
+    overlap = torch.tensor([[[4.0, 1.0, 0.0]]])
+    agree = pre_gating.distillation(overlap[0], overlap, loss)
+    other = pre_gating.distillation(overlap[0].flip(1), overlap, loss)
     assert agree < other
     if loss == "paper":
         assert agree.abs() < 1e-6
     with pytest.raises(ValueError, match="none of"):
-        pre_gating.distillation(overlap, overlap, "other")
+        pre_gating.distillation(overlap[0], overlap, "other")
+
+
+def test_the_codes_loss_asks_every_layer_and_adds_up():
+    dice = torch.Generator().manual_seed(0)
+    logits = torch.randn(5, 3, generator=dice)
+    overlap = torch.randn(2, 5, 3, generator=dice)
+    by_hand = 0.0
+    for layer in overlap.tolist():
+        for token, said in zip(layer, logits.tolist(), strict=True):
+            total = sum(map(math.exp, said))
+            logs = [s - math.log(total) for s in said]
+            # half of the label's weight is spread evenly
+            label = [1 / 6 + (s == max(token)) / 2 for s in token]
+            shares = [math.exp(s) / sum(map(math.exp, token)) for s in token]
+            wanted = [3 * a + b for a, b in zip(label, shares, strict=True)]
+            pairs = zip(wanted, logs, strict=True)
+            by_hand -= sum(w * log for w, log in pairs) / 4 / 5
+    found = pre_gating.distillation(logits, overlap, "code").item()
+    assert found == pytest.approx(by_hand, rel=1e-5)
 
 
 def test_an_experiment_repeats_bit_for_bit():
@@ -164,9 +183,12 @@ def test_the_router_learns_the_overlaps_of_its_loss(loss, monkeypatch):
     monkeypatch.setattr(pre_gating, "train", untrained)
     choosing_experts.measure(dense_lm.recorded(), 0, 1, 128, 16, loss)
     # the paper counts units, the code takes the mean of all experts off
-    mean = seen[0].mean(2)
-    assert seen[0].shape == (N, 128, N)
-    assert mean.min() > 1 if loss == "paper" else mean.abs().max() < 1e-4
+    mean = seen[0].mean(3)
+    assert seen[0].shape == (3, N, 128, N)
+    if loss == "paper":
+        assert mean.mean(0).min() > 1
+    else:
+        assert mean.abs().max() < 1e-4
 
 
 def test_an_effect_is_what_its_claim_says(monkeypatch):
