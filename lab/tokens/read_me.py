@@ -21,9 +21,11 @@ ways to choose in `choosing_experts`, the pictures' in `read_me_recorded`.
 The authors' code cuts with a strict > and so keeps d - 1 units, less with
 ties; here it is d, and a token never counts a unit that is 0 for it. It ranks
 M_0 by the signed feature over five thresholds, leaves the resident part out
-of the overlap, and uses another loss: `code_overlap` and ``loss="code"``. No
-gate value weights the expert, as in their code. Left out: fine-tuning router
-and experts in turns; here the dense weights stay as they are.
+of the overlap, and uses another loss: `code_overlap` and ``loss="code"``.
+Eq. 2 weights the experts by G and allows K of them; as in their code, here it
+is one of weight 1. Left out: fine-tuning router and experts in eight turns,
+here the dense weights stay as they are, and the clock of the prefetching,
+which loads layer l + 1's expert while layer l computes.
 """
 
 from collections.abc import Sequence
@@ -151,7 +153,7 @@ CLAIMS = (
         sentence="With experts known ahead, Belady's cache beats LRU at every"
         " capacity (44.16 / 61.82 / 77.21 / 88.03 % of hits against 33.90 /"
         " 52.42 / 66.95 / 83.48).",
-        source="table of hit ratios, capacity 2 to 5",
+        source="table 4, capacity 2 to 5",
         effect="hit ratio, Belady minus LRU, 32 requests, least of capacity"
         " 2 to 5",
         unit="points",
@@ -163,7 +165,7 @@ CLAIMS = (
         slug="lru-is-blind",
         sentence="LRU is hardly better than random (34.2 / 50.1 / 67.5 / 82.9"
         " against 33.9 / 52.4 / 67.0 / 83.5 %).",
-        source="table of hit ratios",
+        source="table 4",
         effect="hit ratio, LRU minus random, 32 requests, mean of capacity 2"
         " to 5",
         unit="points",
@@ -175,7 +177,7 @@ CLAIMS = (
         slug="fewer-experts-per-batch",
         sentence="Batching by expert cuts the experts of a batch from 5.08 to"
         " 3.51.",
-        source="section on expert-aware batching",
+        source="section 5.3",
         effect="different experts a batch saved, 64 requests, 16 tokens",
         unit="%",
         experiment=_fewer_experts,
@@ -186,7 +188,7 @@ CLAIMS = (
         slug="neighbours-share-experts",
         sentence="Most tokens keep the expert of the token before (2921 of"
         " 4096; 850 in Mixtral).",
-        source="locality analysis",
+        source="section 5.3, figure 5",
         effect="tokens that keep the expert of the token before",
         unit="%",
         experiment=_kept,
@@ -196,7 +198,7 @@ CLAIMS = (
     _claim(
         slug="own-expert-is-best",
         sentence="Each domain's expert serves its own domain best.",
-        source="section 3.1; our reading",
+        source="section 3, domain-aware construction; our reading",
         effect="domains of seven whose own expert has the fewest bits",
         unit="domains",
         experiment=_own_is_best,
@@ -207,7 +209,7 @@ CLAIMS = (
         slug="better-than-a-random-half",
         sentence="The neurons that a domain activates most are the ones that"
         " it needs (masks by magnitude).",
-        source="section 3.1",
+        source="section 3, eq. 3",
         effect="bits per character, own expert minus a random half, worst"
         " domain",
         unit="bits",
@@ -218,7 +220,7 @@ CLAIMS = (
     _claim(
         slug="router-knows-the-domain",
         sentence="The distilled router is as good as knowing the domain.",
-        source="our reading of section 3.2",
+        source="our reading of section 3, eq. 4",
         effect="bits per character, router minus true domain",
         unit="bits",
         experiment=_against_label,
@@ -228,7 +230,7 @@ CLAIMS = (
     _claim(
         slug="better-than-dice",
         sentence="The choice of the router matters.",
-        source="implied by section 3.2",
+        source="implied by section 3, eq. 4",
         effect="bits per character, random experts minus router",
         unit="bits",
         experiment=_against_dice,
@@ -239,7 +241,7 @@ CLAIMS = (
         slug="one-decision-is-enough",
         sentence="A router per layer is redundant: one decision serves all"
         " layers.",
-        source="section 2, redundancy of layer-wise routers",
+        source="sections 2.2 and 2.3",
         effect="bits per character, largest overlap over all layers minus"
         " largest overlap of each layer",
         unit="bits",
@@ -250,7 +252,7 @@ CLAIMS = (
     _claim(
         slug="latency",
         sentence="Mean latency falls by 6.1 %, the 95th percentile by 10 %.",
-        source="abstract; serving experiments",
+        source="abstract; section 5.3",
         effect="mean latency, by expert against by arrival",
         unit="%",
         experiment=None,
@@ -262,7 +264,7 @@ CLAIMS = (
     _claim(
         slug="mmlu",
         sentence="38.9 on MMLU, 10.1 % above models of its size.",
-        source="abstract",
+        source="abstract; table 3",
         effect="MMLU against Sheared-Llama",
         unit="points",
         experiment=None,
