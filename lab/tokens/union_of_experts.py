@@ -26,6 +26,12 @@ the gate stays as it was drawn. "weighted" is the variant that can learn, each
 slice weighted by n P, which is 1 where the gate is indifferent.
 
 Left out or different: a patch is one token here and in the authors' code.
+The paper's figure draws the choice of experts for the whole input: k of the n
+slices serve all its patches, as in the file UoME_ES, and seats left over stay
+empty; here, by the rule of UoME_DS that their models use, every token chooses.
+Their long-range attention divides by the sum over a token's slices, plus 1,
+in place of that over the batch. A third long-range MLP, which nothing
+imports, multiplies the output by the sum of R, so that its gate would learn.
 They give heads a position within the gathered list (RoPE) and a causal mask;
 pixels need neither. Their third version of attention sets c to the demand of
 the fullest head, here c is a share of S as for the MLP. They add b2 once per
