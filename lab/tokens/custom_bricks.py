@@ -10,6 +10,8 @@ one is to put it there. The operations of Xiao et al. 2024, section 3:
     updating   train one brick on; model and other bricks are not touched
     growing    put fresh neurons beside a brick, which stays as it is
 
+Left out: stitching, where one brick reads what another one wrote.
+
 All bricks start from the same random up-projections and from down-projections
 of 0: a fresh brick changes nothing, and two bricks can be averaged neuron by
 neuron.
