@@ -17,11 +17,14 @@ the share p (after placement p*) of steps that cross: 2 G N L p becomes
 G N (L p* + G).
 
 The authors give Gurobi one z for each token, layer and sample of tokens,
-split the GPUs in two again and again, and stop at 60 s. The tokens enter only
-through counts, so `lab.serving.placement` solves the same objective on
-counts: exactly where a layer has at most 10 000 set partitions, else by
-descent. Their relaxed balance and their fused objective are left out. Their
-traces keep the first expert of a top-2 model, ours have a top-1 router.
+split the GPUs in two again and again, and stop at 60 s. Several nodes are
+placed in stages, who shares a node and then who shares a GPU, as in
+`placement.staged`. Their script judges a placement by the tokens that planned
+it, here new ones judge. The tokens enter only through counts, so
+`lab.serving.placement` solves the same objective on counts: exactly where a
+layer has at most 10 000 set partitions, else by descent. Their relaxed
+balance and their fused objective are left out. Their traces keep the first
+expert of a top-2 model, ours have a top-1 router.
 What the widget shows is in `exflow_view`.
 """
 
