@@ -31,7 +31,7 @@ Bytes: T D features read once, which is nearly all; the masks of the experts
 are D N / 8 bytes and stay in the cache, T (W + N) words of 4 bytes are
 written, W = ceil(D / 32).
 
-Source: Cai et al. 2024 (Read-ME), section 3.2; VITA-Group/READ-ME,
+Source: Cai et al. 2024 (Read-ME), eq. 3 and 4; VITA-Group/READ-ME,
 `thresholding`.
 """
 
