@@ -207,8 +207,8 @@ CLAIMS = (
     ),
     _claim(
         slug="most-neurons-know-nothing",
-        sentence="Only about 5 in 1000 neurons are strongly specialised; the"
-        " mean score is about random.",
+        sentence="Few neurons are specialised; most score about as a random"
+        " ranking does.",
         source="section 4.4, figure 8; the bound 0.05 is ours",
         effect="distance of the mean score from that of a random ranking",
         unit="AP",
@@ -219,9 +219,10 @@ CLAIMS = (
     _claim(
         slug="different-neurons",
         sentence="The best 5 % of two functions overlap less than random"
-        " sets, 0.00 to 0.04 against 0.05.",
-        source="section 4.5, figure 10, all pairs but linguistic and"
-        " translation, which share 0.08 to 0.09",
+        " sets, 0.00 to 0.04 against 0.05 (one pair of 21 excepted: 0.08 to"
+        " 0.09).",
+        source="section 4.5, figure 10; the pair is linguistic and"
+        " translation",
         effect="share of their best neurons that two functions have in"
         " common; random sets of 9 in 192 share 0.047",
         unit="of 1",

@@ -188,9 +188,9 @@ CLAIMS = (
     _claim(
         slug="router-like-best-fixed",
         sentence="The trained router is about as good as the best fixed"
-        " route.",
-        source="section 3.3, figure 4: closer to fixed patterns than to the"
-        " oracle; the bound 0.01 is ours",
+        " route (our reading of: closer to fixed patterns than to the"
+        " oracle).",
+        source="section 3.3, figure 4; the bound 0.01 is ours",
         effect="bits per character, best fixed route at the router's own"
         " budget minus the router",
         experiment=_router_gain,
