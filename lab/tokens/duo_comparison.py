@@ -121,13 +121,11 @@ def learned(
 def overlap(losses: Tensor) -> float:
     """Percent of the hard tokens that are also worth compute.
 
-    Hard: the tenth with the largest loss when all layers are big. Worth it:
-    the tenth with the largest gap between all small and the best route. The
-    paper's figure 6 takes the loss when all are small, which is part of the
-    gap; by it 28 to 31 % overlap on seeds 0 to 4, in place of 10 to 13.
+    Hard: the tenth with the largest loss when all layers are small. Worth it:
+    the tenth with the largest gap between that loss and the best route's.
     """
     tenth = losses.shape[1] // 10
-    hard = losses[-1].argsort(descending=True, stable=True)[:tenth]
+    hard = losses[0].argsort(descending=True, stable=True)[:tenth]
     gap = losses[0] - losses.amin(dim=0)
     worth = gap.argsort(descending=True, stable=True)[:tenth]
     return 100 * len(set(hard.tolist()) & set(worth.tolist())) / tenth

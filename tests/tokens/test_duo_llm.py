@@ -124,8 +124,9 @@ def test_depth_and_overlap_by_hand():
     assert depth(torch.tensor([0b000101, 0b100000])) == pytest.approx(10 / 3)
     losses = torch.zeros(64, 20)
     losses[:, 10:] = 8.0  # dear on every route
-    losses[-1, :2] = 9.0  # the two hard tokens
-    losses[0, 1:3] = 5.0  # the two with the largest gap
+    losses[:, 0] = 9.0  # hard, and nothing helps
+    losses[0, 1] = 10.0  # hard, and worth it
+    losses[0, 2] = 5.0  # worth it
     assert overlap(losses) == pytest.approx(50)
 
 
