@@ -590,7 +590,9 @@ def test_a_gpu_that_does_not_answer_ends_the_run(monkeypatch):
         ):
             found.append(row)
     # its own rows all have their note, so that the next run leaves it out
-    assert [r["note"] for r in found] == ["", "ValueError: wrong pointer"]
+    assert [r["note"] for r in found] == [
+        "", "ValueError: wrong pointer", work.NO_TIME, work.NO_TIME
+    ]  # fmt: skip
     assert begun == []
 
 
@@ -792,6 +794,42 @@ def test_a_run_that_is_stopped_goes_on_where_it_was(
     assert begun == ["a", "b", "c"]  # a only in the first run
     assert [r["operation"] for r in table.recorded()] == list("aabbcc")
     assert "kept" in capsys.readouterr().out
+
+
+@on_cpu
+def test_who_takes_the_gpu_down_does_not_stand_in_the_way_of_others(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(table, "FOLDER", tmp_path)
+    monkeypatch.setattr(table, "commit", lambda: "abc1234")
+    monkeypatch.setattr(suite, "measure_roofs", lambda *given: ROOFS)
+    begun, bad = [], ["b"]
+
+    def a_piece(name):
+        inner = piece(name, begun)
+
+        def measure():
+            if name in bad:
+                begun.append(name)
+                raise work.Lost("the GPU does not answer after b")
+            yield from inner.measure()
+
+        return inner._replace(measure=measure)
+
+    monkeypatch.setattr(suite, "in_order", lambda *given: map(a_piece, "abc"))
+    assert suite.main(["--record"]) == 1
+    assert "does not answer after b" in capsys.readouterr().out
+    # the table is written, as where time is over
+    notes = {r["operation"]: r["note"] for r in table.recorded()}
+    assert notes["a"] == "" and notes["c"] == work.NO_TIME
+    assert suite.main(["--record"]) == 1
+    # not in the place where it would end every run
+    assert begun == ["a", "b", "c", "b"]
+    bad.clear()
+    assert suite.main(["--record"]) == 0
+    assert begun == ["a", "b", "c", "b", "b"]
+    assert not any(r["note"] for r in table.recorded())
+    assert not list(tmp_path.glob("*.part"))
 
 
 @on_cpu

@@ -18,7 +18,8 @@ VARIES = ("date",)
 
 
 class Record:
-    """The rows of one machine; ``kept`` are those of a run that stopped.
+    """The rows of one machine; ``kept`` are those of a run that stopped, and
+    ``lost`` those that have no time as the GPU fell.
 
     ``shared`` are the columns that all rows of a run share. ``anew`` leaves
     nothing of an earlier run. Nor does a lab without a commit, or with files
@@ -30,14 +31,16 @@ class Record:
         self.table = path_of(shared["machine"])
         must_keep(self.table.parent)
         self.part = self.table.with_name(self.table.name + ".part")
-        self.kept = []
+        same = []
         if self.part.exists():
             left = read(self.part)
             if not anew:
-                self.kept = [line for line in left if _same(line, shared)]
-            if left and not self.kept:
+                same = [line for line in left if _same(line, shared)]
+            if left and not same:
                 self.part.replace(self.part.with_suffix(".old"))
-        write(self.kept, self.part)
+        self.kept = [line for line in same if not is_lost(line)]
+        self.lost = [line for line in same if is_lost(line)]
+        write(same, self.part)
 
     def add(self, row: dict) -> None:
         """One more row, on the disk when this returns."""
@@ -49,7 +52,7 @@ class Record:
     def finish(self, rows: list[dict]) -> Path:
         """The table from all rows; the part goes if none of them is owed."""
         write(rows, self.table)
-        if all(row["note"] != NO_TIME for row in rows):
+        if not any(row["note"] == NO_TIME or is_lost(row) for row in rows):
             self.part.unlink()
         return self.table
 
@@ -57,7 +60,7 @@ class Record:
 def _same(line: dict, shared: dict[str, str]) -> bool:
     """Whether a row was measured under the circumstances of this run."""
     commit = shared["commit"]
-    if not commit or commit.endswith("-dirty") or is_lost(line):
+    if not commit or commit.endswith("-dirty"):
         return False
     columns = [column for column in shared if column not in VARIES]
     return all(line[c] == shared[c] for c in columns)

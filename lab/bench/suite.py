@@ -46,7 +46,8 @@ def run(
 
     ``quick`` keeps the first case of the layer and takes fewer samples,
     ``only`` names one operation. ``progress`` hears what is done. After
-    ``minutes`` no further piece is begun. ``record`` keeps each row.
+    ``minutes`` no further piece is begun. ``record`` keeps each row. If the
+    GPU does not answer any more, `work.Lost` comes with the rows.
     """
     known = [d.name for d in all_declarations()] + ["moe_layer"]
     if only and only not in known:
@@ -57,21 +58,26 @@ def run(
     shared = circumstances()
     progress("roofs: copy and matrix product")
     roofs = measure_roofs(device, dtypes)
-    kept = record.kept if record else []
     rows = []
-    for row in work.done(
-        in_order(device, dtypes, roofs, quick, only),
-        lambda: time.monotonic() < end,
-        kept,
-        device,
-    ):
-        new = "machine" not in row  # a kept one has all columns
-        row = shared | row
-        rows.append(row)
-        if record and new and row["note"] != work.NO_TIME:
-            record.add(row)
-        label = "{operation} {case} {dtype} {mode} {provider}".format(**row)
-        progress(label if new else f"{label}: kept")
+    try:
+        for row in work.done(
+            in_order(device, dtypes, roofs, quick, only),
+            lambda: time.monotonic() < end,
+            record.kept if record else [],
+            record.lost if record else [],
+            device,
+        ):
+            new = "machine" not in row  # a kept one has all columns
+            row = shared | row
+            rows.append(row)
+            if record and new and row["note"] != work.NO_TIME:
+                record.add(row)
+            label = "{operation} {case} {dtype} {mode} {provider}"
+            label = label.format(**row)
+            progress(label if new else f"{label}: kept")
+    except work.Lost as problem:
+        problem.rows = rows
+        raise
     return rows
 
 
@@ -188,25 +194,29 @@ def measure(options: argparse.Namespace) -> int:
     def progress(text):
         print(f"... {text}", flush=True)
 
+    fallen = None
     try:
         rows = run(
             options.quick, options.only, progress, options.minutes, record
         )
-    except (KeyboardInterrupt, work.Lost) as stop:
-        asked = isinstance(stop, KeyboardInterrupt)
-        print("stopped" if asked else stop)
+    except KeyboardInterrupt:
+        print("stopped")
         if record:
             print(
                 f"{record.part} keeps what is measured; the same command"
                 " goes on after it, and --anew starts over"
             )
-        raise SystemExit(130 if asked else 1) from None
+        raise SystemExit(130) from None
+    except work.Lost as problem:
+        fallen, rows = problem, problem.rows
     print(shown(rows))
     if record:
         print(f"recorded in {record.finish(rows)}")
         if record.part.exists():
             print("some rows had no time left; the same command goes on")
-    return 0
+    if fallen:
+        print(f"{fallen}; that comes last in the next run")
+    return int(bool(fallen))
 
 
 def shown(rows: list[dict]) -> str:

@@ -29,15 +29,22 @@ def done(
     pieces: Iterable[Piece],
     is_time_left: Callable[[], bool],
     kept: Iterable[dict] = (),
+    lost: Iterable[dict] = (),
     device: str = "cpu",
 ) -> Iterator[dict]:
     """The rows of all pieces: those ``kept`` as they are, the others new.
 
-    A piece is begun while there is time, and then finished. `Lost` if the
-    GPU does not answer any more; then no further piece can be measured.
+    A piece is begun while there is time, and then finished. Where the GPU
+    does not answer any more, no further piece can be measured: their rows
+    are as if time were over, and `Lost` comes after the last. Pieces of rows
+    that an earlier run ``lost`` so are tried after all others.
     """
     kept = {identity(row): row for row in kept}
-    for piece in pieces:
+    lost = {identity(row) for row in lost}
+    fallen = None
+    for piece in sorted(
+        pieces, key=lambda p: any(identity(key) in lost for key in p.keys)
+    ):
         known = [kept.get(identity(key)) for key in piece.keys]
         # another version of a peer is another peer
         if all(
@@ -45,10 +52,15 @@ def done(
             for row, key in zip(known, piece.keys, strict=True)
         ):
             yield from known
-        elif is_time_left():
-            yield from _measured(piece, device)
+        elif not fallen and is_time_left():
+            try:
+                yield from _measured(piece, device)
+            except Lost as problem:
+                fallen = problem
         else:
             yield from _noted(piece.keys, NO_TIME)
+    if fallen:
+        raise fallen
 
 
 def _measured(piece, device):
@@ -83,6 +95,8 @@ def reason(problem: BaseException) -> str:
 
 class Lost(RuntimeError):
     """The GPU does not answer any more, in this process."""
+
+    rows: list[dict] = []  # of the run, and what became of them
 
 
 def is_lost(row: dict) -> bool:
