@@ -797,6 +797,20 @@ def test_a_run_that_is_stopped_goes_on_where_it_was(
 
 
 @on_cpu
+@pytest.mark.parametrize("commit", ["", "abc1234-dirty", "abc1234"])
+def test_a_run_that_could_not_go_on_says_so_before_it_begins(
+    commit, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(table, "FOLDER", tmp_path)
+    monkeypatch.setattr(table, "commit", lambda: commit)
+    monkeypatch.setattr(suite, "measure_roofs", lambda *given: ROOFS)
+    monkeypatch.setattr(suite, "in_order", lambda *given: [piece("a", [])])
+    suite.main(["--record"])
+    first, *_ = capsys.readouterr().out.splitlines()
+    assert ("LAB_COMMIT" in first) == (commit != "abc1234")
+
+
+@on_cpu
 def test_who_takes_the_gpu_down_does_not_stand_in_the_way_of_others(
     tmp_path, monkeypatch, capsys
 ):

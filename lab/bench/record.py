@@ -28,6 +28,7 @@ class Record:
     """
 
     def __init__(self, shared: dict[str, str], anew: bool = False):
+        self.goes_on = _is_known(shared["commit"])
         self.table = path_of(shared["machine"])
         must_keep(self.table.parent)
         self.part = self.table.with_name(self.table.name + ".part")
@@ -59,8 +60,11 @@ class Record:
 
 def _same(line: dict, shared: dict[str, str]) -> bool:
     """Whether a row was measured under the circumstances of this run."""
-    commit = shared["commit"]
-    if not commit or commit.endswith("-dirty"):
+    if not _is_known(shared["commit"]):
         return False
     columns = [column for column in shared if column not in VARIES]
     return all(line[c] == shared[c] for c in columns)
+
+
+def _is_known(commit: str) -> bool:
+    return bool(commit) and not commit.endswith("-dirty")

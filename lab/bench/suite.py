@@ -187,12 +187,20 @@ def measure(options: argparse.Namespace) -> int:
     """Run, show and record; a run that stops says what it keeps."""
     if not torch.cuda.is_available():
         torch.set_num_threads(1)
-    record = None
-    if options.record:
-        record = Record(circumstances(), options.anew)
 
     def progress(text):
         print(f"... {text}", flush=True)
+
+    record, onward = None, "the same command goes on"
+    if options.record:
+        record = Record(circumstances(), options.anew)
+        if not record.goes_on:
+            onward = "but the same command starts over"
+            progress(
+                "these files are no commit that is known, so a run that stops"
+                " cannot go on; commit them, or name a copy's commit by"
+                " LAB_COMMIT"
+            )
 
     fallen = None
     try:
@@ -202,10 +210,7 @@ def measure(options: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("stopped")
         if record:
-            print(
-                f"{record.part} keeps what is measured; the same command"
-                " goes on after it, and --anew starts over"
-            )
+            print(f"{record.part} keeps what is measured; {onward}")
         raise SystemExit(130) from None
     except work.Lost as problem:
         fallen, rows = problem, problem.rows
@@ -213,7 +218,7 @@ def measure(options: argparse.Namespace) -> int:
     if record:
         print(f"recorded in {record.finish(rows)}")
         if record.part.exists():
-            print("some rows had no time left; the same command goes on")
+            print(f"some rows had no time left; {onward}")
     if fallen:
         print(f"{fallen}; that comes last in the next run")
     return int(bool(fallen))
