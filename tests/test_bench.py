@@ -225,6 +225,24 @@ def test_a_wrong_kernel_gets_a_note_and_no_time():
     assert rows[2]["error"] == 0 and rows[2]["ms"] > 0
 
 
+def test_an_index_off_by_one_is_wrong_however_small_the_error():
+    declaration = next(
+        d for d in kernels.all_declarations() if d.name == "topk_gate"
+    )
+    inputs = declaration.inputs(0, "cpu", torch.bfloat16, T=9, E=128, k=8)
+    expected = declaration.reference(**inputs)
+
+    def next_expert(**inputs):
+        experts = expected.experts.clone()
+        experts[0, 0] += 1
+        return expected._replace(experts=experts)
+
+    found = kernels.checked(
+        declaration, next_expert, inputs, torch.bfloat16, expected
+    )
+    assert found["error"] < 0.01 and found["note"] == "wrong"
+
+
 def test_an_operation_is_timed_with_the_host_ahead(monkeypatch):
     asked = []
 

@@ -1,5 +1,7 @@
 """When two results are the same but for rounding."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -27,3 +29,15 @@ def relative_error(found, expected) -> float:
             error = (left.to(wide) - right.to(wide)).abs().max() / scale
             worst = float("nan") if error.isnan() else max(worst, float(error))
     return worst
+
+
+def are_equal(found, expected, fields: Iterable[str]) -> bool:
+    """Whether these fields agree bit for bit, "result" being a lone tensor.
+
+    An index off by one may be a small error and is a wrong answer.
+    """
+    found, expected = (
+        {"result": x} if isinstance(x, Tensor) else x._asdict()
+        for x in (found, expected)
+    )
+    return all(torch.equal(found[name], expected[name]) for name in fields)

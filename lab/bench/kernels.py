@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lab.bench import work
-from lab.bench.agreement import TOLERANCE, relative_error
+from lab.bench.agreement import TOLERANCE, are_equal, relative_error
 from lab.bench.table import row, version
 from lab.bench.timing import in_turn, name
 from lab.kernels.declaration import all_declarations
@@ -134,11 +134,13 @@ def checked(declaration, call, inputs, dtype, expected) -> dict:
     try:
         found = declaration.specified(call(**inputs), **inputs)
         error = relative_error(found, expected)
+        equal = are_equal(found, expected, declaration.exact)
     # the others go on, and the row says so
     except Exception as problem:
         return {"note": work.reason(problem)}
     limit = max(declaration.tolerance.get(dtype, 0.0), TOLERANCE[dtype])
-    return {"error": error, "note": "" if error <= limit else "wrong"}
+    right = equal and error <= limit
+    return {"error": error, "note": "" if right else "wrong"}
 
 
 def tensors(values) -> Iterator[Tensor]:
