@@ -399,6 +399,23 @@ def test_empty_slots_are_filled_evenly_for_who_knows_none():
     assert (gate.weights[~taken] == 0).all()
 
 
+@pytest.mark.parametrize("case", GATES, ids=lambda c: c.gate)
+def test_pytorchs_grouped_product_gets_no_row_of_an_empty_slot(
+    case, monkeypatch
+):
+    given, product = [], peers.F.grouped_mm
+
+    def count(rows, *others, **options):
+        given.append(len(rows))
+        return product(rows, *others, **options)
+
+    monkeypatch.setattr(peers.F, "grouped_mm", count)
+    (*inputs,), _ = layers.layer_inputs(case, 33, torch.float32, "cpu")
+    layer = peers.torch_grouped_mm(*inputs)
+    layer.run(*layer.leaves)
+    assert given == [(inputs[1].experts >= 0).sum()] * 2
+
+
 def test_weights_too_large_to_gather_are_a_note(monkeypatch):
     monkeypatch.setattr(peers, "MOST_GATHERED", 1000)
     peer = peers.Peer("b", "transformers", peers.transformers("batched_mm"))

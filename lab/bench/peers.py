@@ -5,7 +5,8 @@ them (untimed), and returns the leaves and a function from them to the output.
 A package that is not installed has no peer here. All compute SwiGLU experts.
 
 Where a gate leaves slots empty, most packages have no way to say so: they
-get some expert there with weight 0, and compute it (`all_filled`).
+get some expert there with weight 0, and compute it (`all_filled`). What is
+written here, and not in a package, leaves them out.
 """
 
 import importlib.machinery
@@ -86,24 +87,41 @@ def torch_loop(tokens, gate, w_up, w_down):
 
 
 def torch_grouped_mm(tokens, gate, w_up, w_down):
+    """PyTorch's product of sorted rows, and what it needs around it."""
     E, (T, S) = len(w_up), gate.experts.shape
-    chosen = all_filled(gate, E)
 
-    def run(x, weights, up, down):
-        expert, order = chosen.flatten().sort(stable=True)
+    def of_rows(expert, x, up, down):
         ends = torch.searchsorted(
             expert,
             torch.arange(E, device=x.device, dtype=torch.int32),
             right=True,
             out_int32=True,
         )
-        g, u = F.grouped_mm(x[order // S], up, offs=ends).chunk(2, dim=1)
-        out = F.grouped_mm(F.silu(g) * u, down, offs=ends)
+        g, u = F.grouped_mm(x, up, offs=ends).chunk(2, dim=1)
+        return F.grouped_mm(F.silu(g) * u, down, offs=ends)
+
+    def all_slots(x, weights, up, down):
+        expert, order = gate.experts.flatten().sort(stable=True)
+        out = of_rows(expert, x[order // S], up, down)
         back = torch.empty_like(order)
         back[order] = torch.arange(T * S, device=x.device)
         out = out[back].view(T, S, -1)
         return (out * weights[..., None].to(out.dtype)).sum(dim=1)
 
+    def filled_slots(x, weights, up, down):
+        pair = torch.where(gate.experts.flatten() >= 0)[0]  # waits
+        expert, order = gate.experts.flatten()[pair].sort(stable=True)
+        pair = pair[order]
+        token = pair // S
+        out = of_rows(expert, x.index_select(0, token), up, down)
+        weight = weights.flatten().index_select(0, pair)[:, None]
+        # back in place would be S rows a token, most of them empty
+        return torch.zeros_like(x).index_add(
+            0, token, out * weight.to(out.dtype)
+        )
+
+    full = bool((gate.experts >= 0).all())
+    run = all_slots if full else filled_slots
     return Layer(ready(tokens, gate.weights, w_up, w_down), run)
 
 
