@@ -91,7 +91,7 @@ def kopt_simulate(
             )
     if draws.shape[2] < 2:
         raise ValueError("draws allow 0 steps; give 2 or more numbers each")
-    return KOpt(*torch.ops.lab.kopt_simulate(*tensors.values()))
+    return KOpt(*_kopt_simulate(*tensors.values()))
 
 
 def kopt_simulate_reference(
