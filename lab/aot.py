@@ -232,7 +232,9 @@ def report(found: list[tuple[dict, bool]]) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Compile, compare with the ledger, or rewrite it with --update."""
-    parser = argparse.ArgumentParser(prog="lab aot", description=main.__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m lab.aot", description=main.__doc__
+    )
     parser.add_argument(
         "--update", action="store_true", help=f"rewrite {LEDGER.name}"
     )
@@ -244,6 +246,9 @@ def main(arguments: list[str] | None = None) -> int:
     if options.share is not None:
         work(options.share, options.only)
         return 0
+    if not jobs(options.only):
+        known = sorted({declaration.name for declaration, *_ in jobs("")})
+        parser.error(f"there is no {options.only}; use {', '.join(known)}")
     found = compile_all(options.only)
     print(report(found))
     ledger, here = read_ledger(), version("triton")

@@ -48,6 +48,13 @@ def test_one_operation_leaves_the_rows_of_others_alone():
     assert aot.foreign(keys, "") == set()
 
 
+def test_an_operation_that_does_not_exist_is_not_without_fault(capsys):
+    with pytest.raises(SystemExit) as status:
+        aot.main(["--only", "topk"])
+    assert status.value.code == 2
+    assert "there is no topk; use ap_counts, " in capsys.readouterr().err
+
+
 def test_the_ledger_reads_back_as_written(tmp_path):
     ledger = aot.read_ledger()
     assert ledger, "data/aot.csv is empty"
