@@ -52,6 +52,11 @@ def combine_backward(
     no two slots to the same row. A gradient that is not ``wanted`` (in the
     order of the result) is empty. O(T S H).
     """
+    if rows.shape != weights.shape:
+        raise ValueError(
+            f"rows {tuple(rows.shape)} and weights {tuple(weights.shape)}"
+            " must both be [tokens, slots]"
+        )
     if grad.shape != (rows.shape[0], expert_rows.shape[1]):
         raise ValueError(
             f"grad has shape {tuple(grad.shape)}; {len(rows)} tokens of width"

@@ -41,6 +41,11 @@ def gate_backward(
             f"experts {tuple(experts.shape)}, weights {tuple(weights.shape)}"
             f" and grad_weights {tuple(grad_weights.shape)} must agree"
         )
+    if len(logits) != len(experts):
+        raise ValueError(
+            f"the gate decided for {len(experts)} tokens, but there are"
+            f" {len(logits)} rows of logits"
+        )
     return _gate_backward(logits, experts, weights, grad_weights, renormalize)
 
 

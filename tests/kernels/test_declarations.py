@@ -266,9 +266,11 @@ def calls(declaration, example, dtype=torch.float32):
     ("name", "longer"),
     [
         ("combine_backward", "grad"),
+        ("combine_backward", "weights"),
         ("expert_mlp_backward", "hidden"),
         ("expert_mlp_backward", "grad"),
         ("gate_backward", "grad_weights"),
+        ("gate_backward", "logits"),
         ("multi_lora_backward", "grad"),
         ("sym_kl_backward", "statistics"),
     ],
