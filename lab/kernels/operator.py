@@ -157,10 +157,13 @@ def has_tangent(inputs: tuple) -> bool:
 
 
 def by_the_rules(inputs: tuple) -> bool:
-    """Whether somebody may want to see the operator itself: torch.compile, a
-    dispatch mode, torch.func.vmap, a tensor of another kind or device."""
+    """Whether somebody may want to see the operator itself: torch.compile,
+    torch.jit.trace, a dispatch mode, torch.func.vmap, a tensor of another
+    kind or device."""
     return (
         torch.compiler.is_compiling()
+        # a launch leaves no trace, only the empty memory that it fills
+        or torch.jit.is_tracing()
         or is_in_torch_dispatch_mode()
         # no public function says so
         or torch._C._are_functorch_transforms_active()

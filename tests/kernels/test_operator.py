@@ -96,6 +96,7 @@ class Watched(Tensor):
         return function(*args, **(kwargs or {}))
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_who_watches_sees_the_operator_and_not_what_it_does():
     expert_rows, rows, weights = inputs()
     with Seen() as seen:
@@ -118,6 +119,9 @@ def test_who_watches_sees_the_operator_and_not_what_it_does():
 
     torch.compile(combine, backend=backend, fullgraph=True)(*inputs())
     assert torch.ops.lab.combine.default in compiled
+
+    traced = torch.jit.trace(lambda *x: combine(*x), inputs())
+    assert [n.kind() for n in traced.graph.nodes()] == ["lab::combine"]
 
     shape = combine(*(x.to("meta") for x in inputs())).shape
     assert shape == (3, 5)
