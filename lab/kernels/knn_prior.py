@@ -31,6 +31,7 @@ from torch import Tensor
 
 from lab.kernels.declaration import Compile, Cost, Declaration, Example
 from lab.kernels.operator import operator
+from lab.kernels.runtime import may_look
 
 LARGEST = 2**30  # difference of coordinates whose square is still exact
 FAR = 1 << 61  # more than the square of any distance
@@ -41,9 +42,9 @@ EMPTY = -1  # index of a city in a list that has none left
 def knn_prior(points: Tensor, k: int) -> Tensor:
     """The k nearest cities [B, n, k], nearest first, of points [B, n, 2].
 
-    Points are int32 and less than 2**30 apart. Cities that share a place are
-    at distance 0; a city is never its own neighbour. Ties go to the lowest
-    index.
+    Points are int32 and less than 2**30 apart, which is checked on a CPU; on
+    a GPU looking would stall it. Cities that share a place are at distance 0;
+    a city is never its own neighbour. Ties go to the lowest index.
     """
     if points.dtype != torch.int32 or points.ndim != 3:
         raise ValueError(
@@ -57,6 +58,13 @@ def knn_prior(points: Tensor, k: int) -> Tensor:
         )
     if not 1 <= k < n:
         raise ValueError(f"k={k} of {n} cities; use 1 to {n - 1}")
+    if may_look(points) and len(points):
+        apart = int((points.amax(1).long() - points.amin(1)).max())
+        if apart >= LARGEST:
+            raise ValueError(
+                f"cities are {apart} apart; use less than {LARGEST}, so that"
+                " squared distances are exact"
+            )
     return _knn_prior(points, k)
 
 

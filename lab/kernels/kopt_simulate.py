@@ -41,6 +41,7 @@ from lab.kernels.declaration import Compile, Cost, Declaration, Example
 from lab.kernels.operator import operator
 
 NO_GAIN = -(2**31) + 1  # of a simulation without a single step
+MOST_CITIES = 46340  # an edge's number b * n + a is an int32
 
 
 class KOpt(NamedTuple):
@@ -76,8 +77,11 @@ def kopt_simulate(
         if tensor.dtype != torch.int32:
             raise ValueError(f"{name} are {tensor.dtype}; use torch.int32")
     B, n = tours.shape
-    if n < 5:
-        raise ValueError(f"a tour of {n} cities has no move; give 5 or more")
+    if not 5 <= n <= MOST_CITIES:
+        raise ValueError(
+            f"a tour of {n} cities is not searched; use 5, which have a move,"
+            f" to {MOST_CITIES}"
+        )
     shapes = {
         "candidates": (B, n, candidates.shape[-1]),
         "potentials": tuple(candidates.shape),

@@ -43,6 +43,7 @@ def test_ties_go_to_the_lowest_index(name):
         (points(9), 9, "k=9 of 9 cities; use 1 to 8"),
         (points(9), 0, "k=0"),
         (torch.zeros(1, 9, 3).int(), 2, "3 coordinates"),
+        (torch.tensor([[[-(2**29), 0], [2**29, 0]]]).int(), 1, "1073741824 a"),
     ],
 )
 def test_wrong_input_is_refused_in_a_sentence(cities, k, sentence):

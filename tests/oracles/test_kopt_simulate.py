@@ -130,6 +130,7 @@ def test_the_draw_follows_the_potentials():
         ({"distances": torch.zeros(2, 9, 9).int()}, "distances have shape"),
         ({"draws": torch.zeros(2, 5, 1).int()}, "0 steps"),
         ({"tours": torch.zeros(2, 4).int()}, "a tour of 4 cities"),
+        ({"tours": torch.zeros(2, 46341).int()}, "a tour of 46341 cities"),
     ],
 )
 def test_wrong_input_is_refused_in_a_sentence(change, sentence):
