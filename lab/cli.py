@@ -39,10 +39,17 @@ err = Console(
 )
 
 WhichChapter = Annotated[
+    str, typer.Argument(help="number or slug (02, adamoe)")
+]
+WhichNotebook = Annotated[
     str, typer.Argument(help="number or slug (02, adamoe), or a .ipynb file")
 ]
 SomeChapters = Annotated[
     list[str] | None, typer.Argument(help="numbers or slugs; all if none")
+]
+SomeNotebooks = Annotated[
+    list[str] | None,
+    typer.Argument(help="numbers, slugs or .ipynb files; all if none"),
 ]
 Values = Annotated[
     list[str] | None,
@@ -129,7 +136,7 @@ def list_chapters() -> None:
 
 
 @app.command()
-def run(chapter: WhichChapter, p: Values = None, out_: Folder = None) -> None:
+def run(chapter: WhichNotebook, p: Values = None, out_: Folder = None) -> None:
     """Run a notebook without a browser, with other parameters."""
     from lab import grid, headless, results
 
@@ -153,7 +160,7 @@ def run(chapter: WhichChapter, p: Values = None, out_: Folder = None) -> None:
 
 @app.command()
 def sweep(
-    chapter: WhichChapter,
+    chapter: WhichNotebook,
     p: Grid = None,
     out_: Folder = None,
     workers: Annotated[int, typer.Option(help="processes")] = 2,
@@ -263,7 +270,7 @@ def doctor() -> None:
 
 
 @app.command()
-def render(notebooks: SomeChapters = None) -> None:
+def render(notebooks: SomeNotebooks = None) -> None:
     """Execute notebooks and store their pictures and checked numbers."""
     from lab import headless, rendering, structure
     from lab.catalogue import NO_CLONE
