@@ -5,7 +5,7 @@ import linecache
 import textwrap
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from lab.data import ROOT
 
 
 class Source:

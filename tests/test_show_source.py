@@ -5,10 +5,11 @@ import inspect
 
 import pytest
 
+from lab.data import ROOT
 from lab.figures import histogram
 from lab.kernels import topk_gate as gate
 from lab.parameters import Rule, check_parameters
-from lab.source import ROOT, show_source
+from lab.source import show_source
 
 
 def line_of(source):
