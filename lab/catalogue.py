@@ -126,13 +126,6 @@ class Page:
             f"{REPOSITORY}/blob/{BRANCH}/{self.notebook}"
         )
 
-    @property
-    def binder_url(self) -> str:
-        return (
-            f"https://mybinder.org/v2/gh/{REPOSITORY}/{BRANCH}"
-            f"?urlpath=lab/tree/{self.notebook}"
-        )
-
 
 @dataclass(frozen=True, kw_only=True)
 class Chapter(Page):

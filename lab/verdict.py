@@ -57,11 +57,6 @@ class Verdict:
             f"{len(self.seeds)} seeds"
         )
 
-    @property
-    def provenance(self):
-        """Machine, date and the command that measures it again."""
-        return f"{self.machine}, {self.date}, `{self.command}`"
-
     def figure(self):
         """The effects, their interval and the claimed side."""
         from lab.figures import effect

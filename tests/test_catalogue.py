@@ -69,17 +69,13 @@ def test_a_chapter_is_found_by_number_and_name(key):
     assert chapter(key).name == "02-adamoe"
 
 
-def test_the_paths_and_links_of_a_chapter():
+def test_the_paths_and_the_link_of_a_chapter():
     one = chapter("02")
     assert one.notebook == "notebooks/1-tokens/02-adamoe.ipynb"
     assert one.module == "lab.tokens.adamoe"
     assert one.colab_url == (
         f"https://colab.research.google.com/github/{REPOSITORY}/blob/main/"
         "notebooks/1-tokens/02-adamoe.ipynb"
-    )
-    assert one.binder_url.startswith("https://mybinder.org/v2/gh/")
-    assert one.binder_url.endswith(
-        "?urlpath=lab/tree/notebooks/1-tokens/02-adamoe.ipynb"
     )
 
 

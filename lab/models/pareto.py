@@ -29,12 +29,6 @@ class Hull(NamedTuple):
             )
         return float(np.interp(budget, self.cost, self.quality))
 
-    def cheapest(self, quality: float) -> float:
-        """The least mean cost for a mean quality; infinite out of reach."""
-        if quality > self.quality[-1]:
-            return float("inf")
-        return float(np.interp(quality, self.quality, self.cost))
-
     def area(self, low: float, high: float) -> float:
         """Mean quality over the budgets from low to high.
 
@@ -84,22 +78,6 @@ def _below(one, middle, other) -> bool:
     """Whether the middle point lies on or below the line of the others."""
     (x0, y0), (x1, y1), (x2, y2) = one, middle, other
     return (y1 - y0) * (x2 - x0) <= (y2 - y0) * (x1 - x0)
-
-
-def breakpoints(predicted: Tensor, costs: Tensor) -> Tensor:
-    """Prices of money [L] between which no prompt changes its model.
-
-    ``predicted`` and ``costs`` are [N, M]. Prompt by prompt two models change
-    places at lambda = (s_i - s_j) / (c_i - c_j); one value is returned from
-    each interval between two such points, and one beyond the last.
-    """
-    gain = predicted[:, :, None] - predicted[:, None, :]
-    price = costs[:, :, None] - costs[:, None, :]
-    at = (gain / price)[price > 0]
-    at = at[at > 0].unique()
-    edges = torch.cat([at.new_zeros(1), at, at.new_full((1,), 1.0)])
-    edges[-1] += 2 * edges[-2]
-    return (edges[1:] + edges[:-1]) / 2
 
 
 def apgr(gain: Tensor, weak: Tensor, strong: Tensor, seed: int = 0) -> float:

@@ -45,12 +45,6 @@ def crossing(placement: Tensor, counts: Tensor) -> float:
     return cost / max(1.0, counts.sum().item())
 
 
-def hops(placement: Tensor, counts: Tensor, gpus: int, nodes: int) -> float:
-    """Mean hops a step: 0 on the GPU, 1 inside the node, 2 to another one."""
-    node = placement // (gpus // nodes)
-    return crossing(placement, counts) + crossing(node, counts)
-
-
 def independent(counts: Tensor) -> Tensor:
     """The counts [L - 1, E, E] if neighbouring layers knew nothing.
 

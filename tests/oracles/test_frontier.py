@@ -13,7 +13,7 @@ from lab.kernels.frontier import (
     frontier_triton,
 )
 from lab.models import llm_routing
-from lab.models.pareto import breakpoints, hull
+from lab.models.pareto import hull
 
 DEVICE = runtime.device()
 
@@ -23,6 +23,21 @@ def pool(prompts, models, seed, by_prompt=False):
     scores = random.random((prompts, models))
     costs = random.random((prompts, models) if by_prompt else models) + 0.05
     return torch.from_numpy(scores), torch.from_numpy(costs)
+
+
+def breakpoints(predicted, costs):
+    """Prices of money between which no prompt changes its model.
+
+    Prompt by prompt two models change places at (s_i - s_j) / (c_i - c_j);
+    one value from each interval between two such points, and one beyond.
+    """
+    gain = predicted[:, :, None] - predicted[:, None, :]
+    price = costs[:, :, None] - costs[:, None, :]
+    at = (gain / price)[price > 0]
+    at = at[at > 0].unique()
+    edges = torch.cat([at.new_zeros(1), at, at.new_full((1,), 1.0)])
+    edges[-1] += 2 * edges[-2]
+    return (edges[1:] + edges[:-1]) / 2
 
 
 def best_within(scores, costs, budget):

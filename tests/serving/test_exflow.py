@@ -65,9 +65,6 @@ def test_nodes_are_served_first():
     best = placement.crossing(placement.exact(W, 2), W)
     placed = placement.staged(W, 4, 2, placement.exact)
     assert placement.crossing(placed // 2, W) == pytest.approx(best)
-    assert placement.hops(placed, W, 4, 2) < placement.hops(
-        placement.vanilla(W, 4), W, 4, 2
-    )
     assert (placed.long().sort(1).values == torch.arange(8) // 2).all()
 
 
