@@ -115,7 +115,6 @@ class Arm(NamedTuple):
     """What one rule made of one collective."""
 
     congestion: float  # largest link load, 1 is ideal spraying
-    subflows: float  # per flow that leaves its leaf
     time: float  # of the last arrival, 1 is ideal spraying
 
 
@@ -138,8 +137,7 @@ def experiment(
     for rule in rules:
         cut = assign(rule, flows, fabric, seed)
         end = transfer(rule, cut, flows, fabric, fairness).time[-1]
-        pieces_each = _pieces_each(cut, flows, fabric)
-        arms[rule] = Arm(peaks[rule], pieces_each, float(end / sprayed))
+        arms[rule] = Arm(peaks[rule], float(end / sprayed))
     return arms
 
 

@@ -40,7 +40,7 @@ from lab.tokens.adamoe_phases import (
     PHASE_2_STEPS,
     adapt,
 )
-from lab.tokens.char_lm import DIM, CharLM, Evaluation, evaluate
+from lab.tokens.char_lm import DIM, CharLM, evaluate
 from lab.tokens.mixing import bits_above_mixing
 from lab.tokens.routers import (
     Router,
@@ -133,7 +133,6 @@ class Arm(NamedTuple):
 
     bits: float  # bits per character on the prose test text
     load: float  # true experts per token and layer
-    load_shares: list[float]  # share of (token, layer) pairs with load 0..k
 
 
 class Result(NamedTuple):
@@ -175,17 +174,8 @@ def arm(
     model = adapt(
         untrained(top_k, null_experts, loss), null_experts, seed, **options
     )
-    return describe(evaluate(model, "prose"), top_k)
-
-
-def describe(evaluation: Evaluation, top_k: int) -> Arm:
-    """Reduce an evaluation to the numbers that the claims speak of."""
-    counts = torch.bincount(evaluation.experts.flatten(), minlength=top_k + 1)
-    return Arm(
-        bits=evaluation.bits_per_character,
-        load=evaluation.mean_experts,
-        load_shares=(counts / counts.sum()).tolist(),
-    )
+    seen = evaluate(model, "prose")
+    return Arm(bits=seen.bits_per_character, load=seen.mean_experts)
 
 
 def untrained(

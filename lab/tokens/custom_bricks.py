@@ -171,7 +171,6 @@ class Used(NamedTuple):
     none: Tensor  # the frozen model alone
     own: Tensor  # with the domain's brick
     found: Tensor  # with the brick that the model's own neurons ask for
-    others: Tensor  # with another domain's brick, mean of all
     shared: Tensor  # with one brick that learned all domains in turn
     merged: Tensor  # with the mean of its brick and another, mean of all
     fine_tuned: Tensor  # [F, F] row f: no brick, the layers trained on f
@@ -223,7 +222,6 @@ def use(
         none=lost([]).mean(dim=1),
         own=own,
         found=table.gather(0, choice)[0].mean(dim=1),
-        others=(bits.sum(dim=0) - own) / (many - 1),
         shared=lost([shared]).mean(dim=1),
         merged=torch.stack(
             [

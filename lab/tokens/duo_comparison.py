@@ -28,7 +28,6 @@ SHUFFLES = 8  # orders of the tokens for "random tokens"
 class Null(NamedTuple):
     """The null oracle beside the oracle of one budget."""
 
-    rate: float  # of dropout
     scatter: float  # of the copies on one token, in bits
     wanted: float  # of the routes
     mean: float  # bits of the copies
@@ -91,7 +90,6 @@ def null_oracle(seed: int, budget: int, steps: int, positions: int) -> Null:
     rate = matched_rate(model, context, target, wanted, copies, seed)
     noisy = noisy_losses(model, context, target, rate, copies, seed)
     return Null(
-        rate=rate,
         scatter=scatter(noisy),
         wanted=wanted,
         mean=noisy.mean().item(),

@@ -194,7 +194,6 @@ class Picture(NamedTuple):
     best_fixed: list[float]
     layers: dict[str, float]  # percent of the tokens that are big there
     budget: float  # big layers per token
-    menu: int  # routes or copies to choose among
     gain: float  # bits below the best fixed route of this budget
     title: str
     mark: str  # what stands at the budget
@@ -252,7 +251,6 @@ def picture(
             for place, share in enumerate(shares.tolist(), start=1)
         },
         budget=all_.budget[budget].item(),
-        menu=menu,
         # adding 0 makes 0 of -0, which no reader expects
         gain=round(whole.best_fixed[budget].item() - curve[budget], 3) + 0,
         title=f"{who}: {curve[budget]:.2f} bits per character,"

@@ -18,8 +18,6 @@ class Arm(NamedTuple):
     experts: float  # mean per token and layer
     experts_by_layer: list[float]  # [layers]
     difficulty_rho: float  # Spearman rank correlation, experts with loss
-    experts_easy: float  # mean on the tenth of the tokens with least loss
-    experts_hard: float  # and on the tenth with most
     experts_early: float  # mean in the second tenth of the training steps
     experts_late: float  # and in the last tenth
 
@@ -51,15 +49,11 @@ def describe(evaluation: Evaluation, early: float, late: float) -> Arm:
     # the rank correlation of a constant number of experts is undefined
     varies = bool((per_token != per_token[0]).any())
     rho = stats.spearmanr(per_token, loss).statistic if varies else 0.0
-    by_loss = loss.argsort(stable=True)
-    tenth = len(loss) // 10
     return Arm(
         bits=evaluation.bits_per_character,
         experts=evaluation.mean_experts,
         experts_by_layer=experts.mean(dim=0).tolist(),
         difficulty_rho=float(rho),
-        experts_easy=per_token[by_loss[:tenth]].mean().item(),
-        experts_hard=per_token[by_loss[-tenth:]].mean().item(),
         experts_early=early,
         experts_late=late,
     )

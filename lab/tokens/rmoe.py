@@ -143,9 +143,6 @@ class Arm(NamedTuple):
     bits: float  # bits per character on the prose test text
     information: float  # nats between neighbouring layers' first choices
     entropy: float  # nats, of the gates, mean
-    inner_balance: float  # median of first over second score
-    outer_balance: float  # median of the chosen experts' share of the mass
-    fullest: float  # load of the fullest expert over its fair share
 
 
 @cache
@@ -163,15 +160,10 @@ def arm(variant: str, seed: int, steps: int = STEPS) -> Arm:
 
 def describe(evaluation: Evaluation) -> Arm:
     """Reduce an evaluation to the numbers that the claims speak of."""
-    best = torch.cat(evaluation.scores).topk(TOP_K, dim=1).values
-    load = evaluation.load
     return Arm(
         bits=evaluation.bits_per_character,
         information=adjacent(information_map(evaluation)),
         entropy=gate_entropy(evaluation.scores).mean().item(),
-        inner_balance=(best[:, 0] / best[:, 1]).median().item(),
-        outer_balance=best.sum(dim=1).median().item(),
-        fullest=(load.amax(1) / load.mean(1)).mean().item(),
     )
 
 

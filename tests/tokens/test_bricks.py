@@ -182,7 +182,6 @@ def test_an_effect_is_what_its_claim_says(monkeypatch):
         none=3 * ones,
         own=2 * ones,
         found=2.25 * ones,
-        others=4 * ones,
         shared=2.5 * ones,
         merged=2.75 * ones,
         fine_tuned=own + 3.5 * others,

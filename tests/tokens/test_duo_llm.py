@@ -155,7 +155,7 @@ def test_an_effect_is_what_its_claim_says(monkeypatch):
         mean_fixed=torch.tensor([2.0, 2.0, 1.9, 1.8, 1.7, 1.8, 1.9]),
         routes=torch.tensor(routes).int()[:, None],
     )
-    null = Null(rate=0.1, scatter=0.2, wanted=0.2, mean=2.1, best=1.6)
+    null = Null(scatter=0.2, wanted=0.2, mean=2.1, best=1.6)
     routed = Routed(bits=1.6, budget=2.5, random_tokens=1.7)
     monkeypatch.setattr(duo_llm, "all_routes", lambda *_, **__: choice)
     monkeypatch.setattr(duo_llm, "null_oracle", lambda *_, **__: null)

@@ -139,7 +139,7 @@ def test_every_claim_runs_on_a_short_training():
 
 def test_an_effect_is_what_its_claim_says(monkeypatch):
     def arm(bits, experts):
-        return Arm(bits, experts, [1.9, 1.0, 1.4], 0.3, 1.0, 2.0, 2.5, 1.5)
+        return Arm(bits, experts, [1.9, 1.0, 1.4], 0.3, 2.5, 1.5)
 
     bits = {1: 2.0, 2: 1.6}
     monkeypatch.setattr(
@@ -188,8 +188,6 @@ def test_an_arm_is_described_by_hand():
         experts=6.75,
         experts_by_layer=[10.5, 3],
         difficulty_rho=pytest.approx(1),
-        experts_easy=(1.5 + 3) / 2,  # two tokens of twenty
-        experts_hard=(19.5 + 3) / 2,
         experts_early=5,
         experts_late=4,
     )
