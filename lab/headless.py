@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from lab import grid as grids
 from lab import results
+from lab.atomic import write_json
 from lab.catalogue import REPOSITORY, Page, chapter
 from lab.fanout import fan_out
 from lab.front_end import without_front_end
@@ -121,7 +122,7 @@ def run_chapter(
                 os.replace(Path(scratch) / "executed.ipynb", failed)
             raise
         os.replace(Path(scratch) / "executed.ipynb", executed)
-        results.write_json(folder / "scores.json", scores)
+        write_json(folder / "scores.json", scores)
     return Run(scores, executed, time.monotonic() - begin)
 
 

@@ -5,8 +5,8 @@ import textwrap
 from dataclasses import asdict, fields
 from pathlib import Path
 
+from lab.atomic import write_json
 from lab.data import DATA
-from lab.results import write_json
 from lab.verdict import Verdict
 
 LEDGER = DATA / "ledger"

@@ -11,8 +11,8 @@ from importlib import import_module
 from pathlib import Path
 
 from lab import catalogue, ledger
+from lab.atomic import write_bytes
 from lab.data import ROOT
-from lab.results import replace
 
 README = ROOT / "README.md"
 PICTURES = ROOT / "data" / "pictures"
@@ -38,10 +38,10 @@ def refresh() -> list[Path]:
     for name, (notebook, cell) in SHOWN.items():
         path = PICTURES / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace(path, picture(ROOT / notebook, cell))
+        write_bytes(path, picture(ROOT / notebook, cell))
         written.append(path)
     text = with_ledger(README.read_text(encoding="utf-8"))
-    replace(README, text.encode("utf-8"))
+    write_bytes(README, text.encode("utf-8"))
     return [*written, README]
 
 

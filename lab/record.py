@@ -3,7 +3,7 @@
 import math
 from pathlib import Path
 
-from lab.results import write_json
+from lab.atomic import write_json
 
 
 def record(scores, out=""):

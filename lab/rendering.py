@@ -17,8 +17,8 @@ import struct
 from contextlib import contextmanager
 from pathlib import Path
 
+from lab.atomic import write_bytes
 from lab.headless import QUIET, NotebookFailed, failure
-from lab.results import replace
 
 KERNEL = {
     "display_name": "Python 3 (ipykernel)",
@@ -95,7 +95,7 @@ def render(path: Path) -> bool:
     new = text_of(normalised(notebook))
     if new == old:
         return False
-    replace(path, new.encode("utf-8"))
+    write_bytes(path, new.encode("utf-8"))
     return True
 
 

@@ -10,50 +10,14 @@ from __future__ import annotations
 import ast
 import errno
 import hashlib
-import io
 import json
 import os
 import re
-import tempfile
 from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
-
-PART = ".part-"  # how the name of an unfinished file begins
-
-
-def write_json(path: Path, value: object) -> None:
-    """Writes `value` whole or not at all: no reader meets half a file."""
-    text = json.dumps(value, indent=1, sort_keys=True) + "\n"
-    replace(path, text.encode("utf-8"))
-
-
-def write_arrays(path: Path, /, **arrays: np.ndarray | str) -> None:
-    """The .npz file `path` with these `arrays`, whole or not at all.
-
-    The folders above it are made. O(bytes).
-    """
-    content = io.BytesIO()
-    np.savez_compressed(content, **arrays)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace(path, content.getvalue())
-
-
-def replace(path: Path, content: bytes) -> None:
-    """Puts `content` at `path` in one step, by renaming a finished file."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=PART)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+from lab.atomic import PART, write_bytes, write_json
 
 
 def _digest(value: object) -> str:
@@ -244,7 +208,7 @@ def summarise(
         return None, None
     table = pandas.DataFrame([_row(one) for one in done])
     path = folder / "results.parquet"
-    replace(path, table.to_parquet(index=False))
+    write_bytes(path, table.to_parquet(index=False))
     return path, _draw(table, folder, swept, name)
 
 

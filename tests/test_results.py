@@ -1,9 +1,7 @@
 """The folder of a sweep: what breaks off leaves nothing in the way."""
 
-import errno
 import os
 
-import numpy as np
 import pandas
 import pytest
 
@@ -91,18 +89,3 @@ def test_a_folder_whose_sweep_cannot_be_read_is_named(
     (tmp_path / "out/sweep.json").write_text(left)
     with pytest.raises(ValueError, match="sweep.json is not .*with --out"):
         results.open_folder(tmp_path / "out", tiny_notebook(), GRID)
-
-
-def test_arrays_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
-    path = tmp_path / "new folder" / "a.npz"
-    results.write_arrays(path, path=np.arange(3), about="three")
-    before = path.read_bytes()
-
-    def full(handle):
-        raise OSError(errno.ENOSPC, "no space left on device")
-
-    monkeypatch.setattr(results.os, "fsync", full)
-    with pytest.raises(OSError, match="no space left"):
-        results.write_arrays(path, path=np.arange(4))
-    assert path.read_bytes() == before
-    assert list(path.parent.iterdir()) == [path]

@@ -21,9 +21,9 @@ from pathlib import Path
 
 import torch
 
+from lab.atomic import write_bytes
 from lab.bench.timing import Roofs, Timing
 from lab.data import DATA, ROOT
-from lab.results import replace
 
 FOLDER = DATA / "bench"
 NUMBERS = (
@@ -115,7 +115,7 @@ def write(rows: list[dict], path: Path | None = None) -> Path:
     file = io.StringIO()
     csv.writer(file, lineterminator="\n").writerow(COLUMNS)
     write_lines(rows, file)
-    replace(path, file.getvalue().encode())
+    write_bytes(path, file.getvalue().encode())
     return path
 
 

@@ -31,13 +31,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lab.atomic import write_arrays, write_json
 from lab.claims import Claim
 from lab.data import DATA, read_arrays, read_json
 from lab.exercises import Exercise
 from lab.paths.tour_heatmaps import KINDS, PRIOR, heatmap, shares_by_rank
 from lab.paths.tour_search import POINTS, Arm, Settings, search
 from lab.paths.tours import Instance, gap, reversed_prefixes, tsplib
-from lab.results import write_arrays, write_json
 
 DEFAULT = Settings()
 GRID = [

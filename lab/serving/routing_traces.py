@@ -18,10 +18,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lab.atomic import write_arrays
 from lab.data import DATA, read_arrays
 from lab.kernels.runtime import device
 from lab.kernels.transition_counts import transition_counts
-from lab.results import write_arrays
 from lab.tokens import checkpoints
 from lab.tokens.char_lm import (
     CONTEXT,

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from lab.atomic import write_arrays, write_bytes, write_json
 from lab.data import DATA, data_path, read_arrays, read_json
-from lab.results import replace, write_arrays, write_json
 from lab.tokens.char_lm import measure, spread
 from lab.tokens.entrants import (
     ENTRANTS,
@@ -152,7 +152,7 @@ def _write(kept: dict, arrays: dict, about: dict) -> None:
     for key in sorted(kept, key=lambda key: _order(*key)):
         row = kept[key]
         writer.writerow(f"{v:.6g}" if isinstance(v, float) else v for v in row)
-    replace(HOME / "runs.csv", file.getvalue().encode())
+    write_bytes(HOME / "runs.csv", file.getvalue().encode())
     write_arrays(HOME / "profiles.npz", **arrays)
     write_json(HOME / "about.json", about)
     for known in (runs, _arrays):

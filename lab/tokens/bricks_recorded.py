@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lab.atomic import write_arrays
 from lab.data import DATA, read_arrays
-from lab.results import write_arrays
 from lab.tokens import brick_scores
 from lab.tokens.brick_damage import WAYS, F, percent, tables
 from lab.tokens.brick_scores import most

@@ -11,9 +11,9 @@ import json
 import numpy as np
 import torch
 
+from lab.atomic import write_arrays
 from lab.data import DATA, read_arrays
 from lab.kernels.runtime import device
-from lab.results import write_arrays
 from lab.tokens.char_lm import CharLM, evaluate
 
 FOLDER = "char_lm"

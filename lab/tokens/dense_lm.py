@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lab.atomic import write_arrays
 from lab.data import DATA, read_arrays
 from lab.descent import one_cycle_adam
-from lab.results import write_arrays
 from lab.tokens.char_lm import (
     CONTEXT,
     DIM,

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lab.atomic import write_arrays
 from lab.data import DATA, read_arrays
-from lab.results import write_arrays
 from lab.tokens.char_lm import PASSAGE, spread, windows
 from lab.tokens.duo_char_lm import LAYERS, DuoCharLM, trained
 from lab.tokens.duo_comparison import HALF

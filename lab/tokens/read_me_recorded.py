@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lab.atomic import write_arrays
 from lab.data import DATA, read_arrays
-from lab.results import write_arrays
 from lab.tokens import dense_lm
 from lab.tokens.choosing_experts import Result, measure
 from lab.tokens.domains import DOMAINS

@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lab.atomic import write_arrays
 from lab.data import DATA, read_arrays
 from lab.kernels.runtime import device
-from lab.results import write_arrays
 from lab.tokens.digit_model import (
     PATCHES,
     STEPS,

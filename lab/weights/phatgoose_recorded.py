@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lab.atomic import write_arrays
 from lab.data import DATA, read_arrays
-from lab.results import write_arrays
 from lab.weights import names, rivals
 from lab.weights.adapters import CONTEXT, CharModel, Experts, bits, own
 from lab.weights.contributors import GATE_STEPS, Trained, train
