@@ -12,22 +12,10 @@ from dataclasses import dataclass, field
 from datetime import date
 
 from lab.front_end import has_front_end
-from lab.ledger import limits, out_of_date, record, recorded, table
-from lab.verdict import Verdict, interval, machine, versions, word
 
-__all__ = [
-    "Claim",
-    "Verdict",
-    "full_run_button",
-    "judge",
-    "limits",
-    "measure",
-    "out_of_date",
-    "record",
-    "recorded",
-    "run",
-    "table",
-]
+# a notebook shows what was `recorded`, or asks `run` for it anew
+from lab.ledger import recorded as recorded
+from lab.verdict import Verdict, interval, machine, versions, word
 
 FEWEST = 3  # seeds below which an interval says next to nothing
 SAID = (

@@ -205,8 +205,9 @@ def claims(
     ] = False,
 ) -> None:
     """The ledger: what the papers claim and what came out here."""
-    from lab import claims as ledger
+    from lab import ledger
     from lab.catalogue import PAGES, chapter
+    from lab.claims import run as run_claim
     from lab.data import must_keep
 
     # one named twice is still one
@@ -221,7 +222,7 @@ def claims(
         must_keep()
         for one in chosen:
             for claim in import_module(one.module).CLAIMS:
-                verdict = ledger.run(claim)
+                verdict = run_claim(claim)
                 ledger.record(verdict)
                 tell(f"{claim.slug}: {verdict}")
     numbers = [one.number for one in chosen]

@@ -1,6 +1,6 @@
 """What the claims of a chapter measure for seed 0, now and when recorded."""
 
-from lab import claims
+from lab import ledger
 
 
 def measured(chapter, but=()):
@@ -18,7 +18,7 @@ def measured(chapter, but=()):
 def in_the_ledger(chapter):
     """The same effects as the ledger has them."""
     return {
-        claim.slug: claims.recorded(claim).effects[0]
+        claim.slug: ledger.recorded(claim).effects[0]
         for claim in chapter.CLAIMS
         if claim.experiment
     }

@@ -8,7 +8,7 @@ from importlib import import_module
 import pytest
 from scipy import stats
 
-from lab import claims
+from lab import claims, ledger
 from lab.catalogue import PAGES
 from lab.claims import Claim
 from lab.verdict import interval, word
@@ -140,14 +140,14 @@ def test_a_verdict_has_a_figure():
 
 def test_the_ledger_gives_back_what_was_recorded(tmp_path):
     verdict = run(claim())
-    path = claims.record(verdict, tmp_path)
+    path = ledger.record(verdict, tmp_path)
     assert path.name == "02-it-helps.json"
-    assert claims.recorded(claim(), tmp_path) == verdict
-    assert claims.recorded(claim(slug="other"), tmp_path) is None
+    assert ledger.recorded(claim(), tmp_path) == verdict
+    assert ledger.recorded(claim(slug="other"), tmp_path) is None
 
 
 def test_recorded_json_says_how_to_measure_again(tmp_path):
-    path = claims.record(run(claim()), tmp_path)
+    path = ledger.record(run(claim()), tmp_path)
     found = json.loads(path.read_text())
     assert found["command"] == "lab claims 02 --run"
     assert found["seeds"] == [0, 1, 2]
@@ -161,7 +161,7 @@ def test_an_interrupted_run_writes_nothing(tmp_path):
         return 1.0
 
     with pytest.raises(KeyboardInterrupt):
-        claims.record(run(claim(experiment=stopped)), tmp_path)
+        ledger.record(run(claim(experiment=stopped)), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -170,26 +170,26 @@ def test_a_file_that_is_no_verdict_is_named(tmp_path):
     with pytest.raises(
         ValueError, match=r"02-it-helps\.json holds no verdict"
     ):
-        claims.recorded(claim(), tmp_path)
+        ledger.recorded(claim(), tmp_path)
 
 
 def test_a_changed_claim_makes_its_verdict_old():
     verdict = run(claim())
-    assert not claims.out_of_date(claim(), verdict)
+    assert not ledger.out_of_date(claim(), verdict)
     for change in (
         dict(threshold=0.6),
         dict(side="below"),
         dict(parameters={"gain": 2.0}),
         dict(out_of_reach="too large"),
     ):
-        assert claims.out_of_date(claim(**change), verdict)
+        assert ledger.out_of_date(claim(**change), verdict)
 
 
 def test_the_table_lists_claims_with_and_without_a_verdict(tmp_path):
-    claims.record(run(claim()), tmp_path)
+    ledger.record(run(claim()), tmp_path)
     far = claim(slug="far", out_of_reach="it needs 64 GPUs")
     new, old = claim(slug="new"), claim(threshold=0.6)
-    lines = claims.table([claim(), far, new, old], tmp_path).splitlines()
+    lines = ledger.table([claim(), far, new, old], tmp_path).splitlines()
     assert lines[2].endswith("| confirmed |")
     assert "by \\| a lot" in lines[2]
     assert lines[3].endswith("| it needs 64 GPUs | out of reach |")
@@ -198,9 +198,9 @@ def test_the_table_lists_claims_with_and_without_a_verdict(tmp_path):
 
 
 def test_the_table_of_a_chapter_comes_from_the_ledger_alone(tmp_path):
-    claims.record(run(claim()), tmp_path)
-    claims.record(run(claim(chapter="03")), tmp_path)
-    lines = claims.table(["02"], tmp_path).splitlines()
+    ledger.record(run(claim()), tmp_path)
+    ledger.record(run(claim(chapter="03")), tmp_path)
+    lines = ledger.table(["02"], tmp_path).splitlines()
     assert len(lines) == 3 and lines[2].startswith("| 02 |")
 
 
@@ -250,19 +250,19 @@ def test_what_claims_cannot_show_is_said_once_with_their_names(tmp_path):
         ("d", "On one machine."),
     ):
         verdict = run(claim(slug=slug, limits=limits))
-        claims.record(verdict, tmp_path)
+        ledger.record(verdict, tmp_path)
     away = claim(slug="e", limits="Small.", out_of_reach="too large")
-    claims.record(run(away), tmp_path)
-    assert claims.limits(["02"], tmp_path).splitlines() == [
+    ledger.record(run(away), tmp_path)
+    assert ledger.limits(["02"], tmp_path).splitlines() == [
         "- 02 a, b, c: Small.",
         "- 02 d: On one machine.",
         "- 02 b: Counted, not timed.",
     ]
     (tmp_path / "02-d.json").unlink()
-    assert claims.limits(["02"], tmp_path).splitlines()[0] == "- 02: Small."
+    assert ledger.limits(["02"], tmp_path).splitlines()[0] == "- 02: Small."
 
 
 def test_the_ledger_says_what_each_claim_cannot_show():
     for page in (one for one in PAGES if one.ready):
         for one in import_module(page.module).CLAIMS:
-            assert claims.recorded(one).limits == one.limits, one.slug
+            assert ledger.recorded(one).limits == one.limits, one.slug

@@ -7,7 +7,7 @@ import pytest
 import torch
 from seed_0 import measured
 
-from lab import claims
+from lab import ledger
 from lab.exercises import check
 from lab.paths import tour_heatmaps, tsp_mcts
 from lab.paths.tour_heatmaps import (
@@ -413,7 +413,7 @@ def test_a_seed_is_one_place_in_its_block_and_maps_are_averaged(
 def test_the_five_nearest_hold_as_many_edges_as_the_record_says():
     by_slug = {claim.slug: claim for claim in tsp_mcts.CLAIMS}
     claim = by_slug["five-neighbours-hold-the-tour"]
-    expected = claims.recorded(claim).effects[0]
+    expected = ledger.recorded(claim).effects[0]
     assert claim.experiment(0) == pytest.approx(expected, abs=1e-6)
 
 

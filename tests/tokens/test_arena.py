@@ -11,9 +11,9 @@ import torch
 from scipy.interpolate import interp1d
 from torch.utils.flop_counter import FlopCounterMode
 
-from lab.claims import recorded
 from lab.data import ROOT
 from lab.exercises import judge
+from lab.ledger import recorded
 from lab.tokens import arena, arena_records, arena_view, entrants, own_router
 from lab.tokens.arena_records import Point, point, points, runs
 from lab.tokens.char_lm import DIM, spread
