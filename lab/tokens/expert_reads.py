@@ -24,7 +24,7 @@ from lab.tokens.coverage import (
     unrelated,
 )
 from lab.tokens.inference_cost import by_device, place
-from lab.tokens.routers import TopKRouter
+from lab.tokens.routers import BALANCE, TopKRouter
 
 EXPERTS, TOP_K = 16, 2
 BATCH = 16  # of the claims about one batch size
@@ -63,7 +63,7 @@ def experiment(
 ) -> Result:
     """Train two character models and see what their routers read."""
     return Result(
-        balanced=arm(seed, experts, top_k, steps, 0.01),
+        balanced=arm(seed, experts, top_k, steps, BALANCE),
         free=arm(seed, experts, top_k, steps, 0.0),
     )
 

@@ -6,10 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lab.kernels.topk_gate import topk_gate
-from lab.tokens.routers import Router, Routing, balance_loss
-
-BALANCE = 0.01  # the paper's weight of the balance loss
+from lab.tokens.routers import BALANCE, Router, Routing, balanced_top_k
 
 
 class MLPRouter(Router):
@@ -31,14 +28,6 @@ class MLPRouter(Router):
     def forward(self, hidden: Tensor, memory: Any = None) -> Routing:
         logits = F.relu(hidden @ self.enter) @ self.weight
         return balanced_top_k(logits, self.k, self.balance)
-
-
-def balanced_top_k(logits, k, balance, memory=None):
-    """Top-k with the balance loss, weighted as in the part's top-k router."""
-    gate = topk_gate(logits, k, renormalize=k > 1)
-    scores = logits.softmax(dim=1)
-    loss = balance * balance_loss(gate.experts, scores)
-    return Routing(gate, scores, loss, memory)
 
 
 def router_parameters(

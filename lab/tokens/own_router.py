@@ -11,7 +11,7 @@ from lab.tokens.arena import BASELINE, above_line, run
 from lab.tokens.arena_records import POSITIONS, points, train_and_measure
 from lab.tokens.char_lm import DIM
 from lab.tokens.entrants import EXPERTS, Entrant, Training
-from lab.tokens.routers import Router, Routing, balance_loss
+from lab.tokens.routers import BALANCE, Router, Routing, balance_loss
 
 
 class OwnRouter(Router):
@@ -34,7 +34,8 @@ class OwnRouter(Router):
         weights = weights / weights.sum(1, keepdim=True).clamp_min(1e-9)
         each = torch.arange(scores.shape[1], device=scores.device).int()
         gate = Gate(each.where(chosen, -1), weights)
-        return Routing(gate, scores, 0.01 * balance_loss(gate.experts, scores))
+        loss = BALANCE * balance_loss(gate.experts, scores)
+        return Routing(gate, scores, loss)
 
 
 def enter(choose: Callable, seed: int = 0, steps: int = 100) -> str:

@@ -4,8 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lab.kernels.topk_gate import topk_gate
-from lab.tokens.routers import Router, Routing, balance_loss
+from lab.tokens.routers import BALANCE, Router, Routing, balanced_top_k
 
 
 class PreGateRouter(Router):
@@ -27,7 +26,7 @@ class PreGateRouter(Router):
         experts: int,
         k: int,
         layer: int = 0,
-        balance: float = 0.01,
+        balance: float = BALANCE,
     ) -> None:
         super().__init__(dim, experts)
         self.k = k
@@ -44,9 +43,5 @@ class PreGateRouter(Router):
                 )
             gate, scores = memory
             return Routing(gate, scores, scores.new_zeros(()), memory)
-        logits = hidden @ self.weight
-        # a lone expert keeps its raw score, or it would have no gradient
-        gate = topk_gate(logits, self.k, renormalize=self.k > 1)
-        scores = logits.softmax(dim=1)
-        loss = self.balance * balance_loss(gate.experts, scores)
-        return Routing(gate, scores, loss, (gate, scores))
+        routing = balanced_top_k(hidden @ self.weight, self.k, self.balance)
+        return routing._replace(memory=(routing.gate, routing.scores))

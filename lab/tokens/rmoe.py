@@ -42,8 +42,14 @@ from lab.tokens.layer_information import (
     gate_entropy,
     information_map,
 )
-from lab.tokens.mlp_router import BALANCE, MLPRouter, balanced_top_k, mlp_width
-from lab.tokens.routers import Router, Routing, TopKRouter
+from lab.tokens.mlp_router import MLPRouter, mlp_width
+from lab.tokens.routers import (
+    BALANCE,
+    Router,
+    Routing,
+    TopKRouter,
+    balanced_top_k,
+)
 
 EXPERTS = 8
 LAYERS = 6
@@ -128,7 +134,7 @@ def untrained(
 
     def router(_: int) -> Router:
         if variant == "linear":
-            return TopKRouter(DIM, EXPERTS, k, BALANCE)
+            return TopKRouter(DIM, EXPERTS, k)
         if variant == "mlp":
             hidden = mlp_width(layers, DIM, EXPERTS, width)
             return MLPRouter(DIM, EXPERTS, k, hidden)

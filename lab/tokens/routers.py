@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from lab.kernels.topk_gate import Gate, topk_gate
 
+# weight of the balance loss (Fedus et al. 2021), which RMoE takes as well
+BALANCE = 0.01
+
 
 class Routing(NamedTuple):
     """What one router decided for T tokens."""
@@ -41,28 +44,32 @@ class Router(nn.Module):
 
 
 class TopKRouter(Router):
-    """The baseline of this part: top-k with a balance loss.
-
-    The weights of the chosen experts are renormalized, but for k = 1, where
-    that would make every weight 1 and leave the router without a gradient;
-    a lone expert is weighted by its raw score (Switch Transformer, eq. 2).
-    """
+    """The baseline of this part: `balanced_top_k` of the linear logits."""
 
     def __init__(
-        self, dim: int, experts: int, k: int, balance: float = 0.01
+        self, dim: int, experts: int, k: int, balance: float = BALANCE
     ) -> None:
         super().__init__(dim, experts)
         self.k = k
         self.balance = balance
 
     def forward(self, hidden: Tensor, memory: Any = None) -> Routing:
-        logits = hidden @ self.weight
-        gate = topk_gate(logits, self.k, renormalize=self.k > 1)
-        scores = logits.softmax(dim=1)
-        if not self.training:
-            return Routing(gate, scores)
-        loss = self.balance * balance_loss(gate.experts, scores)
-        return Routing(gate, scores, loss)
+        return balanced_top_k(hidden @ self.weight, self.k, self.balance)
+
+
+def balanced_top_k(
+    logits: Tensor, k: int, balance: float, memory: Any = None
+) -> Routing:
+    """Top-k of the logits [T, E], with ``balance`` times the balance loss.
+
+    The weights of the chosen experts are renormalized, but for k = 1, where
+    that would make every weight 1 and leave the router without a gradient;
+    a lone expert is weighted by its raw score (Switch Transformer, eq. 2).
+    """
+    gate = topk_gate(logits, k, renormalize=k > 1)
+    scores = logits.softmax(dim=1)
+    loss = balance * balance_loss(gate.experts, scores)
+    return Routing(gate, scores, loss, memory)
 
 
 def weight_table(gate: Gate, num_experts: int) -> Tensor:

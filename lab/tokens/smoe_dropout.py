@@ -34,13 +34,12 @@ from lab.claims import Claim
 from lab.exercises import Exercise
 from lab.kernels.topk_gate import topk_gate
 from lab.tokens.char_lm import DIM, CharLM, evaluate, train
-from lab.tokens.routers import Router, Routing, balance_loss
+from lab.tokens.routers import BALANCE, Router, Routing, balance_loss
 from lab.tokens.slimmable_layer import all_experts, slimmable_layer
 
 EXPERTS = 16  # N
 HIDDEN = 16  # of one expert; the dense twin has N times as many
 SPREAD = 0.02 * 256**0.5  # of the logits at the start, as the authors'
-BALANCE = 0.01  # weight of the balance loss of the learned baselines
 SWEEP = (1, 2, 4, 8, 12, 16)  # k at test time
 STEPS = 600
 POSITIONS = 16384  # test characters

@@ -18,10 +18,9 @@ from torch import Tensor, nn
 from lab.kernels.moe_layer import moe_layer
 from lab.kernels.topk_gate import Gate
 from lab.tokens.digit_model import DIM, HEADS, HIDDEN, DigitModel
-from lab.tokens.routers import balance_loss
+from lab.tokens.routers import BALANCE, balance_loss
 from lab.tokens.union_gate import Choice, UnionGate
 
-BALANCE = 0.01  # of the top-k baseline, as everywhere in this part
 SLICES, K, SHARE = 4, 2, 0.5
 
 
