@@ -10,13 +10,13 @@ experts on average, whatever the choices of one token have to do with each
 other. Tokens of one text are not independent, and read fewer.
 """
 
-from collections import OrderedDict
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lab.tokens.char_lm import CONTEXT, CharLM, measure, windows
+from lab.tokens.expert_cache import simulate
 from lab.tokens.routers import choice_rate
 from lab.tokens.text import split
 
@@ -90,23 +90,9 @@ def distinct(chosen: Tensor, num_experts: int, at: Tensor) -> float:
 def lru_hits(chosen: Tensor, capacity: int) -> float:
     """Share of the choices of ``chosen`` [T, S] found in a cache of experts.
 
-    Token by token; a full cache forgets the expert that was used least
-    recently. Choices of experts never seen before count as misses.
+    Token by token and within a token slot by slot, by LRU (`expert_cache`).
     """
-    cache, hits, asked = OrderedDict(), 0, 0
-    for experts in chosen.tolist():
-        for expert in experts:
-            if expert < 0:
-                continue
-            asked += 1
-            if expert in cache:
-                hits += 1
-                cache.move_to_end(expert)
-            elif capacity:
-                if len(cache) >= capacity:
-                    cache.popitem(last=False)
-                cache[expert] = True
-    return hits / asked if asked else 0.0
+    return simulate(chosen[chosen >= 0].tolist(), capacity, "LRU").ratio
 
 
 class Trace(NamedTuple):

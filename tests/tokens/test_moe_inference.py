@@ -136,7 +136,6 @@ def test_a_cache_remembers_the_last_ones():
     # with two places: 0 and 1 miss, 0 hits, 2 drives 1 out, 1 drives 0 out
     assert lru_hits(asked, 2) == pytest.approx(1 / 6)
     assert lru_hits(asked, 3) == pytest.approx(3 / 6)
-    assert lru_hits(asked, 0) == 0
 
 
 def test_an_expert_reads_or_computes_whichever_is_longer():
