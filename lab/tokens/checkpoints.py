@@ -1,18 +1,12 @@
 """Small trained models kept in `data/char_lm/`: a picture without training.
 
-A checkpoint holds the weights in half precision (a hundredth of a percent of
-the loss) and, as text, how it was trained. `lab train 01` makes a chapter's
-checkpoints again: each chapter that keeps some has a function
-``train_checkpoints(progress)``, in `<its name>_recorded` if that is there.
+A checkpoint holds the weights in half precision and how it was trained.
+`lab train 01` makes a chapter's checkpoints again: each chapter that keeps
+some has a function ``train_checkpoints(progress)``, in `<its name>_recorded`
+if that is there.
 """
 
-import json
-
-import numpy as np
-import torch
-
-from lab.atomic import write_arrays
-from lab.data import DATA, read_arrays
+from lab import half_precision
 from lab.kernels.runtime import device
 from lab.tokens.char_lm import CharLM, evaluate
 
@@ -26,12 +20,7 @@ def save(name: str, model: CharLM, domain: str = "prose", **about) -> None:
     and kept beside them.
     """
     about["bits_per_character"] = evaluate(model, domain).bits_per_character
-    arrays = {
-        key: weight.detach().cpu().numpy().astype(np.float16)
-        for key, weight in model.state_dict().items()
-    }
-    path = DATA / FOLDER / f"{name}.npz"
-    write_arrays(path, about=json.dumps(about), **arrays)
+    half_precision.write_halves(_file(name), model.state_dict(), **about)
 
 
 def load(name: str, model: CharLM) -> CharLM:
@@ -40,12 +29,7 @@ def load(name: str, model: CharLM) -> CharLM:
     In place; the model is returned. Other shapes than the recorded ones, or
     a name that is not there, are refused with what to do.
     """
-    arrays = read_arrays(f"{FOLDER}/{name}.npz")
-    arrays.pop("about")
-    weights = {
-        key: torch.from_numpy(array.astype(np.float32))
-        for key, array in arrays.items()
-    }
+    weights = half_precision.read_halves(_file(name))
     expected = {k: tuple(w.shape) for k, w in model.state_dict().items()}
     found = {k: tuple(w.shape) for k, w in weights.items()}
     if expected != found:
@@ -65,4 +49,8 @@ def load(name: str, model: CharLM) -> CharLM:
 
 def about(name: str) -> dict:
     """How the checkpoint was trained: arguments, seed, bits per character."""
-    return json.loads(str(read_arrays(f"{FOLDER}/{name}.npz")["about"]))
+    return half_precision.about(_file(name))
+
+
+def _file(name: str) -> str:
+    return f"{FOLDER}/{name}.npz"

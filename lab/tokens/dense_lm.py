@@ -9,19 +9,16 @@ A mask of zeros and ones switches hidden units off, for all tokens or token
 by token. Chapters 08 and 09 find out what the units do.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lab.atomic import write_arrays
-from lab.data import DATA, read_arrays
 from lab.descent import one_cycle_adam
+from lab.half_precision import read_halves, write_halves
 from lab.tokens.char_lm import (
     CONTEXT,
     DIM,
@@ -115,24 +112,12 @@ def train(
 @cache
 def recorded() -> DenseLM:
     """The model of `record`, seed 0, without training."""
-    arrays = read_arrays(RECORDED)
-    arrays.pop("about")
     model = DenseLM()
-    model.load_state_dict(
-        {
-            name: torch.from_numpy(array.astype(np.float32))
-            for name, array in arrays.items()
-        }
-    )
+    model.load_state_dict(read_halves(RECORDED))
     return model.eval()
 
 
 def record(progress: Callable = iter) -> None:
     """Train seed 0 anew and keep its weights in half precision."""
     model = train(DenseLM(0), 0, STEPS, progress)
-    arrays = {
-        name: weight.numpy().astype(np.float16)
-        for name, weight in model.state_dict().items()
-    }
-    about = json.dumps({"seed": 0, "steps": STEPS})
-    write_arrays(DATA / RECORDED, about=about, **arrays)
+    write_halves(RECORDED, model.state_dict(), seed=0, steps=STEPS)

@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lab.atomic import write_arrays
-from lab.data import DATA, read_arrays
+from lab.half_precision import read_halves, write_halves
 from lab.tokens.char_lm import PASSAGE, spread, windows
 from lab.tokens.duo_char_lm import LAYERS, DuoCharLM, trained
 from lab.tokens.duo_comparison import HALF
@@ -62,10 +61,7 @@ def train_checkpoints(progress: Callable = iter) -> None:
     arrays = {f"model.{k}": v for k, v in model.state_dict().items()}
     arrays |= {"losses": losses, "noisy": torch.stack(noisy)}
     arrays |= {"routers": torch.stack(routers), "rates": torch.tensor(rates)}
-    halves = {
-        k: v.detach().numpy().astype(np.float16) for k, v in arrays.items()
-    }
-    write_arrays(DATA / FILE, **halves)
+    write_halves(FILE, arrays)
 
 
 class Recorded(NamedTuple):
@@ -81,10 +77,7 @@ class Recorded(NamedTuple):
 @cache
 def recorded() -> Recorded:
     """What `train_checkpoints` has left."""
-    arrays = {
-        name: torch.from_numpy(array.astype(np.float32))
-        for name, array in read_arrays(FILE).items()
-    }
+    arrays = read_halves(FILE)
     model = DuoCharLM()
     model.load_state_dict(
         {

@@ -5,18 +5,15 @@ them on for a patch and half of the patches for a slice, under the released
 rule or the weighted one.
 """
 
-import json
 from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lab.atomic import write_arrays
-from lab.data import DATA, read_arrays
+from lab.half_precision import read_halves, write_halves
 from lab.kernels.runtime import device
 from lab.tokens.digit_model import (
     PATCHES,
@@ -42,12 +39,8 @@ def train_checkpoints(progress: Callable = iter) -> None:
     for slices, gate in progress(wanted):
         model = untrained(GATES[gate], slices=slices, k=slices // 2)
         score = evaluate(train(model, STEPS, 0))
-        arrays = {
-            name: weight.detach().cpu().numpy().astype(np.float16)
-            for name, weight in model.state_dict().items()
-        }
-        about = json.dumps(score._asdict() | {"seed": 0, "steps": STEPS})
-        write_arrays(DATA / _file(slices, gate), about=about, **arrays)
+        about = score._asdict() | {"seed": 0, "steps": STEPS}
+        write_halves(_file(slices, gate), model.state_dict(), **about)
 
 
 def _file(slices: int, gate: str) -> str:
@@ -57,12 +50,8 @@ def _file(slices: int, gate: str) -> str:
 @cache
 def recorded(slices: int, gate: str) -> DigitModel:
     """The model of `train_checkpoints` with these settings."""
-    arrays = read_arrays(_file(slices, gate))
-    arrays.pop("about")
     model = untrained(GATES[gate], slices=slices, k=slices // 2)
-    model.load_state_dict(
-        {k: torch.from_numpy(v.astype(np.float32)) for k, v in arrays.items()}
-    )
+    model.load_state_dict(read_halves(_file(slices, gate)))
     return model.to(device()).eval()
 
 

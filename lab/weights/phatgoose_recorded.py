@@ -11,8 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lab.atomic import write_arrays
-from lab.data import DATA, read_arrays
+from lab.half_precision import read_halves, write_halves
 from lab.weights import names, rivals
 from lab.weights.adapters import CONTEXT, CharModel, Experts, bits, own
 from lab.weights.contributors import GATE_STEPS, Trained, train
@@ -38,8 +37,7 @@ def train_checkpoints(progress: Callable = iter) -> None:
             "multitask_down": trained.multitask.down,
             "multitask_up": trained.multitask.up, "gates": trained.gates,
         }  # fmt: skip
-        halves = {key: a.half().numpy() for key, a in arrays.items()}
-        write_arrays(DATA / RECORDED, **halves)
+        write_halves(RECORDED, arrays)
 
 
 @cache
@@ -48,10 +46,7 @@ def recorded() -> Trained:
 
     Gates are [snapshots, modules, N, n], one after every 25 steps.
     """
-    arrays = {
-        key: torch.from_numpy(array).float()
-        for key, array in read_arrays(RECORDED).items()
-    }
+    arrays = read_halves(RECORDED)
     model = CharModel()
     model.load_state_dict(
         {k[5:]: a for k, a in arrays.items() if k.startswith("base.")}

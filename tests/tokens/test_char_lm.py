@@ -6,6 +6,7 @@ import lzma
 import pytest
 import torch
 
+from lab import half_precision
 from lab.data import data_path
 from lab.tokens import checkpoints
 from lab.tokens.char_lm import (
@@ -95,7 +96,7 @@ def test_look_sees_what_evaluate_sees():
 
 
 def test_a_checkpoint_comes_back_as_it_was(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoints, "DATA", tmp_path)
+    monkeypatch.setattr(half_precision, "DATA", tmp_path)
     monkeypatch.setattr("lab.data.DATA", tmp_path)
     trained = train(model(), "prose", 3, seed=0)
     checkpoints.save("small", trained, steps=3)
