@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from lab.descent import one_cycle_adam
 from lab.kernels.multi_lora import multi_lora
+from lab.tokens.char_lm import CONTEXT, windows
 from lab.weights.names import alphabet, split
 
-CONTEXT = 12  # characters the model sees
 EMBEDDING = 12  # numbers per character
 DIM = 64  # n = m, inputs and outputs of every module
 LAYERS = 3
@@ -76,12 +76,6 @@ class Experts(NamedTuple):
 
     down: Tensor  # [modules, N, r, n], the paper's A
     up: Tensor  # [modules, N, m, r], the paper's B
-
-
-def windows(ids: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
-    """Contexts [T, 12] and targets [T] for the positions ``at`` of ids."""
-    before = torch.arange(-CONTEXT, 0)
-    return ids[at[:, None] + before], ids[at]
 
 
 def bits(

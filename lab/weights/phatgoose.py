@@ -38,15 +38,10 @@ from lab.claims import Claim
 from lab.exercises import Exercise
 from lab.kernels.multi_lora import multi_lora
 from lab.kernels.topk_gate import Gate, topk_gate
+from lab.tokens.char_lm import CONTEXT
+from lab.tokens.routers import weight_table
 from lab.weights import names, rivals
-from lab.weights.adapters import (
-    CONTEXT,
-    Adapter,
-    Experts,
-    bits,
-    everywhere,
-    own,
-)
+from lab.weights.adapters import Adapter, Experts, bits, everywhere, own
 from lab.weights.contributors import (
     BASE_STEPS,
     EXPERT_STEPS,
@@ -338,11 +333,9 @@ CLAIMS = (
 )
 
 
-def weight_table(tokens: Tensor, rows: Tensor, k: int) -> Tensor:
+def _weights(tokens: Tensor, rows: Tensor, k: int) -> Tensor:
     """The weight of every expert for every token, [T, N], 0 if not chosen."""
-    gate = route(tokens, rows, k)
-    table = tokens.new_zeros(len(tokens), len(rows))
-    return table.scatter(1, gate.experts.long(), gate.weights.to(table.dtype))
+    return weight_table(route(tokens, rows, k), len(rows))
 
 
 _TOKENS = torch.tensor(
@@ -358,7 +351,7 @@ EXERCISES = {
     ),
     "exercise-2": Exercise(
         slug="exercise-2",
-        answer=weight_table,
+        answer=_weights,
         cases=[
             (_TOKENS, _GATES, 2),
             (_TOKENS, _GATES, 1),

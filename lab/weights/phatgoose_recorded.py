@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from lab.half_precision import read_halves, write_halves
+from lab.tokens.char_lm import CONTEXT
 from lab.weights import names, rivals
-from lab.weights.adapters import CONTEXT, CharModel, Experts, bits, own
+from lab.weights.adapters import CharModel, Experts, bits, own
 from lab.weights.contributors import GATE_STEPS, Trained, train
 from lab.weights.phatgoose import KINDS, read, routed, ways
 

@@ -17,15 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lab.tokens.char_lm import CONTEXT, windows
 from lab.weights.adapters import (
-    CONTEXT,
     MODULES,
     Adapter,
     CharModel,
     Experts,
     everywhere,
     own,
-    windows,
 )
 from lab.weights.names import split
 

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from seed_0 import measured
 
 from lab.exercises import check
+from lab.tokens.char_lm import CONTEXT
+from lab.tokens.routers import weight_table
 from lab.weights import contributors, names, phatgoose, rivals
 from lab.weights.adapters import (
-    CONTEXT,
     DIM,
     MODULES,
     RANK,
@@ -22,7 +23,7 @@ from lab.weights.adapters import (
     train_base,
     train_experts,
 )
-from lab.weights.phatgoose import EXERCISES, KINDS, route, weight_table
+from lab.weights.phatgoose import EXERCISES, KINDS, route
 from lab.weights.phatgoose_recorded import WIDTH, look, recorded
 
 FEW = {"base_steps": 3, "expert_steps": 3, "gate_steps": 3, "characters": 80}
@@ -375,6 +376,6 @@ def test_the_checker_knows_right_from_wrong(slug, capsys):
 
 def test_the_table_is_the_gate():
     tokens, gates = tokens_and_gates(T=9)
-    table = weight_table(tokens, gates, 2)
+    table = weight_table(route(tokens, gates, 2), len(gates))
     assert ((table > 0).sum(1) == 2).all()
     torch.testing.assert_close(table, _slow_table(tokens, gates, 2))
