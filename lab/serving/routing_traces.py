@@ -104,7 +104,7 @@ def route(model: CharLM, part: str) -> Tensor:
     The places are drawn once for all models, so that every prefix of a trace
     is a fair sample of the text.
     """
-    ids = getattr(split(DOMAIN), "train" if part == "train" else "validation")
+    ids = getattr(split(DOMAIN), part)
     generator = torch.Generator().manual_seed(len(ids))
     places = torch.randperm(len(ids) - CONTEXT, generator=generator)
     at = places[:TOKENS] + CONTEXT
@@ -119,7 +119,7 @@ def route(model: CharLM, part: str) -> Tensor:
 
 def contexts(number: int, start: int = 2000) -> Tensor:
     """What the model sees before ``number`` test characters, [N, 12]."""
-    ids = split(DOMAIN).validation.to(device())
+    ids = split(DOMAIN).test.to(device())
     return windows(
         ids, torch.arange(start, start + number, device=ids.device)
     )[0]

@@ -45,7 +45,7 @@ def instances(half: str = "choose", per_domain: int = PER_DOMAIN) -> Instances:
     """Evenly spread windows of one half of every domain's test text."""
     contexts, targets = [], []
     for domain in DOMAINS:
-        ids = split(domain).validation
+        ids = split(domain).test
         first = beginnings(len(ids), half, per_domain)
         at = (first[:, None] + torch.arange(WINDOW)).flatten()
         context, target = windows(ids, at)
@@ -79,7 +79,7 @@ class Passage(NamedTuple):
 @cache
 def passage(domain: str, characters: int = 144) -> Passage:
     """From the middle of the half that judges."""
-    ids = split(domain).validation
+    ids = split(domain).test
     first = len(ids) * 3 // 4
     context, target = windows(ids, torch.arange(first, first + characters))
     return Passage(decode(target), context, target)

@@ -225,7 +225,7 @@ def spread(
     domain: str, positions: int, device: torch.device | str = "cpu"
 ) -> tuple[Tensor, Tensor]:
     """Contexts and targets spread evenly over the test text of ``domain``."""
-    ids = split(domain).validation.to(device)
+    ids = split(domain).test.to(device)
     if not 1 <= positions <= len(ids) - CONTEXT:
         raise ValueError(
             f"positions={positions} is not within 1 to {len(ids) - CONTEXT},"
@@ -263,7 +263,7 @@ class Look(NamedTuple):
 def look(model: CharLM, domain: str = "prose") -> Look:
     """Let ``model`` read the passage of the pictures, and a wider sample."""
     device = model.leave.weight.device
-    ids = split(domain).validation.to(device)
+    ids = split(domain).test.to(device)
     at = torch.arange(PASSAGE.start, PASSAGE.stop, device=device)
     passage, sample = windows(ids, at), spread(domain, SAMPLE, device)
     # one pass for both: a slider waits for it

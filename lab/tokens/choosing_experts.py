@@ -74,7 +74,7 @@ def measure(
         loss,
         progress,
     )
-    hidden, context, answer = read(model, "validation", test)
+    hidden, context, answer = read(model, "test", test)
     kept = experts.masks.float()
     counts = overlaps(hidden, experts)
     choices = {

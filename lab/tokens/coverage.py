@@ -119,7 +119,7 @@ class Trace(NamedTuple):
 
 def read(model: CharLM, positions: int = 8192) -> list[Trace]:
     """The trace of every layer on ``positions`` characters in a row."""
-    ids = split("prose").validation.to(model.leave.weight.device)
+    ids = split("prose").test.to(model.leave.weight.device)
     if not 2 <= positions <= len(ids) - CONTEXT:
         raise ValueError(
             f"positions={positions} is not within 2 to {len(ids) - CONTEXT}"

@@ -60,14 +60,13 @@ def mixture(
 
 
 def passage(
-    domain: str, characters: int, part: str = "validation", start: int = 0
+    domain: str, characters: int, part: str = "test"
 ) -> tuple[Tensor, Tensor]:
-    """Contexts and targets of ``characters`` in a row, in their order."""
+    """Contexts and targets of the first ``characters`` of a part."""
     ids = getattr(split(domain), part)
-    if not 1 <= characters <= len(ids) - CONTEXT - start:
+    if not 1 <= characters <= len(ids) - CONTEXT:
         raise ValueError(
             f"characters={characters} is not within 1 to"
-            f" {len(ids) - CONTEXT - start}, what is left of {domain}"
+            f" {len(ids) - CONTEXT}, the characters of {domain}"
         )
-    at = torch.arange(CONTEXT + start, CONTEXT + start + characters)
-    return windows(ids, at)
+    return windows(ids, torch.arange(CONTEXT, CONTEXT + characters))

@@ -111,7 +111,7 @@ class Read(NamedTuple):
 @cache
 def passage() -> tuple[str, Read]:
     """The text of the pictures, read live."""
-    ids = split("prose").validation
+    ids = split("prose").test
     context, target = windows(ids, torch.arange(PASSAGE.start, PASSAGE.stop))
     model, _, _, _, rates = recorded()
     noisy = {

@@ -113,5 +113,5 @@ def route(router: PreGate, characters: int) -> Tensor:
 
     Position i is decided from the characters before it, as the prediction.
     """
-    ids = [split(d).validation[: CONTEXT + characters - 1] for d in DOMAINS]
+    ids = [split(d).test[: CONTEXT + characters - 1] for d in DOMAINS]
     return router(torch.stack(ids))[:, CONTEXT - 1 :].argmax(2)

@@ -25,7 +25,7 @@ class Split(NamedTuple):
     """A text as numbers: the first nine tenths to learn, the rest to test."""
 
     train: Tensor  # [characters] int64, index into ALPHABET
-    validation: Tensor  # [characters] int64
+    test: Tensor  # [characters] int64
 
 
 @cache

@@ -124,7 +124,7 @@ def expert_distance(model: CharLM, context: Tensor) -> Tensor:
 @cache
 def _passage() -> tuple[str, Tensor, Tensor]:
     """The passage, then 1024 characters from all over the test text."""
-    ids = split("prose").validation.to(device())
+    ids = split("prose").test.to(device())
     here = torch.arange(PASSAGE.start, PASSAGE.stop)
     others = torch.linspace(20, len(ids) - 1, 1024).long()
     context, target = windows(ids, torch.cat([here, others]).to(ids.device))

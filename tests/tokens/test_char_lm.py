@@ -49,8 +49,8 @@ def test_a_window_is_what_comes_before_its_target():
 
 
 def test_train_and_test_text_share_no_position():
-    train_ids, validation_ids = split("prose")
-    total = len(train_ids) + len(validation_ids)
+    train_ids, test_ids = split("prose")
+    total = len(train_ids) + len(test_ids)
     assert total == 465_126
     assert len(train_ids) == total * 9 // 10
 

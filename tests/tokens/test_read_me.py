@@ -36,7 +36,7 @@ def learnt(model):
 def test_domains_are_long_and_an_unknown_one_is_refused():
     for domain in DOMAINS:
         assert len(split(domain).train) > 130_000
-        assert len(split(domain).validation) > 14_000
+        assert len(split(domain).test) > 14_000
     with pytest.raises(ValueError, match="'latin' is not one of"):
         split("latin")
 
@@ -254,7 +254,7 @@ def test_a_token_is_routed_by_the_character_before_it():
     def by_letter(ids):  # expert i mod 7 after letter i
         return torch.nn.functional.one_hot(ids % N, N)
 
-    ids = torch.stack([split(d).validation[:111] for d in DOMAINS])
+    ids = torch.stack([split(d).test[:111] for d in DOMAINS])
     assert torch.equal(pre_gating.route(by_letter, 100), ids[:, 11:] % N)
 
 
