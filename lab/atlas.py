@@ -307,7 +307,7 @@ def _buttons(maps, parts) -> dict:
 
 
 def _dark(shade: str) -> bool:
-    red, green, blue = (int(shade[i : i + 2], 16) for i in (1, 3, 5))
+    red, green, blue = bytes.fromhex(shade.removeprefix("#"))
     return 0.299 * red + 0.587 * green + 0.114 * blue < 140
 
 

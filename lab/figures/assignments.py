@@ -1,6 +1,6 @@
 """Who serves what: one colour for each server, one cell for each decision."""
 
-from lab.figures.theme import SERIES, colour, drawn, plain
+from lab.figures.theme import SERIES, colour, drawn, plain, stepped
 
 
 def assignments(
@@ -28,11 +28,6 @@ def assignments(
         )
     choices = [plain(row) for row in plain(choices)]
     count = len(servers)
-    scale = [
-        (edge, colour(colours[i]))
-        for i in range(count)
-        for edge in (i / count, (i + 1) / count)
-    ]
     words = [["" if i is None else servers[i] for i in row] for row in choices]
     if tips:
         pairs = zip(words, tips, strict=True)
@@ -46,7 +41,7 @@ def assignments(
         text=words,
         zmin=-0.5,
         zmax=count - 0.5,
-        colorscale=scale,
+        colorscale=stepped([colour(c) for c in colours[:count]]),
         xgap=1,
         ygap=2,
         hovertemplate="%{text}<extra></extra>",

@@ -26,7 +26,7 @@ def stage_flow(
     Widths grow with the root of the flow, or all but the largest were thin.
     """
     flows, groups = plain(flows), [plain(row) for row in plain(groups)]
-    heights, names = _places(groups)
+    heights = _heights(groups)
     biggest = max((v for s in flows for row in s for v in row), default=1) or 1
     lines = {(kind, width): ([], []) for kind, _ in KINDS for width in WIDTHS}
     for s, table in enumerate(flows):
@@ -68,7 +68,7 @@ def stage_flow(
         for kind, role in KINDS
     ]
     return drawn(
-        [*traces, _items(heights, groups, names, group)],
+        [*traces, _items(heights, groups, group)],
         title,
         note,
         x=dict(
@@ -79,9 +79,9 @@ def stage_flow(
         ),
         y=dict(
             title_text=group,
-            tickvals=_middles(groups),
+            tickvals=_middles(heights[0], groups[0]),
             ticktext=[str(g) for g in sorted(set(groups[0]))],
-            range=[_top(groups) + 0.6, -0.6],
+            range=[max(map(max, heights)) + 0.6, -0.6],
             showgrid=False,
         ),
         height=440,
@@ -89,9 +89,9 @@ def stage_flow(
     )
 
 
-def _places(groups):
-    """The height of each item, sorted by group, and its name."""
-    heights, names = [], []
+def _heights(groups):
+    """The height of each item of each stage, sorted by group."""
+    heights = []
     for row in groups:
         order = sorted(range(len(row)), key=lambda i: (row[i], i))
         # a gap between groups
@@ -99,20 +99,15 @@ def _places(groups):
             item: place + 0.8 * row[item] for place, item in enumerate(order)
         }
         heights.append([at[i] for i in range(len(row))])
-        names.append([str(i) for i in range(len(row))])
-    return heights, names
+    return heights
 
 
-def _middles(groups):
-    heights, _ = _places(groups[:1])
+def _middles(heights, groups):
+    """The mean height of each group's items, in one stage."""
     members = {}
-    for height, group in zip(heights[0], groups[0], strict=True):
+    for height, group in zip(heights, groups, strict=True):
         members.setdefault(group, []).append(height)
     return [sum(members[g]) / len(members[g]) for g in sorted(members)]
-
-
-def _top(groups):
-    return max(max(row) for row in _places(groups)[0])
 
 
 def _width(share):
@@ -131,14 +126,14 @@ def _bend(stage, start, end):
     )
 
 
-def _items(heights, groups, names, group):
+def _items(heights, groups, group):
     flat = [g for row in groups for g in row]
     return dict(
         type="scatter",
         x=[s for s, row in enumerate(heights) for _ in row],
         y=[h for row in heights for h in row],
         mode="markers+text",
-        text=[n for row in names for n in row],
+        text=[str(i) for row in heights for i in range(len(row))],
         textfont=dict(size=9, color=COLOURS["ink"]),
         marker=dict(
             size=17,

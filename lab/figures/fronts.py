@@ -2,7 +2,14 @@
 
 import math
 
-from lab.figures.theme import COLOURS, SERIES, drawn, number, upright
+from lab.figures.theme import (
+    COLOURS,
+    SERIES,
+    drawn,
+    error_bars,
+    number,
+    upright,
+)
 
 # ten colours for ten curves, the later ones from Paul Tol's muted palette
 SHADES = (*SERIES, "#332288", "#882255", "#999933", "#44AA99")
@@ -80,14 +87,8 @@ def gaps(rows, title, note="", unit="", at=0.0):
                 mode="markers",
                 x=[rows[n][0] for n in mine],
                 y=[names.index(n) for n in mine],
-                error_x=dict(
-                    type="data",
-                    symmetric=False,
-                    array=[rows[n][2] - rows[n][0] for n in mine],
-                    arrayminus=[rows[n][0] - rows[n][1] for n in mine],
-                    color=COLOURS[role],
-                    thickness=3,
-                    width=0,
+                error_x=error_bars(
+                    [rows[n] for n in mine], COLOURS[role], 3, 0
                 ),
                 marker=dict(size=9, color=COLOURS[role]),
                 customdata=mine,
@@ -155,14 +156,8 @@ def _curve(name, points, shade, symbol):
         mode="lines+markers",
         x=[p["x"] for p in points],
         y=[p["y"] for p in points],
-        error_y=dict(
-            type="data",
-            symmetric=False,
-            array=[p["high"] - p["y"] for p in points],
-            arrayminus=[p["y"] - p["low"] for p in points],
-            color=shade,
-            thickness=1.2,
-            width=3,
+        error_y=error_bars(
+            [(p["y"], p["low"], p["high"]) for p in points], shade, 1.2, 3
         ),
         line=dict(color=shade, width=1.6),
         marker=dict(size=9, color=shade, symbol=symbol),

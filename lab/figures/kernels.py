@@ -1,6 +1,13 @@
 """What a kernel costs: the bytes it must move and the time it takes."""
 
-from lab.figures.theme import COLOURS, SERIES, drawn, number, upright
+from lab.figures.theme import (
+    COLOURS,
+    SERIES,
+    drawn,
+    number,
+    stepped,
+    upright,
+)
 
 MANY = 64  # cells in a row, too many for gaps and half as many for numbers
 
@@ -40,12 +47,7 @@ def block_grid(
                 for p, ok in pairs
             ]
         )
-    shades = ["#ECEEF1", *(_pale(s) for s in SERIES[:tones])]
-    scale = [
-        (edge, shade)
-        for i, shade in enumerate(shades)
-        for edge in (i / len(shades), (i + 1) / len(shades))
-    ]
+    scale = stepped(["#ECEEF1", *(_pale(s) for s in SERIES[:tones])])
     blocks = dict(
         type="heatmap",
         z=cells,
@@ -168,5 +170,5 @@ def roofline(
 
 def _pale(shade):
     """`shade`, halfway to white."""
-    parts = (int(shade[i : i + 2], 16) for i in (1, 3, 5))
+    parts = bytes.fromhex(shade.removeprefix("#"))
     return "#" + "".join(f"{(part + 255) // 2:02X}" for part in parts)

@@ -2,7 +2,14 @@
 
 from collections import Counter
 
-from lab.figures.theme import COLOURS, LINE, drawn, upright, wrapped
+from lab.figures.theme import (
+    COLOURS,
+    LINE,
+    drawn,
+    error_bars,
+    upright,
+    wrapped,
+)
 
 SHADES = {"confirmed": "best", "refuted": "cut", "undecided": "mean"}
 ROW = 25  # pixels for one claim
@@ -70,15 +77,7 @@ def _intervals(claims, word):
         mode="markers",
         x=[mean for mean, _, _ in places],
         y=shown,
-        error_x=dict(
-            type="data",
-            symmetric=False,
-            array=[high - mean for mean, _, high in places],
-            arrayminus=[mean - low for mean, low, _ in places],
-            color=shade,
-            thickness=4,
-            width=0,
-        ),
+        error_x=error_bars(places, shade, 4, 0),
         marker=dict(size=11, color=shade),
         name=word,
         hovertext=[claims[i]["hover"] for i in shown],

@@ -7,6 +7,7 @@ from lab.figures.theme import (
     SERIES,
     colour,
     drawn,
+    error_bars,
     number,
     plain,
     upright,
@@ -148,8 +149,8 @@ def trade_off(
                 type="scatter",
                 x=[cx],
                 y=[cy],
-                error_x=_reach(computes, cx, shades[name]),
-                error_y=_reach(qualities, cy, shades[name]),
+                error_x=_seeds(computes, cx, shades[name]),
+                error_y=_seeds(qualities, cy, shades[name]),
                 mode="markers",
                 marker=dict(size=11, color=shades[name]),
                 name=name,
@@ -259,16 +260,9 @@ def _runs(values):
     return [plain(v) for v in values] if nested else [values]
 
 
-def _reach(runs, mean, shade):
-    return dict(
-        type="data",
-        symmetric=False,
-        array=[max(runs) - mean],
-        arrayminus=[mean - min(runs)],
-        color=shade,
-        thickness=1.5,
-        width=4,
-    )
+def _seeds(runs, mean, shade):
+    """The bar from the lowest to the highest run."""
+    return error_bars([(mean, min(runs), max(runs))], shade, 1.5, 4)
 
 
 def _room(arms, axis, share):

@@ -3,7 +3,7 @@
 from itertools import accumulate
 
 from lab.figures.route_layout import axes, bound, heads, seats, walls
-from lab.figures.theme import COLOURS, PALE, SERIES, drawn, plain
+from lab.figures.theme import COLOURS, PALE, SERIES, drawn, plain, stepped
 
 ROW = 26  # pixels for one item
 
@@ -14,8 +14,8 @@ def _hex(ink):
 
 def _ink(colour):
     """What a pale version of `colour` takes away from white paper."""
-    parts = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
-    return [round(0.62 * (1 - part), 3) for part in parts]
+    parts = bytes.fromhex(colour.removeprefix("#"))
+    return [round(0.62 * (1 - part / 255), 3) for part in parts]
 
 
 # ink of each expert on white paper: red, green and blue taken away
@@ -166,9 +166,13 @@ def _loads(experts, wished, load, T):
         textfont=dict(size=12, color=COLOURS["ink"]),
         constraintext="none",
         hovertext=[
-            f"expert {e} works on {n}" for e, n in _pairs(experts, load)
+            f"expert {e} works on {n}"
+            for e, n in zip(experts, load, strict=True)
         ]
-        + [f"expert {e} turned {n} away" for e, n in _pairs(experts, late)],
+        + [
+            f"expert {e} turned {n} away"
+            for e, n in zip(experts, late, strict=True)
+        ],
         hovertemplate="%{hovertext}<extra></extra>",
     )
 
@@ -227,10 +231,7 @@ def _inked(z, text, experts, hover, size=12.5):
     """Cells in the experts' colours; -1 is empty and -2 turned away."""
     shades = [COLOURS["dropped"], "#F1F3F5"]
     shades += [_hex(INKS[e % len(INKS)]) for e in range(experts)]
-    scale = []
-    for i, shade in enumerate(shades):
-        scale += [(i / len(shades), shade), ((i + 1) / len(shades), shade)]
-    cells = _cells(z, text, scale, experts - 0.5, hover, low=-2.5)
+    cells = _cells(z, text, stepped(shades), experts - 0.5, hover, low=-2.5)
     return cells | dict(textfont=dict(size=size, color=COLOURS["ink"]))
 
 
@@ -255,7 +256,3 @@ def _cells(z, text, scale, high, hover, low=0):
 def _named(items, experts, table):
     for item, row in zip(items, table, strict=True):
         yield item, list(zip(experts, row, strict=True))
-
-
-def _pairs(one, other):
-    return zip(one, other, strict=True)

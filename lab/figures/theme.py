@@ -173,6 +173,29 @@ def voices(figure):
     return head.replace("<br>", " "), foot.replace("<br>", " ")
 
 
+def stepped(shades):
+    """A colour scale of equal steps, one for each of `shades`."""
+    count = len(shades)
+    return [
+        (edge, shade)
+        for i, shade in enumerate(shades)
+        for edge in (i / count, (i + 1) / count)
+    ]
+
+
+def error_bars(intervals, shade, thickness, width):
+    """The bars of a trace's points, each a (mean, low, high) on one axis."""
+    return dict(
+        type="data",
+        symmetric=False,
+        array=[high - mean for mean, _, high in intervals],
+        arrayminus=[mean - low for mean, low, _ in intervals],
+        color=shade,
+        thickness=thickness,
+        width=width,
+    )
+
+
 def upright(at):
     """The dashed line of a threshold or an event."""
     return dict(

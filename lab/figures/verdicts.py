@@ -1,6 +1,6 @@
 """A claim's verdict as a picture."""
 
-from lab.figures.theme import COLOURS, drawn, plain, upright
+from lab.figures.theme import COLOURS, drawn, error_bars, plain, upright
 from lab.rounding import rounded
 
 INNER = 300  # pixels between the ends of the axis in one of two panels
@@ -25,15 +25,7 @@ def effect(effects, low, high, threshold, side, word, what, unit):
         type="scatter",
         x=[mean],
         y=["mean"],
-        error_x=dict(
-            type="data",
-            symmetric=False,
-            array=[high - mean],
-            arrayminus=[mean - low],
-            color=shade,
-            thickness=3,
-            width=9,
-        ),
+        error_x=error_bars([(mean, low, high)], shade, 3, 9),
         mode="markers",
         marker=dict(size=13, color=shade),
         name="mean, 95 % interval",
