@@ -141,7 +141,7 @@ def experiment(
     )
 
 
-class Look(NamedTuple):
+class Picture(NamedTuple):
     """What the chapter's picture shows, as plain lists."""
 
     curves: dict[str, tuple[list[float], list[float]]]  # cost %, quality
@@ -152,14 +152,14 @@ class Look(NamedTuple):
     note: str
 
 
-def look(
+def picture(
     strategy: str,
     data: str,
     money: float,
     ratio: float,
     neighbours: int,
     broken: bool,
-) -> Look:
+) -> Picture:
     """Every strategy's curve, and one policy of one of them, seed 0."""
     options = (ratio, neighbours, broken)
     possible = available(data)
@@ -186,7 +186,7 @@ def look(
     else:
         note = f"“{names[0]} is right”: AUC {result.cheap_auc:.2f};"
         note += f" gap recovered (APGR): {result.apgr:.2f}; chance: 0.50"
-    return Look(
+    return Picture(
         curves=curves,
         models=dict(zip(names, points, strict=True)),
         mixing=(lots.cost.tolist(), lots.quality.tolist()),

@@ -133,7 +133,7 @@ def tune(progress: Callable = iter, budget: int = 300) -> dict:
     }
 
 
-class View(NamedTuple):
+class Picture(NamedTuple):
     """A recorded search: what one setting of the knobs shows."""
 
     instance: Instance
@@ -149,7 +149,7 @@ def picture(
     most: int = 1000,
     alpha: float = 1.0,
     depth: int = 10,
-) -> View:
+) -> Picture:
     """The recorded searches of `SHOWN_SEEDS` seeds with these settings."""
     at = (
         KINDS.index(kind), CANDIDATES.index(most),
@@ -159,7 +159,7 @@ def picture(
     instance = tsplib(name)
     gaps = gap(curves[at].astype(float), instance.optimum)
     spent = np.linspace(0, SHOWN_BUDGET, POINTS + 1)
-    return View(
+    return Picture(
         instance, hot_edges(kind, name), torch.from_numpy(tours[at]).long(),
         gaps.tolist(), spent.tolist(),
     )  # fmt: skip

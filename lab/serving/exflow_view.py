@@ -25,7 +25,7 @@ GUESSES = 1000  # random placements, for comparison
 AFFINITIES = ("0", "0.25", "0.5", "0.75", "1", "real")
 
 
-class Look(NamedTuple):
+class Picture(NamedTuple):
     """One setting, for a picture."""
 
     counts: Tensor  # [L - 1, E, E] of the test tokens
@@ -51,11 +51,11 @@ def picture(
     solver: str = "exact",
     experts: int = 8,
     nodes: int = 1,
-) -> Look:
+) -> Picture:
     """Plan on a few tokens, judge on others, and on the control.
 
     A solver that would take seconds gives way to the descent, and
-    ``Look.solver`` says so. More nodes than fit become one.
+    ``Picture.solver`` says so. More nodes than fit become one.
     """
     plan, test = _counts(affinity, experts, tokens)
     if solver == "exact" and states(experts, gpus) > QUICK_STATES:
@@ -71,7 +71,7 @@ def picture(
         "control: no affinity": crossing(blind, independent(test)),
     }
     node = placed // (gpus // nodes)
-    return Look(
+    return Picture(
         test,
         placed,
         solver,

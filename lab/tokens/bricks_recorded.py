@@ -25,7 +25,7 @@ UNITS = {"%": "% perplexity", "bits": "bits per character"}  # of damage
 PRUNED = "bricks/pruned.npz"
 
 
-class Scene(NamedTuple):
+class Picture(NamedTuple):
     """A model that lost some neurons, for a picture."""
 
     texts: dict[str, str]  # a passage of the function, and another one
@@ -41,7 +41,7 @@ def picture(
     pruned: float = 5,
     layer: str = "all",
     unit: str = "bits",
-) -> Scene:
+) -> Picture:
     """Prune ``pruned`` per cent of the neurons of ``function``.
 
     The passages are read anew; the damage to whole domains was recorded by
@@ -62,7 +62,7 @@ def picture(
     if unit == "%":
         damage = percent(damage)
     ways = list(WAYS)
-    return Scene(
+    return Picture(
         texts, lost, damage[ways.index(by)], damage[ways.index("score")], row
     )
 

@@ -28,7 +28,7 @@ TRACES = ("router", "0", "0.3", "0.5", "0.7", "0.9")  # or made, so sticky
 SHOWN = 1600  # tokens that a picture simulates
 
 
-class Serving(NamedTuple):
+class Picture(NamedTuple):
     """Requests served together, for a picture."""
 
     hits: dict[str, float]  # policy: % of the requests
@@ -46,7 +46,7 @@ def picture(
     window: int = 8,
     batch: int = 16,
     shown: int = 40,
-) -> Serving:
+) -> Picture:
     """Serve ``number`` requests of a recorded or made trace in all ways.
 
     In ``steps``, 0 is an expert that lies in the cache, 1 one that was asked
@@ -60,7 +60,7 @@ def picture(
     stream = interleave(texts)
     runs = {p: simulate(stream, capacity, p, window) for p in POLICIES}
     served = [serve(texts, batch, order) for order in ("arrival", "expert")]
-    return Serving(
+    return Picture(
         hits={policy: 100 * run.ratio for policy, run in runs.items()},
         steps={
             policy: _steps(stream[:shown], runs[policy])

@@ -27,7 +27,7 @@ NAMES = {
 }
 
 
-class Scene(NamedTuple):
+class Picture(NamedTuple):
     """What the recorded models do with a passage, for a picture."""
 
     text: str  # the 248 characters of the passage
@@ -42,7 +42,7 @@ def picture(
     draws: int = 1,
     alpha: int = 5,
     per: str = "token",
-) -> Scene:
+) -> Picture:
     """Let recorded models read; ``chooser`` "gate" or "dice" at work.
 
     The first is the top-1 model of chapter 01, which read ten times as many
@@ -60,7 +60,7 @@ def picture(
         throws = [throw(kind, alpha_of, by_dice, per, d) for d in range(count)]
         read[name] = token_loss(throws, target)
     two = [throw("random", alpha, True, per, draw) for draw in (0, 1)]
-    return Scene(
+    return Picture(
         text=text,
         lost=read[LONG][here].tolist(),
         bits={name: loss.mean().item() for name, loss in read.items()},

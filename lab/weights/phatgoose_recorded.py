@@ -100,7 +100,7 @@ def own_language(text: str) -> Tensor | None:
     return torch.full((count,), names.EXPERTS.index(text))
 
 
-class Look(NamedTuple):
+class Picture(NamedTuple):
     """What the chapter's picture shows, as plain lists."""
 
     letters: str  # the passage, a character a column
@@ -126,14 +126,14 @@ class Look(NamedTuple):
         return {way: without - value for way, value in row.items()}
 
 
-def look(
+def picture(
     gate_steps: int = GATE_STEPS,
     text: str = "mixed",
     k: int = 2,
     kind: str = KINDS[0],
     temperature: float = 1.0,
     start: int = 0,
-) -> Look:
+) -> Picture:
     """Route a text through the recorded experts, and show a passage of it."""
     if gate_steps not in STEPS:
         raise ValueError(
@@ -153,7 +153,7 @@ def look(
         hits = 100 * same.double().mean().item()
     several = [len(set(column)) for column in first.T.tolist()]
     weights = torch.stack([gate.weights[:, 0] for gate in seen])[:, here]
-    return Look(
+    return Picture(
         letters=names.decode(ids[CONTEXT:][here]),
         choices=first[:, here].tolist(),
         weights=[[f"{w:.2f}" for w in row] for row in weights.tolist()],

@@ -299,7 +299,8 @@ def test_seed_0_measures_what_the_record_says():
 
 def test_the_picture_answers_the_knobs():
     def here(penalty, ratio=40):
-        return llm_routing.look("cascade", "gsm8k", penalty, ratio, 40, True)
+        knobs = ("gsm8k", penalty, ratio, 40, True)
+        return llm_routing.picture("cascade", *knobs)
 
     assert here(0.0).here[0] > here(0.5).here[0] > here(2.0).here[0]
     assert sum(here(0.3).load.values()) == pytest.approx(100)

@@ -24,7 +24,7 @@ from lab.weights.adapters import (
     train_experts,
 )
 from lab.weights.phatgoose import EXERCISES, KINDS, route
-from lab.weights.phatgoose_recorded import WIDTH, look, recorded
+from lab.weights.phatgoose_recorded import WIDTH, picture, recorded
 
 FEW = {"base_steps": 3, "expert_steps": 3, "gate_steps": 3, "characters": 80}
 
@@ -311,14 +311,14 @@ def test_an_effect_is_what_its_claim_says(monkeypatch):
 
 
 def test_the_picture_answers_the_knobs():
-    two, six = look(k=2), look(k=6)
+    two, six = picture(k=2), picture(k=6)
     assert six.bits["PHATGOOSE"] < two.bits["PHATGOOSE"]
     assert len(two.choices) == 6 and len(two.letters) == WIDTH
-    assert look(text="pt").language is None
-    other = look(start=40)
+    assert picture(text="pt").language is None
+    other = picture(start=40)
     assert other.letters[:16] == two.letters[40:]
     for kind in KINDS:
-        assert kind in look(kind=kind).bits
+        assert kind in picture(kind=kind).bits
 
 
 @pytest.mark.parametrize(
@@ -331,8 +331,8 @@ def test_the_picture_answers_the_knobs():
         (lambda t, g: phatgoose.scores(t, g, "x"), "kind='x'"),
         (lambda t, g: names.split("xx"), "language='xx'"),
         (lambda t, g: train_base(0, ("en",), 0), "steps=0"),
-        (lambda t, g: look(gate_steps=60), "gate_steps=60; use a multiple"),
-        (lambda t, g: look(gate_steps=425), "from 25 to 400"),
+        (lambda t, g: picture(gate_steps=60), "gate_steps=60; use a multiple"),
+        (lambda t, g: picture(gate_steps=425), "from 25 to 400"),
     ],
 )
 def test_wrong_arguments_are_refused_in_a_sentence(call, sentence):
