@@ -58,6 +58,7 @@ ALPHAS = (0.0, 1.0)
 DEPTHS = (10, 20)
 SHOWN_SEEDS = 3
 SHOWN_BUDGET = 300  # tried edges a city
+SOME_HEAT = 0.05  # of an edge that is drawn
 RECORDED = "tsp_mcts/{}.npz"
 
 
@@ -173,10 +174,10 @@ def recorded(name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 @cache
-def hot_edges(kind: str, name: str, least: float = 0.05) -> list[tuple]:
-    """The edges of a heatmap with this much heat, and how much, once each."""
+def hot_edges(kind: str, name: str) -> list[tuple]:
+    """The edges of a heatmap with some heat, and how much, once each."""
     heat = heatmap(kind, tsplib(name)).triu()
-    i, j = (heat >= least).nonzero(as_tuple=True)
+    i, j = (heat >= SOME_HEAT).nonzero(as_tuple=True)
     return list(zip(i.tolist(), j.tolist(), heat[i, j].tolist(), strict=True))
 
 

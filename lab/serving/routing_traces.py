@@ -117,12 +117,11 @@ def route(model: CharLM, part: str) -> Tensor:
     return torch.cat(chosen).to(torch.int8).cpu()
 
 
-def contexts(number: int, start: int = 2000) -> Tensor:
+def contexts(number: int) -> Tensor:
     """What the model sees before ``number`` test characters, [N, 12]."""
     ids = split(DOMAIN).test.to(device())
-    return windows(
-        ids, torch.arange(start, start + number, device=ids.device)
-    )[0]
+    at = torch.arange(2000, 2000 + number, device=ids.device)
+    return windows(ids, at)[0]
 
 
 def record(experts: int, seed: int) -> None:

@@ -90,7 +90,7 @@ def train_and_measure(
     context, target = spread("prose", positions)
     seen = measure(model, context, target)
     found = profile(seen, context)
-    own = router_work(one, model)
+    own = router_work(model)
     run = Run(
         router=one.name,
         setting=training.setting,

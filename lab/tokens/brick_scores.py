@@ -171,9 +171,9 @@ def damage(model: DenseLM, seen: Instances, tables: Tensor) -> Tensor:
     return torch.stack([bits(model, seen, most(t)) - whole for t in tables])
 
 
-def overlap(tables: Tensor, share: float = SHARE) -> Tensor:
+def overlap(tables: Tensor) -> Tensor:
     """Shared part of the best neurons of any two tables, [F, F] in [0, 1]."""
-    chosen = torch.stack([most(t, share) for t in tables]).flatten(1).double()
+    chosen = torch.stack([most(t) for t in tables]).flatten(1).double()
     return chosen @ chosen.T / chosen[0].sum()
 
 

@@ -43,11 +43,11 @@ class Reading(NamedTuple):
 class Block(nn.Module):
     """One layer: x + (mask * relu(norm(x) W_up)) W_down."""
 
-    def __init__(self, hidden: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(DIM)
-        self.w_up = nn.Parameter(torch.empty(DIM, hidden))
-        self.w_down = nn.Parameter(torch.empty(hidden, DIM))
+        self.w_up = nn.Parameter(torch.empty(DIM, HIDDEN))
+        self.w_down = nn.Parameter(torch.empty(HIDDEN, DIM))
 
     def forward(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         u = (self.norm(x) @ self.w_up).relu()
@@ -58,11 +58,11 @@ class Block(nn.Module):
 class DenseLM(nn.Module):
     """The dense model, its matrices drawn from the seed as in `CharLM`."""
 
-    def __init__(self, seed: int = 0, hidden: int = HIDDEN) -> None:
+    def __init__(self, seed: int = 0) -> None:
         super().__init__()
         self.embedding = nn.Embedding(len(ALPHABET), EMBEDDING)
         self.enter = nn.Linear(CONTEXT * EMBEDDING, DIM)
-        self.layers = nn.ModuleList(Block(hidden) for _ in range(LAYERS))
+        self.layers = nn.ModuleList(Block() for _ in range(LAYERS))
         self.norm = nn.LayerNorm(DIM)
         self.leave = nn.Linear(DIM, len(ALPHABET))
         draw_weights(self, seed)

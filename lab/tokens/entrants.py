@@ -75,11 +75,6 @@ class Training(NamedTuple):
     steps: int
 
 
-def matrices(router: nn.Module) -> float:
-    """Multiply-adds per token of a router that uses each matrix once."""
-    return sum(w.numel() for w in router.parameters() if w.ndim >= 2)
-
-
 class Entrant(NamedTuple):
     """A router that takes part, and what its own training asks for."""
 
@@ -93,7 +88,6 @@ class Entrant(NamedTuple):
     on_step: Callable[[CharLM, int, int], Any] | None = None  # step of steps
     # switches the setting on after a training that all settings share
     at_work: Callable[[CharLM, float], Any] | None = None
-    work: Callable[[nn.Module], float] = matrices  # per token and layer
 
 
 class EveryExpert(nn.Module):
@@ -241,18 +235,23 @@ def _trained(one: Entrant, training: Training, progress: Callable) -> Trained:
 _shared = lru_cache(maxsize=2)(_trained)
 
 
-def expert_work(hidden: int = HIDDEN) -> int:
+def expert_work() -> int:
     """Multiply-adds of one expert for one token: 2 D F."""
-    return 2 * DIM * hidden
+    return 2 * DIM * HIDDEN
 
 
-def router_work(one: Entrant, model: CharLM) -> float:
+def router_work(model: CharLM) -> float:
     """Multiply-adds of the routers per token and layer, their mean.
 
     Softmax, selection and the weighted sum are left out for all.
     """
     routers = [layer.router for layer in model.layers]
-    return sum(map(one.work, routers)) / len(routers)
+    return sum(map(matrices, routers)) / len(routers)
+
+
+def matrices(router: nn.Module) -> int:
+    """Multiply-adds per token of a router that uses each matrix once."""
+    return sum(w.numel() for w in router.parameters() if w.ndim >= 2)
 
 
 def router_parameters(model: CharLM) -> int:

@@ -45,6 +45,7 @@ ROUTERS = (
     "AdaMoE",
 )
 UNBALANCED = "top-2-of-16-no-balance"
+RECORDED_STEPS = 600  # of that model, as chapter 01's
 BITS = (16, 8, 4)
 
 
@@ -159,9 +160,9 @@ def recorded(router: str) -> Trace:
     return read(model)[1]
 
 
-def train_checkpoints(progress: Callable = iter, steps: int = 600) -> None:
+def train_checkpoints(progress: Callable = iter) -> None:
     """Train the model without a balance loss anew: half a minute."""
     for balance in progress([0.0]):
         model = untrained(0, EXPERTS, TOP_K, balance)
-        train(model, "prose", steps, seed=0)
-        checkpoints.save(UNBALANCED, model, steps=steps, seed=0)
+        train(model, "prose", RECORDED_STEPS, seed=0)
+        checkpoints.save(UNBALANCED, model, steps=RECORDED_STEPS, seed=0)

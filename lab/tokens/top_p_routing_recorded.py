@@ -65,15 +65,15 @@ def train_anew(
     )
 
 
-def train_checkpoints(progress: Callable = iter, steps: int = STEPS) -> None:
+def train_checkpoints(progress: Callable = iter) -> None:
     """Train every recorded model anew, seed 0, on prose: two minutes."""
     wanted = [
         *itertools.product(("top-1", "top-2"), EXPERTS, (None,)),
         *itertools.product(("top-p",), EXPERTS, ENTROPY_WEIGHTS),
     ]
     for settings in progress(wanted):
-        model = train(_untrained(*settings), "prose", steps, seed=0)
-        checkpoints.save(_checkpoint(*settings), model, steps=steps, seed=0)
+        model = train(_untrained(*settings), "prose", STEPS, seed=0)
+        checkpoints.save(_checkpoint(*settings), model, steps=STEPS, seed=0)
 
 
 def _untrained(

@@ -98,7 +98,7 @@ BY_HAND = {
 def test_a_routers_work_is_what_a_hand_counts(one):
     assert one.name in BY_HAND, "count the new router's work by hand"
     model = entrants.untrained(one, Training(one.settings[0], 0, 3))
-    assert entrants.router_work(one, model) == BY_HAND[one.name]
+    assert entrants.router_work(model) == BY_HAND[one.name]
 
 
 @pytest.mark.parametrize("name", ["top-k", "AdaMoE", "Duo-LLM", "bricks"])
@@ -110,7 +110,7 @@ def test_the_work_is_what_torch_counts(name):
     with FlopCounterMode(display=False) as counter:
         router(hidden)
     # a multiply-add is two operations
-    assert counter.get_total_flops() == 2 * 63 * one.work(router)
+    assert counter.get_total_flops() == 2 * 63 * entrants.matrices(router)
 
 
 def test_thor_makes_as_many_predictions_as_the_others():
