@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lab.atomic import write_bytes
+from lab.front_end import without_front_end
 from lab.headless import QUIET, NotebookFailed, failure
 
 KERNEL = {
@@ -112,11 +113,11 @@ def execute(notebook, folder: Path) -> None:
         extra_arguments=QUIET,
         resources={"metadata": {"path": str(folder)}},
     )
-    # figures arrive as data, and are drawn here by one browser for all;
-    # JPY_SESSION_NAME is how a notebook knows that a front end watches
-    env = {k: v for k, v in os.environ.items() if k != "JPY_SESSION_NAME"}
     try:
-        client.execute(env=env | {"PLOTLY_RENDERER": "plotly_mimetype"})
+        with without_front_end():
+            # figures arrive as data, and are drawn here by one browser for all
+            env = os.environ | {"PLOTLY_RENDERER": "plotly_mimetype"}
+            client.execute(env=env)
     except CellExecutionError as error:
         raise failure(error, notebook.cells) from None
 
