@@ -5,6 +5,7 @@ how the authors' code differs; this file is its first half: masks, overlaps of
 tokens with masks, and what a choice of experts costs.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ from lab.kernels.mask_overlap import mask_overlap, pack, unpack
 from lab.tokens.dense_lm import DenseLM
 from lab.tokens.domains import DOMAINS, passage
 
-BITS = 1 / 0.6931471805599453  # a nat
+BITS = 1 / math.log(2)  # a nat
 QUANTILES = (4, 3, 2, 1)  # fifths of N_1, after N_1 - 1 itself
 
 
