@@ -48,10 +48,8 @@ def version(notebook: Path) -> str:
     ]
     seen: dict[str, str] = {}
     for cell in code:
-        lines = cell.split("\n")
-        # IPython's own lines are no Python
-        plain = [line for line in lines if not line.lstrip().startswith("%")]
-        _follow("\n".join(plain), seen)
+        # IPython's own lines are no Python; a `pass` keeps their block whole
+        _follow(re.sub(r"^([ \t]*)[%!].*", r"\1pass", cell, flags=re.M), seen)
     return _digest([code, sorted(seen.items())])
 
 

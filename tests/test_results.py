@@ -89,3 +89,13 @@ def test_a_folder_whose_sweep_cannot_be_read_is_named(
     (tmp_path / "out/sweep.json").write_text(left)
     with pytest.raises(ValueError, match="sweep.json is not .*with --out"):
         results.open_folder(tmp_path / "out", tiny_notebook(), GRID)
+
+
+def test_an_import_beside_a_magic_in_a_block_is_followed(
+    tiny_notebook, monkeypatch
+):
+    notebook = tiny_notebook("if False:\n    %pip list\nimport lab.rounding")
+    monkeypatch.setattr(results, "_source", lambda name: "one = 1")
+    before = results.version(notebook)
+    monkeypatch.setattr(results, "_source", lambda name: "one = 2")
+    assert results.version(notebook) != before
