@@ -8,15 +8,17 @@ from torch import Tensor
 
 from lab.tokens.char_lm import spread
 from lab.tokens.duo_char_lm import LAYERS, STEPS, trained
-from lab.tokens.duo_router import ROUTER_STEPS, layers_of, learn, shuffled
+from lab.tokens.duo_router import ROUTER_STEPS, learn
 from lab.tokens.duo_routes import (
     Choice,
     budgets,
     choose,
+    layers_of,
     matched_rate,
     noisy_losses,
     route_losses,
     scatter,
+    shuffled,
     taken,
 )
 

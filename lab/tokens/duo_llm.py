@@ -46,7 +46,8 @@ from lab.tokens.duo_comparison import (
     null_oracle,
     overlap,
 )
-from lab.tokens.duo_router import ROUTER_STEPS, layers_of
+from lab.tokens.duo_router import ROUTER_STEPS
+from lab.tokens.duo_routes import layers_of
 
 
 def at_budget(curve: Tensor, budget: float) -> float:

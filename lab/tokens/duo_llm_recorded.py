@@ -18,16 +18,18 @@ from lab.half_precision import read_halves, write_halves
 from lab.tokens.char_lm import PASSAGE, spread, windows
 from lab.tokens.duo_char_lm import LAYERS, DuoCharLM, trained
 from lab.tokens.duo_comparison import HALF
-from lab.tokens.duo_router import LearnedRoutes, layers_of, learn, shuffled
+from lab.tokens.duo_router import LearnedRoutes, learn
 from lab.tokens.duo_routes import (
     Choice,
     budgets,
     choose,
+    layers_of,
     matched_rate,
     noisy_losses,
     route_losses,
     scatter,
     shortened,
+    shuffled,
     taken,
 )
 from lab.tokens.text import decode, split

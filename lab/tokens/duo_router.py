@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from lab.kernels.topk_gate import Gate
 from lab.tokens.char_lm import DIM, train
-from lab.tokens.duo_char_lm import LAYERS, DuoCharLM
+from lab.tokens.duo_char_lm import DuoCharLM
 from lab.tokens.routers import Router, Routing
 
 SMALL, BIG = 0, 1  # the router's columns
@@ -178,21 +178,3 @@ def learn(
         on_step=cool,
         objective=objective,
     )
-
-
-def layers_of(routes: Tensor, layers: int = LAYERS) -> Tensor:
-    """Which layers of the routes [...] are big, [layers, ...] bool."""
-    return torch.stack([(routes >> place) & 1 for place in range(layers)]) > 0
-
-
-def shuffled(routes: Tensor, layers: int, seed: int = 0) -> Tensor:
-    """The routes [T] with each layer's choices dealt out to random tokens.
-
-    Every layer is big as often as before, but not for the same tokens.
-    """
-    dice = torch.Generator().manual_seed(seed)
-    dealt = torch.zeros_like(routes)
-    for place, big in enumerate(layers_of(routes, layers)):
-        order = torch.randperm(len(routes), generator=dice)
-        dealt += big[order.to(routes.device)].long() << place
-    return dealt

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from lab.kernels.min_by_budget import Best, min_by_budget
-from lab.tokens.duo_char_lm import MOST_LAYERS, DuoCharLM, bits
+from lab.tokens.duo_char_lm import LAYERS, MOST_LAYERS, DuoCharLM, bits
 
 OPTIONS = ("small", "big")
 CHUNK = 512  # tokens at a time: 64 routes of them fill 13 MB
@@ -77,6 +77,11 @@ def tree(
     return bits(model.finish(x), target)
 
 
+def layers_of(routes: Tensor, layers: int = LAYERS) -> Tensor:
+    """Which layers of the routes [...] are big, [layers, ...] bool."""
+    return torch.stack([(routes >> place) & 1 for place in range(layers)]) > 0
+
+
 class Choice(NamedTuple):
     """What the choosers make of all routes, by budget 0 .. L, in bits."""
 
@@ -104,8 +109,8 @@ def shortened(
     losses: Tensor, budget: Tensor, most: int, seed: int = 0
 ) -> Best:
     """The oracle with ``most`` routes a menu, drawn anew for each token."""
-    dice = torch.Generator().manual_seed(seed)
-    draw = torch.rand(losses.shape, generator=dice).to(losses.device)
+    generator = torch.Generator().manual_seed(seed)
+    draw = torch.rand(losses.shape, generator=generator).to(losses.device)
     kept = torch.full_like(losses, float("inf"))
     for menu in budget.unique():
         rows = (budget == menu).nonzero().flatten()
@@ -130,11 +135,11 @@ def noisy_losses(
     """
     if not 0 <= rate < 1:
         raise ValueError(f"rate={rate} is not within 0 to 1")
-    dice = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     x = model.start(context).expand(copies, -1, -1)
     for layer in model.layers:
         y = layer.big(x)
-        kept = torch.rand(y.shape, generator=dice).to(x.device) >= rate
+        kept = torch.rand(y.shape, generator=generator).to(x.device) >= rate
         x = x + y * kept / (1 - rate)
     return bits(model.finish(x), target)
 
@@ -166,3 +171,16 @@ def matched_rate(
 def taken(losses: Tensor, routes: Tensor) -> Tensor:
     """The losses [R, T] of the routes [T] that were taken, [T]."""
     return losses.gather(0, routes[None].long())[0]
+
+
+def shuffled(routes: Tensor, layers: int, seed: int = 0) -> Tensor:
+    """The routes [T] with each layer's choices dealt out to random tokens.
+
+    Every layer is big as often as before, but not for the same tokens.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    dealt = torch.zeros_like(routes)
+    for place, big in enumerate(layers_of(routes, layers)):
+        order = torch.randperm(len(routes), generator=generator)
+        dealt += big[order.to(routes.device)].long() << place
+    return dealt

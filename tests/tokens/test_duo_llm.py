@@ -13,8 +13,14 @@ from lab.tokens.duo_char_lm import DuoCharLM, bits, train_by_coin, trained
 from lab.tokens.duo_comparison import Null, Routed, experiment, overlap
 from lab.tokens.duo_llm import EXERCISES, at_budget, depth
 from lab.tokens.duo_llm_recorded import picture, recorded
-from lab.tokens.duo_router import LearnedRoutes, layers_of, learn, shuffled
-from lab.tokens.duo_routes import Choice, route_losses, taken
+from lab.tokens.duo_router import LearnedRoutes, learn
+from lab.tokens.duo_routes import (
+    Choice,
+    layers_of,
+    route_losses,
+    shuffled,
+    taken,
+)
 
 SHORT = {"steps": 20, "router_steps": 4, "positions": 300}
 
