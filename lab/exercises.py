@@ -140,7 +140,9 @@ def _array_difference(found, expected, tolerance):
         same = (found == expected) & (found.dtype == expected.dtype)
     else:
         slack = 0 if expected.dtype.kind in "iu" else tolerance
-        same = np.isclose(found, expected, rtol=slack, atol=slack)
+        # numpy would add both tolerances up
+        same = np.isclose(found, expected, rtol=slack, atol=0)
+        same |= np.isclose(found, expected, rtol=0, atol=slack)
     if np.all(same):
         return CORRECT
     place = tuple(int(i) for i in np.argwhere(~same)[0])

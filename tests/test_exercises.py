@@ -167,6 +167,13 @@ def test_a_tolerance_may_be_strict():
     assert judge(strict, 1e-9) != "correct"
 
 
+@pytest.mark.parametrize("shape", [(), (2,)])
+def test_of_both_tolerances_the_wider_counts_and_not_their_sum(shape):
+    one = value(np.ones(shape), tolerance=0.1)
+    assert judge(one, np.full(shape, 1.09)) == "correct"
+    assert judge(one, np.full(shape, 1.15)) != "correct"
+
+
 def test_check_prints_one_line(capsys):
     check(value(7), 8)
     assert capsys.readouterr().out == "8, expected 7\n"
