@@ -128,7 +128,7 @@ class View:
         """Keep the present curves as pale ghosts; a second call clears them.
 
         Only what is drawn with bars, lines or points can be compared so;
-        a heatmap has no ghost.
+        a heatmap has no ghost. Returns the number of ghosts.
         """
         with self._lock:
             now = self._picture

@@ -9,8 +9,8 @@ from lab.atomic import write_json
 def record(scores, out=""):
     """Print `scores`, and write them to the file `out` as JSON, if given.
 
-    A score is a number, a text, a truth value, or a list or dictionary of
-    such. What is not, or is NaN or infinite, is refused before anything is
+    A score is a number, a text, a truth value, None, or a list or dictionary
+    of such. What is not, or is NaN or infinite, is refused before anything is
     written; the file is written whole or not at all.
     """
     for name, value in scores.items():

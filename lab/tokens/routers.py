@@ -95,8 +95,8 @@ def balance_loss(experts: Tensor, scores: Tensor) -> Tensor:
     """Load-balancing loss E * sum of f_i Q_i (Fedus et al. 2021, eq. 4).
 
     ``experts`` [T, S] and ``scores`` [T, E]; Q_i is the mean score of expert
-    i and carries the gradient, the choice rate f_i does not. Its least value
-    is the mean number of experts per token, reached when all are used alike.
+    i and carries the gradient, the choice rate f_i does not. When all experts
+    are used alike it is the mean number of experts per token; it can be lower.
     """
     E = scores.shape[1]
     return E * (choice_rate(experts, E) * scores.mean(dim=0)).sum()
