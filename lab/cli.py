@@ -201,7 +201,8 @@ def sweep(
 def claims(
     chapters: SomeChapters = None,
     run: Annotated[
-        bool, typer.Option("--run", help="recompute them; takes minutes")
+        bool,
+        typer.Option("--run", help="measure and record again; takes minutes"),
     ] = False,
 ) -> None:
     """The ledger: what the papers claim and what came out here."""
@@ -300,7 +301,7 @@ def render(notebooks: SomeNotebooks = None) -> None:
 
 @app.command()
 def train(chapter: WhichChapter) -> None:
-    """Train again the models that a chapter's pictures use."""
+    """Train again, and keep, the models that a chapter's pictures use."""
     from tqdm import tqdm
 
     from lab.catalogue import chapter as known
