@@ -17,6 +17,8 @@ from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 
+from IPython.core.inputtransformer2 import TransformerManager
+
 from lab.atomic import PART, write_bytes, write_json
 
 
@@ -48,8 +50,8 @@ def version(notebook: Path) -> str:
     ]
     seen: dict[str, str] = {}
     for cell in code:
-        # IPython's own lines are no Python; a `pass` keeps their block whole
-        _follow(re.sub(r"^([ \t]*)[%!].*", r"\1pass", cell, flags=re.M), seen)
+        # IPython's own lines are no Python
+        _follow(TransformerManager().transform_cell(cell), seen)
     return _digest([code, sorted(seen.items())])
 
 

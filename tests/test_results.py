@@ -91,10 +91,11 @@ def test_a_folder_whose_sweep_cannot_be_read_is_named(
         results.open_folder(tmp_path / "out", tiny_notebook(), GRID)
 
 
-def test_an_import_beside_a_magic_in_a_block_is_followed(
-    tiny_notebook, monkeypatch
+@pytest.mark.parametrize("cell", ["if 0:\n    %pip list", "(\n2\n% 3\n)"])
+def test_an_import_beside_lines_with_percent_signs_is_followed(
+    cell, tiny_notebook, monkeypatch
 ):
-    notebook = tiny_notebook("if False:\n    %pip list\nimport lab.rounding")
+    notebook = tiny_notebook(f"{cell}\nimport lab.rounding")
     monkeypatch.setattr(results, "_source", lambda name: "one = 1")
     before = results.version(notebook)
     monkeypatch.setattr(results, "_source", lambda name: "one = 2")
