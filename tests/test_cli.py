@@ -9,7 +9,7 @@ import time
 import pytest
 from typer.testing import CliRunner
 
-from lab.cli import app
+from lab import bench, cli, doctor, headless, readme, structure
 
 
 def lab(*words, cwd=None):
@@ -21,6 +21,19 @@ def lab(*words, cwd=None):
         cwd=cwd,
         env=os.environ | {"COLUMNS": "100", "NO_COLOR": "1"},
     )
+
+
+@pytest.fixture
+def status(monkeypatch):
+    """`status(*words)` of the command, run in this process and at once."""
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["lab", *words])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return ended.value.code
+
+    return run
 
 
 def test_help_imports_nothing_heavy():
@@ -118,12 +131,13 @@ def test_what_is_printed_is_printed_as_it_is(tiny_notebook, tmp_path):
         (["sweep", "-p", "top_k=1", "--workers", "0"], "use 1 or more"),
     ],
 )
-def test_wrong_values_are_refused(tiny_notebook, tmp_path, words, sentence):
+def test_wrong_values_are_refused(
+    tiny_notebook, tmp_path, monkeypatch, capsys, status, words, sentence
+):
     notebook = str(tiny_notebook())
-    done = lab(words[0], notebook, *words[1:], cwd=tmp_path)
-    assert done.returncode == 2
-    assert sentence in done.stderr
-    assert "Traceback" not in done.stderr
+    monkeypatch.chdir(tmp_path)
+    assert status(words[0], notebook, *words[1:]) == 2
+    assert sentence in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["tiny.ipynb"]
 
 
@@ -155,8 +169,6 @@ def test_a_sweep_on_the_command_line_ends_in_a_table(tiny_notebook, tmp_path):
 def test_after_failed_texts_the_quotes_are_explained(
     tiny_notebook, tmp_path, monkeypatch, capsys
 ):
-    from lab import cli, headless
-
     failed = {"loss=k = 2": "loss='k = 2' is not allowed"}
     answer = headless.Sweep(None, None, 0, 0, 2, failed)
     monkeypatch.setattr(headless, "sweep", lambda *_, **__: answer)
@@ -171,22 +183,15 @@ def test_after_failed_texts_the_quotes_are_explained(
     [["claims", "39", "--run"], ["train", "08"], ["render", "02"], ["readme"]],
 )
 def test_work_that_could_not_be_kept_is_refused_before_it_begins(
-    words, monkeypatch, capsys
+    words, monkeypatch, capsys, status
 ):
-    from lab import cli
-
     monkeypatch.setattr(os, "access", lambda folder, mode: False)
-    monkeypatch.setattr(sys, "argv", ["lab", *words])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    assert ended.value.code == 2
+    assert status(*words) == 2
     said = capsys.readouterr().err
     assert "cannot be written to, so nothing would be kept" in said
 
 
 def test_without_a_clone_there_is_nothing_to_render(monkeypatch, tmp_path):
-    from lab import cli, readme, structure
-
     monkeypatch.setattr(structure, "ROOT", tmp_path)
     monkeypatch.setattr(readme, "README", tmp_path / "README.md")
     for command in (cli.render, cli.readme):
@@ -194,23 +199,16 @@ def test_without_a_clone_there_is_nothing_to_render(monkeypatch, tmp_path):
             command()
 
 
-def test_ctrl_c_is_answered(monkeypatch, capsys):
-    from lab import cli, doctor
-
+def test_ctrl_c_is_answered(monkeypatch, capsys, status):
     def interrupted():
         raise KeyboardInterrupt
 
     monkeypatch.setattr(doctor, "look", interrupted)
-    monkeypatch.setattr(sys, "argv", ["lab", "doctor"])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    assert ended.value.code == 130
+    assert status("doctor") == 130
     assert capsys.readouterr().err == "stopped\n"
 
 
 def test_doctor_writes_its_ways_out_in_full(monkeypatch, capsys):
-    from lab import cli, doctor
-
     found = doctor.Finding("problem", "not installed: x", "pip '.[lab]'")
     monkeypatch.setattr(doctor, "look", lambda: None)
     monkeypatch.setattr(doctor, "findings", lambda facts: [found])
@@ -228,9 +226,7 @@ def test_doctor_says_what_runs_here():
 
 
 def test_the_benchmark_reads_its_own_arguments(monkeypatch):
-    import lab.bench
-
     asked = []
-    monkeypatch.setattr(lab.bench, "main", asked.append)
-    CliRunner().invoke(app, ["bench", "--only", "combine", "--help"])
+    monkeypatch.setattr(bench, "main", asked.append)
+    CliRunner().invoke(cli.app, ["bench", "--only", "combine", "--help"])
     assert asked == [["--only", "combine", "--help"]]
