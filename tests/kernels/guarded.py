@@ -50,7 +50,7 @@ class Guarded(TorchFunctionMode):
 
     def __init__(self):
         super().__init__()
-        self.buffers, self.strayed = [], False
+        self.buffers, self.edges, self.strayed = [], [], False
         load = InterpreterBuilder.create_masked_load
 
         def watched(builder, pointers, mask, *others, **named):
@@ -70,18 +70,16 @@ class Guarded(TorchFunctionMode):
         return super().__exit__(*problem)
 
     def in_a_guard(self, addresses) -> bool:
-        edges = []
-        for buffer, _ in self.buffers:
-            start, size = buffer.data_ptr(), buffer.element_size()
-            ends = 0, GUARD, len(buffer) - GUARD, len(buffer)
-            edges += [start + size * end for end in ends]
         # every second gap between the edges is a guard
-        gaps = np.searchsorted(np.sort(edges), addresses, side="right")
+        gaps = np.searchsorted(self.edges, addresses, side="right")
         return bool((gaps % 2).any())
 
     def place(self, tensor: Tensor, value) -> Tensor:
         copy, buffer = between_guards(tensor, value)
         self.buffers.append((buffer, guards(buffer)))
+        start, size = buffer.data_ptr(), buffer.element_size()
+        ends = 0, GUARD, len(buffer) - GUARD, len(buffer)
+        self.edges = np.sort([*self.edges, *(start + size * e for e in ends)])
         return copy
 
     def inputs(self, inputs: dict) -> dict:
