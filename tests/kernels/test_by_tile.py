@@ -80,7 +80,7 @@ def test_sums_over_rows_take_none_of_the_next_expert(gather):
 
 
 @pytest.mark.parametrize("rows", [1, 3, 16, 17, 40])
-@pytest.mark.parametrize("experts", [1, 5])
+@pytest.mark.parametrize("experts", [1, 3])
 def test_every_tile_has_one_program(rows, experts):
     """More rows of tiles than one group, and more columns than one."""
     tiles = Tiles(16, 16, 16, 4, 2)
