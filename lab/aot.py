@@ -18,6 +18,7 @@ is compared with those. To record another than the one installed, unpack it:
 
 import argparse
 import csv
+import io
 import json
 import os
 import subprocess
@@ -26,6 +27,7 @@ from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 
+from lab.atomic import write_bytes
 from lab.binaries import compiled, usage
 from lab.data import DATA
 
@@ -149,10 +151,11 @@ def read_ledger(path: Path = LEDGER) -> dict[tuple, dict]:
 
 
 def write_ledger(rows: dict[tuple, dict], path: Path = LEDGER) -> None:
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, restval=0, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows[key] for key in sorted(rows))
+    file = io.StringIO(newline="")
+    writer = csv.DictWriter(file, COLUMNS, restval=0, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows[key] for key in sorted(rows))
+    write_bytes(path, file.getvalue().encode())
 
 
 def jobs(only: str) -> list[tuple]:
