@@ -6,7 +6,7 @@ import threading
 import ipywidgets as widgets
 from IPython.display import Markdown, display
 
-from lab.explore import sentence
+from lab.explore import LiveBox, sentence
 from lab.front_end import has_front_end
 
 
@@ -41,12 +41,11 @@ class Background:
         self._progress = widgets.IntProgress(max=self.total)
         self._said = widgets.HTML(self.hint)
         self._button.on_click(self._clicked)
-        display(
-            widgets.HBox(
-                [self._button, self._progress, self._said],
-                layout=widgets.Layout(align_items="center"),
-            )
+        line = widgets.HBox(
+            [self._button, self._progress, self._said],
+            layout=widgets.Layout(align_items="center"),
         )
+        display(LiveBox([line]))
         return self
 
     def _ipython_display_(self):

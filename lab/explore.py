@@ -52,6 +52,15 @@ def explore(draw, chapter, fixed=None, **controls):
     return view
 
 
+class LiveBox(widgets.VBox):
+    """What needs a kernel. A page that is shown without one, on GitHub or as
+    HTML, has nothing of it but this text.
+    """
+
+    def __repr__(self):
+        return "Run this cell: what belongs here needs a running kernel."
+
+
 class View:
     """A figure and its knobs; made by `explore`."""
 
@@ -225,7 +234,7 @@ class View:
             layout=widgets.Layout(align_items="center"),
         )
         parts = [knobs, self.figure, line, self._copy, ViewCare()]
-        return widgets.VBox(parts)
+        return LiveBox(parts)
 
     def _pinned(self, _button):
         count = self.pin()

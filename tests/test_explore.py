@@ -400,6 +400,15 @@ def test_a_run_without_a_front_end_leaves_a_picture_and_no_megabytes(
     assert len(nbformat.writes(notebook)) < 100_000
 
 
+def test_a_page_without_its_kernel_says_how_to_see_the_view(monkeypatch):
+    monkeypatch.setenv("JPY_SESSION_NAME", "chapter.ipynb")
+    view = explore(draw, chapter="02", **knobs())
+    # all that GitHub and nbconvert find in a notebook that JupyterLab saved
+    text = view._box._repr_mimebundle_()["text/plain"]
+    assert text.startswith("Run this cell")
+    assert text.endswith("kernel.")
+
+
 def test_the_command_names_what_the_drawing_depends_on_and_no_knob_moves():
     view = explore(
         lambda name: figures.histogram([1]),
