@@ -11,14 +11,21 @@ PYTHON ?= $(eval PYTHON := $(or $(call usable,python3),\
   $(call usable,python3.11)))$(PYTHON)
 CPU_TORCH := https://download.pytorch.org/whl/cpu
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
+# .venv/ keeps the path of this folder and of a Python, which may be gone
+FITS = .venv/bin/python -c '$(NEW_ENOUGH)' 2>/dev/null \
+  && grep -qF "$$(pwd -P)/.venv/bin/" .venv/bin/pip || { \
+  echo ".venv/ belongs to another folder, or its Python is too old or gone;" \
+    "remove it with make clean, then try again"; exit 1; }
 
 .PHONY: lab test figures clean
 
 lab: .venv/.ready
+	@$(FITS)
 	.venv/bin/jupyter lab --ip=localhost $(AS_ROOT) \
 	  --LabApp.default_url=/lab/tree/notebooks/00-start-here.ipynb
 
 test: .venv/.ready
+	@$(FITS)
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest
 
 # run every notebook and store its pictures and its checked numbers
@@ -36,6 +43,7 @@ clean:
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 	  echo "This Python comes without venv; on Debian and Ubuntu:" \
 	    "sudo apt install python3-venv"; exit 1; }
+	@test ! -e .venv/bin/pip || { $(FITS); }
 	@echo "Installing into .venv/ (some 2 GB, once; 5 to 15 minutes)"
 	$(PYTHON) -m venv .venv
 	@# on Linux, PyPI's torch brings 3 GB for NVIDIA GPUs: without one, take

@@ -123,6 +123,36 @@ def test_make_is_kind_to_a_python_that_will_not_do(tmp_path, python, words):
     assert not (tmp_path / ".venv").exists()
 
 
+@pytest.mark.parametrize("ready", [True, False])
+@pytest.mark.parametrize(
+    ("place", "python"),
+    [("/elsewhere", "exit 0"), (None, "exit 1"), (None, None)],
+    ids=["moved", "too old", "gone"],
+)
+def test_make_says_that_a_venv_no_longer_fits(tmp_path, ready, place, python):
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        (tmp_path / name).write_text((ROOT / name).read_text())
+    programs = tmp_path / ".venv/bin"
+    programs.mkdir(parents=True)
+    (programs / "pip").write_text(f"#!{place or tmp_path}/.venv/bin/python\n")
+    (programs / "python").symlink_to("stand-in")
+    if python:
+        (programs / "stand-in").write_text(f"#!/bin/sh\n{python}\n")
+        (programs / "stand-in").chmod(0o755)
+    if ready:
+        (tmp_path / ".venv/.ready").touch()
+    for command in ("lab", "test"):
+        done = subprocess.run(
+            ["make", command, f"PYTHON={sys.executable}"],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode != 0
+        assert "make clean" in done.stdout
+        assert "Installing" not in done.stdout
+
+
 def test_what_is_ready_is_not_built_again(tmp_path):
     (tmp_path / ".venv").mkdir()
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):
