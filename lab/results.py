@@ -227,6 +227,7 @@ def _draw(table, folder: Path, swept: list[str], name: str) -> Path | None:
     for each value of the second; further parameters are averaged over.
     """
     import plotly.graph_objects as go
+    from plotly.offline import get_plotlyjs
 
     from lab.figures import drawn
 
@@ -260,5 +261,7 @@ def _draw(table, folder: Path, swept: list[str], name: str) -> Path | None:
     )
     html = folder / "figure.html"
     # the 5 MB of plotly.js lie beside it once, not inside; works offline
-    figure.write_html(html, include_plotlyjs="directory")
+    write_bytes(folder / "plotly.min.js", get_plotlyjs().encode("utf-8"))
+    page = figure.to_html(include_plotlyjs="directory")
+    write_bytes(html, page.encode("utf-8"))
     return html

@@ -4,6 +4,7 @@ import os
 
 import pandas
 import pytest
+from plotly.offline import get_plotlyjs
 
 from lab import results
 
@@ -52,6 +53,15 @@ def test_two_sweeps_may_end_together(tmp_path, monkeypatch):
     table, _ = results.summarise(tmp_path, JOBS, ["k"], "n")
     assert ends and pandas.read_parquet(table).load.tolist() == [0.5, 0.5]
     assert not list(tmp_path.glob(".part-*"))
+
+
+def test_a_figure_that_broke_off_is_made_whole(tmp_path):
+    keep(tmp_path, load=0.5)
+    script = tmp_path / "plotly.min.js"
+    script.write_text("half")
+    _, figure = results.summarise(tmp_path, JOBS, ["k"], "n")
+    assert script.name in figure.read_text(encoding="utf-8")
+    assert script.read_text(encoding="utf-8") == get_plotlyjs()
 
 
 def test_a_score_keeps_clear_of_every_other_name(tmp_path):
