@@ -100,10 +100,14 @@ def make_folder(folder: Path) -> None:
 
 
 def run_folder(notebook: Path, parameters: dict[str, object]) -> Path:
-    """Where a single run goes, such as runs/02-adamoe/top_k=4."""
+    """Where a single run goes, such as runs/02-adamoe/top_k=4.
+
+    The run's key tells apart values that a folder's name cannot spell.
+    """
     name = re.sub(r"[^\w=.-]+", ",", as_text(parameters)) or "defaults"
-    if len(name) > 80:
-        name = key(parameters)
+    values = map(str, parameters.values())
+    if len(name) > 80 or any(re.search(r"[^\w.-]", one) for one in values):
+        name = f"{name[:80]}-{key(parameters)}"
     return Path("runs") / notebook.stem / name
 
 

@@ -1,6 +1,7 @@
 """The folder of a sweep: what breaks off leaves nothing in the way."""
 
 import os
+from pathlib import Path
 
 import pandas
 import pytest
@@ -110,3 +111,14 @@ def test_an_import_beside_lines_with_percent_signs_is_followed(
     before = results.version(notebook)
     monkeypatch.setattr(results, "_source", lambda name: "one = 2")
     assert results.version(notebook) != before
+
+
+def test_runs_of_other_values_have_other_folders():
+    texts = ["ab", "a b", "a,b", "a;b", "a=b", "../ab", "x" * 99, "x" * 98]
+    given = [{"text": text} for text in texts]
+    given += [{"text": "a", "b": 1}, {"text": "a b=1"}, {}]
+    folders = [results.run_folder(Path("02-x.ipynb"), one) for one in given]
+    assert len(set(folders)) == len(given)
+    assert {folder.parent for folder in folders} == {Path("runs/02-x")}
+    assert folders[0].name == "text=ab" and folders[-1].name == "defaults"
+    assert max(len(folder.name) for folder in folders) < 100
