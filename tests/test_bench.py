@@ -798,35 +798,45 @@ def test_a_table_that_owes_rows_says_which_and_keeps_its_part(
     assert [r["operation"] for r in record.Record(SHARED).kept] == ["a"]
 
 
-@on_cpu
-def test_a_run_that_is_stopped_goes_on_where_it_was(
-    tmp_path, monkeypatch, capsys
-):
-    monkeypatch.setattr(table, "FOLDER", tmp_path)
-    monkeypatch.setattr(table, "commit", lambda: "abc1234")
-    monkeypatch.setattr(suite, "measure_roofs", lambda *given: ROOFS)
-    begun, stop_at = [], ["b"]
+def three_pieces(tmp_path, monkeypatch, problem):
+    """The suite has pieces a, b and c, and b raises ``problem``.
+
+    Returns which were begun, in this order, and which are to raise.
+    """
+    begun, bad = [], ["b"]
 
     def a_piece(name):
         inner = piece(name, begun)
 
         def measure():
-            if name in stop_at:
-                raise KeyboardInterrupt
+            if name in bad:
+                begun.append(name)
+                raise problem
             yield from inner.measure()
 
         return inner._replace(measure=measure)
 
+    monkeypatch.setattr(table, "FOLDER", tmp_path)
+    monkeypatch.setattr(table, "commit", lambda: "abc1234")
+    monkeypatch.setattr(suite, "measure_roofs", lambda *given: ROOFS)
     monkeypatch.setattr(suite, "in_order", lambda *given: map(a_piece, "abc"))
+    return begun, bad
+
+
+@on_cpu
+def test_a_run_that_is_stopped_goes_on_where_it_was(
+    tmp_path, monkeypatch, capsys
+):
+    begun, bad = three_pieces(tmp_path, monkeypatch, KeyboardInterrupt)
     with pytest.raises(SystemExit) as status:
         suite.main(["--record"])
     assert status.value.code == 130
     said = capsys.readouterr().out
     assert "stopped" in said and "the same command goes on" in said
     assert table.recorded() == []
-    stop_at.clear()
+    bad.clear()
     suite.main(["--record"])
-    assert begun == ["a", "b", "c"]  # a only in the first run
+    assert begun == ["a", "b", "b", "c"]  # a only in the first run
     assert [r["operation"] for r in table.recorded()] == list("aabbcc")
     assert "kept" in capsys.readouterr().out
 
@@ -849,23 +859,8 @@ def test_a_run_that_could_not_go_on_says_so_before_it_begins(
 def test_who_takes_the_gpu_down_does_not_stand_in_the_way_of_others(
     tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(table, "FOLDER", tmp_path)
-    monkeypatch.setattr(table, "commit", lambda: "abc1234")
-    monkeypatch.setattr(suite, "measure_roofs", lambda *given: ROOFS)
-    begun, bad = [], ["b"]
-
-    def a_piece(name):
-        inner = piece(name, begun)
-
-        def measure():
-            if name in bad:
-                begun.append(name)
-                raise work.Lost("the GPU does not answer after b")
-            yield from inner.measure()
-
-        return inner._replace(measure=measure)
-
-    monkeypatch.setattr(suite, "in_order", lambda *given: map(a_piece, "abc"))
+    problem = work.Lost("the GPU does not answer after b")
+    begun, bad = three_pieces(tmp_path, monkeypatch, problem)
     assert suite.main(["--record"]) == 1
     assert "does not answer after b" in capsys.readouterr().out
     # the table is written, as where time is over
