@@ -24,6 +24,7 @@ class Parameter(NamedTuple):
     name: str
     type: str  # "int", "float", "bool" or "str"
     default: str  # as written
+    help: str
 
 
 def declared(notebook: Path) -> dict[str, Parameter]:
@@ -39,7 +40,9 @@ def declared(notebook: Path) -> dict[str, Parameter]:
             "`parameters` and write lines such as `top_k: int = 2`"
         )
     return {
-        name: Parameter(name, one["inferred_type_name"], one["default"])
+        name: Parameter(
+            name, one["inferred_type_name"], one["default"], one["help"]
+        )
         for name, one in found.items()
     }
 

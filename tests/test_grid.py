@@ -5,10 +5,11 @@ import pytest
 from lab.grid import combinations, declared, parse
 
 
-def test_the_parameters_cell_is_read_with_types(tiny_notebook):
+def test_the_parameters_cell_is_read_with_types_and_help(tiny_notebook):
     known = declared(tiny_notebook())
     assert list(known) == ["top_k", "alpha", "loss", "fast", "out"]
     assert known["top_k"].type == "int"
+    assert known["top_k"].help == "experts per token"
 
 
 @pytest.mark.parametrize(
