@@ -66,6 +66,7 @@ def run(
             record.kept if record else [],
             record.lost if record else [],
             device,
+            begin=lambda keys: record and record.begin(keys),
         ):
             new = "machine" not in row  # a kept one has all columns
             row = shared | row

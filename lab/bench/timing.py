@@ -7,6 +7,7 @@ slow minute hits all of them.
 """
 
 import math
+import random
 import time
 from collections.abc import Callable
 from statistics import median, quantiles
@@ -101,13 +102,16 @@ def in_turn(
 ) -> dict[str, Timing]:
     """Time each provider, one sample after the other, round by round.
 
-    A provider prepares, untimed, and returns the call that is timed. Two
-    rounds to warm up, one for who is slow; then ``samples`` rounds. Who has
-    used up ``seconds`` and has 3 samples leaves the rounds, and so does who
-    raises, if ``failed(name, problem)`` is there to be told. ``ahead``: see
-    `clock`.
+    A provider prepares, untimed, and returns the call that is timed. There
+    are two rounds to warm up, one for a slow provider, and then ``samples``
+    rounds. Each round has an order of its own, drawn with a fixed seed, so
+    that no provider always follows the same one, whose heat it would inherit.
+    A provider that has used up ``seconds`` and has 3 samples drops out, and
+    so does one that raises, if ``failed(name, problem)`` is given. ``ahead``:
+    see `clock`.
     """
     measure = clock(device, ahead)
+    dice = random.Random(0)
     spent = dict.fromkeys(providers, 0.0)
     taken = {name: [] for name in providers}
 
@@ -129,7 +133,7 @@ def in_turn(
     spent = dict.fromkeys(providers, 0.0)
     taken |= {name: [] for name in taken}
     for done in range(samples):
-        for name in list(taken):
+        for name in dice.sample(list(taken), len(taken)):
             if done < LEAST or spent[name] <= seconds:
                 sample(name)
     return {name: summary(found) for name, found in taken.items()}

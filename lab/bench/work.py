@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 
 NO_TIME = "no time left"
+# the prefix is that of `Lost`: the piece took the whole process down
+ENDED = "Lost: the process ended here"
 
 
 class Piece(NamedTuple):
@@ -31,13 +33,15 @@ def done(
     kept: Iterable[dict] = (),
     lost: Iterable[dict] = (),
     device: str = "cpu",
+    begin: Callable[[list[dict]], None] = lambda keys: None,
 ) -> Iterator[dict]:
     """The rows of all pieces: those ``kept`` as they are, the others new.
 
-    A piece is begun while there is time, and then finished. Where the GPU
-    does not answer any more, no further piece can be measured: their rows
-    are as if time were over, and `Lost` comes after the last. Pieces of rows
-    that an earlier run ``lost`` so are tried after all others.
+    A piece is begun while there is time, and then finished; ``begin`` hears
+    its keys first. Once the GPU no longer answers, no further piece can be
+    measured: the remaining rows are noted as if time were over, and `Lost` is
+    raised after the last. Pieces with rows that an earlier run ``lost`` in
+    this way come after all others.
     """
     kept = {identity(row): row for row in kept}
     lost = {identity(row) for row in lost}
@@ -53,6 +57,7 @@ def done(
         ):
             yield from known
         elif not fallen and is_time_left():
+            begin(piece.keys)
             try:
                 yield from _measured(piece, device)
             except Lost as problem:
@@ -94,13 +99,13 @@ def reason(problem: BaseException) -> str:
 
 
 class Lost(RuntimeError):
-    """The GPU does not answer any more, in this process."""
+    """The GPU no longer answers in this process."""
 
     rows: list[dict] = []  # of the run, and what became of them
 
 
 def is_lost(row: dict) -> bool:
-    """Whether a row has no time because somebody took the GPU down."""
+    """Whether a row has no time because the GPU or the process went down."""
     return row["note"].startswith(Lost.__name__)
 
 
