@@ -54,18 +54,23 @@ def combine_reference(
     """The sum in plain PyTorch: each token is a bag of its rows."""
     # a row that was not computed counts as an empty slot
     filled = (rows >= 0) & (rows < len(expert_rows))
-    slot = filled.flatten().nonzero()[:, 0]
-    bag = F.pad(filled.sum(dim=1).cumsum(0), (1, 0))
     wide = torch.promote_types(expert_rows.dtype, weights.dtype)
+    values, weights = expert_rows.to(wide), weights.to(wide)
     # 13 times faster than gather, multiply and sum
-    y = F.embedding_bag(
-        rows.flatten().index_select(0, slot),
-        expert_rows.to(wide),
-        bag.int(),
-        mode="sum",
-        per_sample_weights=weights.flatten().index_select(0, slot).to(wide),
-        include_last_offset=True,
-    )
+    if rows.numel() and filled.all():
+        y = F.embedding_bag(
+            rows, values, mode="sum", per_sample_weights=weights
+        )
+    else:
+        slot = filled.flatten().nonzero()[:, 0]
+        y = F.embedding_bag(
+            rows.flatten().index_select(0, slot),
+            values,
+            F.pad(filled.sum(dim=1).cumsum(0), (1, 0)).int(),
+            mode="sum",
+            per_sample_weights=weights.flatten().index_select(0, slot),
+            include_last_offset=True,
+        )
     return y.to(expert_rows.dtype)
 
 

@@ -42,7 +42,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.nn import functional as F
 
 from lab.kernels.declaration import Compile, Cost, Declaration, Example
 from lab.kernels.operator import operator
@@ -95,9 +94,10 @@ def dispatch_reference(experts: Tensor, num_experts: int) -> Dispatch:
     # empty slots sort behind the last expert, as if they had chosen E
     chosen = experts.flatten()
     chosen = chosen.masked_fill(chosen < 0, num_experts).to(torch.int16)
-    pairs = chosen.sort(stable=True).indices
-    load = chosen.bincount(minlength=num_experts + 1)[:num_experts].int()
-    offsets = F.pad(load.cumsum(0, dtype=torch.int32), (1, 0))
+    chosen, pairs = chosen.sort(stable=True)
+    each = torch.arange(num_experts + 1, device=experts.device)
+    # where an expert first occurs, and where the empty slots begin
+    offsets = torch.searchsorted(chosen, each.short(), out_int32=True)
 
     kept = int(offsets[-1])
     row = torch.arange(T * S, dtype=torch.int32, device=experts.device)
@@ -105,7 +105,7 @@ def dispatch_reference(experts: Tensor, num_experts: int) -> Dispatch:
     rows = torch.empty_like(row).scatter_(0, pairs, row).view(T, S)
     pairs = pairs.int()
     pairs[kept:] = -1
-    return Dispatch(load, offsets, pairs, rows)
+    return Dispatch(offsets.diff(), offsets, pairs, rows)
 
 
 @triton.jit
