@@ -4,24 +4,24 @@ Zeng, Miao, Gao, Zhang, Deng, "AdaMoE: Token-Adaptive Routing with Null
 Experts for Mixture-of-Experts Language Models", Findings of EMNLP 2024. The
 router may also choose among m null experts, which output 0 and cost nothing,
 and k is raised. Each token still makes k choices, but the number of true
-experts it pays for is its own.
+experts that it pays for can differ from token to token.
 
     P = softmax(x W)         over n true and m null experts
-    T = the true ones among the k best
+    T = the true experts among the k best
     y = sum of w_i E_i(x) over T,  w_i = P_i / sum of P_j over T
     loss = alpha (n + m) sum of f~_i P_i                            (eq. 6)
 
-f~_i is the share of tokens that chose expert i; for a null expert, the mean
-over all nulls, so that the loss never tells one null from another. A token
-with T empty passes through on its residual alone. Under perfect balance the
-mean load is k n / (n + m).
+f~_i is the share of tokens that chose expert i; for a null expert it is the
+mean over all nulls, so that the loss never tells one null from another. If T
+is empty the token passes through on its residual alone. Under perfect balance
+the mean load is k n / (n + m).
 
 The authors' Mixtral code averages the null loads over an empty slice, so it
 trains with the ordinary balance loss; their LoRA code follows eq. 6, up to
 the factor k. This version follows eq. 6. Ties go to the lowest index.
 
-How a trained model gets its null experts is in `adamoe_phases`, what the
-pictures show in `adamoe_recorded`.
+How a trained model gets its null experts is in `adamoe_phases`; the models
+that the pictures show are in `adamoe_recorded`.
 """
 
 from functools import cache, partial
@@ -56,9 +56,9 @@ class AdaMoERouter(Router):
     """Top-k among n true experts and, in the last columns, m null ones.
 
     ``balance`` is alpha. ``loss`` is "null" (eq. 6) or "ordinary" (the plain
-    balance loss). ``normalize`` says over what the weights add up to 1: the
-    "true" chosen experts (the paper), or "all" chosen ones, where the nulls
-    keep their share and the output shrinks.
+    balance loss). ``normalize`` says which weights add up to 1: those of the
+    "true" experts chosen (the paper), or of "all" experts chosen, in which
+    case the nulls keep their share and the output shrinks.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class AdaMoERouter(Router):
 def route(
     logits: Tensor, k: int, null_experts: int, normalize: str = "true"
 ) -> Gate:
-    """Choose for each row of the logits [T, n + m]; null slots are empty."""
+    """Choose k for each row of the logits [T, n + m]; null slots are empty."""
     if normalize == "true":
         return topk_gate(logits, k, null_experts)
     if normalize != "all":
@@ -111,7 +111,7 @@ def null_loss(experts: Tensor, scores: Tensor, null_experts: int) -> Tensor:
     """(n + m) * sum of f~_i P_i (eq. 6, without alpha).
 
     ``experts`` [T, k] with -1 for a null choice, ``scores`` [T, n + m]. At
-    perfect balance it is k.
+    perfect balance the loss is k.
     """
     T, columns = scores.shape
     true_experts = columns - null_experts
@@ -124,19 +124,19 @@ def null_loss(experts: Tensor, scores: Tensor, null_experts: int) -> Tensor:
 
 
 def expected_load(k: int, null_experts: int, experts: int = EXPERTS) -> float:
-    """True experts per token when all are chosen alike: k n / (n + m)."""
+    """True experts per token when all are chosen equally: k n / (n + m)."""
     return k * experts / (experts + null_experts)
 
 
 class Arm(NamedTuple):
-    """One way to adapt the pretrained model, and what came of it."""
+    """The result of one way to adapt the pretrained model."""
 
     bits: float  # bits per character on the prose test text
     load: float  # true experts per token and layer
 
 
 class Result(NamedTuple):
-    """One seed: arms that share model, data, order and steps."""
+    """One seed: four arms that share model, data, order and steps."""
 
     top_1: Arm
     top_2: Arm
@@ -169,7 +169,7 @@ def arm(
 ) -> Arm:
     """Adapt with k choices among 8 true and ``null_experts`` null experts.
 
-    Without null experts this is plain top-k, trained in the same way.
+    Without null experts the arm is plain top-k, trained in the same way.
     """
     model = adapt(
         untrained(top_k, null_experts, loss), null_experts, seed, **options
@@ -183,9 +183,9 @@ def untrained(
 ) -> CharLM:
     """The character model with an AdaMoE router in every layer.
 
-    Without null experts it is the plain top-k router of this part, the
-    baseline: there a lone expert is weighted by its raw score, which serves
-    top-1 better than the weight 1 that AdaMoE's rule would give it.
+    Without null experts the router is the plain top-k router of this part, the
+    baseline. It weights a lone expert by its raw score, which is better for
+    top-1 than the weight 1 that AdaMoE's rule would give.
     """
 
     def router(_: int) -> Router:

@@ -26,16 +26,16 @@ def add_null_experts(
 ) -> Tensor:
     """Widen a trained router's weight [D, n] to [D, n + m].
 
-    "copy" repeats the true columns (the authors' loader), which makes every
-    null an exact twin of a true expert, so the tie rule decides at first;
-    "nudge" adds noise of a hundredth of the weights' spread to the twins;
+    "copy" repeats the true columns, as the authors' loader does. Every null is
+    then an exact twin of a true expert, so the tie rule decides at first.
+    "nudge" adds noise of a hundredth of the weights' spread to the twins.
     "random" draws new columns with the spread of the old ones.
     """
     D, n = weight.shape
     if null_experts % n and start != "random":
         raise ValueError(
             f"null_experts={null_experts} is not a multiple of the {n} true"
-            ' experts that are copied; use one, or start="random"'
+            ' experts that are copied; use a multiple, or start="random"'
         )
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(D, null_experts, generator=generator) * weight.std()
@@ -73,9 +73,9 @@ def adapt(
     """Phase 2: give ``model`` the pretrained weights and train it on prose.
 
     The weight of the balance loss is ``alpha[0]`` up to step ``steps`` / 2,
-    rounded up, and ``alpha[1]`` after it. It is set after a step's loss, for
-    the next one, so step 0 is made with the router's own: 0.02 of AdaMoE's,
-    0.01 of plain top-k's.
+    rounded up, and ``alpha[1]`` after it. It is set for the next step
+    once a step's loss is known, so step 0 uses the router's own weight: 0.02
+    for AdaMoE, 0.01 for plain top-k.
     """
     weights = pretrained(seed, pretraining_steps).state_dict()
     for name in weights:

@@ -1,7 +1,7 @@
 """What the pictures of chapter 02 show: recorded models with null experts.
 
-Of each number of null experts, loss and schedule one model, seed 0; and plain
-top-1 and top-2, adapted in the same way.
+There is one model for each number of null experts, loss and schedule, seed 0,
+and plain top-1 and top-2 models adapted in the same way.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from lab.tokens.adamoe import untrained
 from lab.tokens.adamoe_phases import ALPHA, adapt
 from lab.tokens.char_lm import CharLM, Look, evaluate, look
 
-TRAINED_K = {0: 2, 8: 3, 16: 4, 32: 6}  # null experts: k they learned with
+TRAINED_K = {0: 2, 8: 3, 16: 4, 32: 6}  # null experts: k in training
 LOSSES = ("null", "ordinary")
 SCHEDULES = {"annealed": ALPHA, "weak": (1e-4, 1e-4)}
 
@@ -27,7 +27,7 @@ def picture(
     """Let a recorded model read with k choices per token.
 
     ``null_experts``, ``loss`` and ``schedule`` choose the model, which
-    learned with `TRAINED_K` choices; ``top_k`` and ``normalize`` act on its
+    learned with `TRAINED_K` choices; ``top_k`` and ``normalize`` change its
     routers now, without training again.
     """
     model = recorded(null_experts, loss, schedule)
@@ -39,7 +39,7 @@ def picture(
 
 @cache
 def baseline(k: int) -> tuple[list[float], list[float]]:
-    """Load and bits of plain top-k adapted in the same way, same sample."""
+    """Load and bits of plain top-k, adapted in the same way, on the sample."""
     model = checkpoints.load(f"adapted-top-{k}", untrained(k, 0))
     sample = look(model).sample
     return [sample.mean_experts], [sample.bits_per_character]
@@ -60,9 +60,9 @@ def train_anew(
     normalize: str,
     progress: Callable = iter,
 ) -> str:
-    """Adapt the pretrained model anew, seed 0, and say what came of it.
+    """Adapt the pretrained model, seed 0, and return the result in words.
 
-    The first time, the pretraining comes first (six seconds).
+    The first call also runs the pretraining (six seconds).
     """
     model = adapt(
         untrained(top_k, null_experts, loss, normalize),
@@ -80,13 +80,13 @@ def train_anew(
 
 
 def train_checkpoints(progress: Callable = iter) -> None:
-    """Train every recorded model anew, seed 0: about a minute and a half."""
+    """Train every recorded model again, seed 0: about a minute and a half."""
     wanted = [
         (null_experts, loss, schedule)
         for null_experts in TRAINED_K
         for loss in LOSSES
         for schedule in SCHEDULES
-        if null_experts or loss == "null"  # without nulls both are one
+        if null_experts or loss == "null"  # without nulls both are the same
     ]
     for null_experts, loss, schedule in progress(wanted):
         k, alpha = TRAINED_K[null_experts], SCHEDULES[schedule]

@@ -10,12 +10,12 @@ loss keeps the router sharp enough for that set to stay small.
     y = sum of P_i E_i(x) over S         raw probabilities, not renormalized
     loss = L_lm + alpha N sum f_i Q_i + beta H(P)
 
-alpha = 1e-2, beta = 1e-4, p = 0.4 in the paper. Compared with the authors'
-code (inference only): there a partial sum that equals p exactly keeps one
-expert more (``>`` for the paper's ``>=``); this version follows the paper.
-Their experts are SwiGLU, ours are ReLU, as in all chapters of this part.
-What is measured is in `experts_per_token`, what the pictures show in
-`top_p_routing_recorded`.
+alpha = 1e-2, beta = 1e-4, p = 0.4 in the paper. In the authors' code
+(inference only) a partial sum that equals p exactly keeps one expert more
+(``>`` instead of the paper's ``>=``); this version follows the paper. Their
+experts are SwiGLU, ours are ReLU, as in all chapters of this part.
+The measurements are in `experts_per_token`, the models that the pictures
+show in `top_p_routing_recorded`.
 """
 
 import math
@@ -74,7 +74,7 @@ class TopPRouter(Router):
 
 
 class Result(NamedTuple):
-    """One seed of the experiment: three routers, same data and budget."""
+    """One seed of the experiment: three routers, the same data and budget."""
 
     top_1: Arm
     top_2: Arm
@@ -144,7 +144,7 @@ def _quality(seed: int, **parameters) -> float:
 
 
 def _compute(seed: int, **parameters) -> float:
-    """Experts per token, as a share of top-2's, in percent."""
+    """Experts per token, in percent of top-2's."""
     result = experiment(seed, **parameters)
     return 100 * result.top_p.experts / result.top_2.experts
 
@@ -161,13 +161,13 @@ def _difficulty(seed: int, **parameters) -> float:
 
 
 def _fall(seed: int, **parameters) -> float:
-    """Experts per token early in the training minus late."""
+    """Experts per token early in training minus those late in training."""
     top_p = _alone(seed, **parameters)
     return top_p.experts_early - top_p.experts_late
 
 
 def _depth(seed: int, **parameters) -> float:
-    """Experts per token in the first layer minus in the last."""
+    """Experts per token in the first layer minus those in the last."""
     by_layer = _alone(seed, **parameters).experts_by_layer
     return by_layer[0] - by_layer[-1]
 
@@ -180,7 +180,7 @@ def _alone(
 
 
 def _kept(scores: Tensor, p: float) -> Tensor:
-    """Which of the scores [N] top-p keeps, as booleans [N]."""
+    """Booleans [N] that say which of the scores [N] top-p keeps."""
     experts = topp_gate(scores.log()[None], p).experts[0]
     return (torch.arange(len(scores))[:, None] == experts).any(dim=1)
 

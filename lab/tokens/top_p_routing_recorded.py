@@ -1,7 +1,7 @@
 """What the pictures of chapter 01 show: recorded models of every router.
 
-Top-1, top-2 and top-p of 4, 8 and 16 experts, top-p with four weights of the
-entropy loss, all trained on prose, seed 0.
+They are top-1, top-2 and top-p models with 4, 8 and 16 experts, the top-p ones
+with four weights of the entropy loss. All were trained on prose, seed 0.
 """
 
 import itertools
@@ -22,10 +22,10 @@ def picture(
     entropy_weight: float = 1e-4,
     experts: int = 8,
 ) -> Look:
-    """Let a recorded model read with other knobs than it learned with.
+    """Let a recorded model read with any p and temperature.
 
     ``entropy_weight`` and ``experts`` choose the model; ``p`` and
-    ``temperature`` act on its routers now, without training again.
+    ``temperature`` change its routers now, without training again.
     """
     model = recorded("top-p", experts, entropy_weight)
     for layer in model.layers:
@@ -36,7 +36,7 @@ def picture(
 
 @cache
 def baseline(k: int, experts: int) -> tuple[list[float], list[float]]:
-    """Experts per token and bits of the recorded top-k model, same sample."""
+    """Experts per token and bits of the recorded top-k model on the sample."""
     sample = look(recorded(f"top-{k}", experts)).sample
     return [sample.mean_experts], [sample.bits_per_character]
 
@@ -55,7 +55,7 @@ def recorded(
 def train_anew(
     p: float, entropy_weight: float, experts: int, progress: Callable = iter
 ) -> str:
-    """Train a top-p model on prose, seed 0, and say what came of it."""
+    """Train a top-p model on prose, seed 0, and return the result in words."""
     model = top_p_model(0, p, entropy_weight, experts)
     train(model, "prose", STEPS, seed=0, progress=progress)
     seen = evaluate(model, "prose")
@@ -66,7 +66,7 @@ def train_anew(
 
 
 def train_checkpoints(progress: Callable = iter) -> None:
-    """Train every recorded model anew, seed 0, on prose: two minutes."""
+    """Train every recorded model again on prose, seed 0: two minutes."""
     wanted = [
         *itertools.product(("top-1", "top-2"), EXPERTS, (None,)),
         *itertools.product(("top-p",), EXPERTS, ENTROPY_WEIGHTS),
