@@ -5,10 +5,10 @@ trained at a few settings of its own knob, so that it draws a short curve of
 loss against active compute, and is compared with plain top-k:
 
     work  = experts per token * 2 D F + what the router itself computes
-    line  = bits of top-1, top-2, top-4 and top-8 over their work, joined
+    line  = bits of top-1, top-2, top-4 and top-8 over their work, connected
     gap   = bits of a point - the line at its work, same seed
 
-Between two models on the line lies what mixing them blindly would give, so a
+Between two models, the line shows what mixing them blindly would give, so a
 router is worth something where its gap is below 0. `lab train arena` records
 every run in `data/arena/`; the claims are judged on those runs.
 """
@@ -46,13 +46,14 @@ from lab.tokens.rmoe import WIDTH
 
 BASELINE = "top-k"  # its settings are the knots of the line
 LABELS = tuple(p.label for p in points())
-# who lets a token choose how many experts work on it, and who never learns
+# routers that let a token choose how many experts work on it
 ADAPTIVE = ("top-p", "AdaMoE", "Duo-LLM")
+# routers that never learn
 BLIND = ("THOR", "SMoE-Dropout")
 
 
 def run(p: Point, seed: int, steps: int, positions: int) -> Run:
-    """The recorded run, or a new one where none of this size is recorded."""
+    """The recorded run, or a new one if none of this size is recorded."""
     if (steps, positions) == (STEPS, POSITIONS) and (p, seed) in runs():
         return runs()[p, seed]
     return _new_run(p, seed, steps, positions)
@@ -67,9 +68,10 @@ def _new_run(p: Point, seed: int, steps: int, positions: int) -> Run:
 def above_line(
     work: float, bits: float, line_work: list[float], line_bits: list[float]
 ) -> float:
-    """Bits lost against the joined line of the baseline, at equal work.
+    """Bits lost against the line through the baseline's points, at equal work.
 
-    ``line_work`` rises; beyond its ends the outer pieces go on.
+    ``line_work`` is in rising order; beyond its ends the line continues as its
+    outermost pieces do.
     """
     inside = range(1, len(line_work) - 1)
     i = next((i for i in inside if work < line_work[i]), len(line_work) - 1)
@@ -92,12 +94,12 @@ def gap(
 
 
 def train_checkpoints(progress: Callable = iter) -> None:
-    """Train and record every point anew: twenty minutes on one core."""
+    """Train and record every point again: twenty minutes on one core."""
     record(progress)
 
 
 def train_anew(label: str, seed: int, progress: Callable = iter) -> str:
-    """Train the point ``label`` again and say whether the record holds."""
+    """Train the point ``label`` again and set the result beside the record."""
     p = point(label)
     training = Training(p.setting, seed, STEPS)
     new, _ = train_and_measure(entrant(p.router), training, progress=progress)
@@ -115,7 +117,7 @@ def _mean_gap(names: tuple[str, ...], seed: int, **budget: int) -> float:
 def _champion(seed: int, **budget: int) -> float:
     """The gap of the point that is best on the other seeds.
 
-    Chosen on the others, so that luck on this one is not rewarded.
+    It is chosen on the others, so that luck on this seed is not rewarded.
     """
     others = [one for one in range(SEEDS) if one != seed]
     rivals = points([one.name for one in ENTRANTS if one.chapter])
@@ -189,7 +191,7 @@ CLAIMS = (
 
 
 def _best_and_close(scores: Tensor) -> Tensor:
-    """The best expert, and the second if it has at least half its score."""
+    """The best expert, and the second if it has at least half that score."""
     order = scores.argsort(dim=1, descending=True, stable=True)
     best = scores.gather(1, order)
     kept = torch.zeros_like(scores, dtype=torch.bool)
@@ -208,7 +210,7 @@ _SCORES = torch.tensor(
 )
 
 EXERCISES = {
-    # what RMoE's memory costs beyond a linear router, in experts
+    # one expert, and what RMoE's memory costs beyond a linear router
     "exercise-1": Exercise(
         slug="exercise-1",
         answer=1

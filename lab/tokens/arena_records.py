@@ -1,7 +1,8 @@
 """What the arena measured: every run of every entrant, in `data/arena/`.
 
-`runs.csv` has a row for each point and seed, `profiles.npz` its counts (see
-`lab/tokens/routing_profile.py`), `about.json` says where and when.
+`runs.csv` has a row for each run (a point and a seed), and `profiles.npz` its
+counts (see `lab/tokens/routing_profile.py`). `about.json` says where and when
+the runs were made.
 """
 
 import csv
@@ -34,7 +35,7 @@ from lab.verdict import machine, versions
 SEEDS = 5
 POSITIONS = 16384  # test characters
 HOME = DATA / "arena"
-COUNTS = ("load", "kinds", "pairs")  # of a profile, kept whole
+COUNTS = ("load", "kinds", "pairs")  # the tables of a profile, kept in full
 
 
 class Run(NamedTuple):
@@ -44,7 +45,7 @@ class Run(NamedTuple):
     setting: float
     seed: int
     bits: float  # per character
-    experts: float  # at work, mean per token and layer
+    experts: float  # on the test text, mean per token and layer
     experts_in_training: float
     router_multiply_adds: float  # per token and layer
     multiply_adds: float  # the same, experts included
@@ -75,7 +76,7 @@ def point(label: str) -> Point:
     """The point with this label, such as "top-p 0.4"."""
     known = {one.label: one for one in points()}
     if label not in known:
-        raise ValueError(f"{label!r} is no point; use one of {list(known)}")
+        raise ValueError(f"{label!r} is not a point; use one of {list(known)}")
     return known[label]
 
 
@@ -85,7 +86,7 @@ def train_and_measure(
     positions: int = POSITIONS,
     progress: Callable = iter,
 ) -> tuple[Run, Profile]:
-    """Train an entrant, in the arena or not yet, and measure it."""
+    """Train and measure an entrant, which need not be in the arena yet."""
     model, while_training = trained(one, training, progress)
     context, target = spread("prose", positions)
     seen = measure(model, context, target)
@@ -111,14 +112,15 @@ def train_and_measure(
 def record(progress: Callable = iter, names: list[str] | None = None) -> None:
     """Train and record all points, or those of the entrants ``names``.
 
-    What else is recorded stays: an entrant that comes late is added.
+    With ``names`` everything else that is recorded stays, so that a new
+    entrant can be added.
     """
     kept, arrays, about = {}, {}, {}
     if names is not None and HOME.is_dir():
         kept, arrays = dict(runs()), dict(_arrays())
         about = read_json(str(HOME / "about.json"))
     jobs = [(p, seed) for p in points(names) for seed in range(SEEDS)]
-    # a training that several settings share is done once a seed
+    # a training that several settings share is done once per seed
     jobs.sort(key=lambda job: _order(*job))
     shapes: dict[str, list[np.ndarray]] = {}
     for p, seed in progress(jobs):

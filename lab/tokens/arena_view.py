@@ -1,4 +1,4 @@
-"""What the arena's recorded runs show: a table, and what the figures need."""
+"""The arena's recorded runs, as a table and as data for its figures."""
 
 from functools import cache
 from typing import NamedTuple
@@ -24,8 +24,8 @@ from lab.tokens.entrants import ENTRANTS, STEPS
 from lab.tokens.routing_profile import KINDS, information
 from lab.verdict import interval
 
-# what a point costs, by the name of the knob: a run's number, its unit, and
-# where the axis is labelled
+# ways to count what a point costs: the field of a run, its unit, and where the
+# axis is labelled
 COSTS = {
     "multiply-adds": (
         "multiply_adds",
@@ -39,12 +39,12 @@ ROUTINGS = ("characters", "depth")
 
 
 class Summary(NamedTuple):
-    """A recorded point over all seeds; means but for the interval."""
+    """A recorded point over all seeds; means unless said otherwise."""
 
     point: Point
     bits: float
     lowest: float  # bits of the best seed
-    highest: float  # and of the worst
+    highest: float  # bits of the worst seed
     gap: float
     low: float  # 95 % interval of the gap
     high: float
@@ -66,7 +66,7 @@ def summary(p: Point) -> Summary:
 
 
 def entry_list() -> str:
-    """Who takes part, one a line, with its knob and its router's cost."""
+    """The entrants, one per line, with their knobs and routers' costs."""
     lines = [
         f"{'':<51} router's own",
         f"{'router':<13} {'chapter':<8} {'knob':<13} {'settings':<16}"
@@ -84,7 +84,7 @@ def entry_list() -> str:
 
 
 def table() -> str:
-    """Every recorded point, one a line; below, where it was recorded."""
+    """Every recorded point, one per line, and then where it was recorded."""
     lines = [
         f"{'':<15} experts work  in the  bits per character"
         "   gap to the line          fullest nats told",
@@ -118,7 +118,7 @@ def _provenance() -> list[str]:
 
 
 def all_gaps() -> tuple[dict[str, tuple[float, float, float]], str]:
-    """Mean gap and interval of all but the baseline, and what they come to."""
+    """Mean gap and interval of all points but the baseline's, and a title."""
     rows = {
         p.label: (s.gap, s.low, s.high)
         for p in points()
@@ -160,7 +160,7 @@ def spot(p: Point, seed: int, cost: str) -> dict:
 
 
 def headline(p: Point, seed: int) -> str:
-    """What a recorded run came to, as a title."""
+    """The result of a recorded run, as a title."""
     one, far = runs()[p, seed], gap(p, seed)
     return (
         f"{p.label}, seed {seed}: {one.bits:.3f} bits with"
@@ -178,8 +178,8 @@ def shown(label: str, routing: str, layer: int, seed: int) -> dict:
     """One of `ROUTINGS` as the arguments of a heat map, in percent.
 
     "characters": where the choices of each kind of character go in ``layer``
-    (1 to 3). "depth": where the tokens of each expert go in the next layer,
-    from the last one in the first.
+    (1 to 3). "depth": where the tokens of each expert go in the next layer;
+    after the last layer comes the first.
     """
     seen = recorded_profile(point(label), seed)
     if routing == "characters":
@@ -207,15 +207,15 @@ def _depth(pairs: np.ndarray, layer: int, layers: int) -> dict:
     told = float(information(torch.from_numpy(pairs)))
     after = layer % layers + 1
     used = pairs[:-1, :-1]
-    # a token may have chosen nobody
+    # a token may have chosen no expert
     names = [str(i) for i in range(len(used))]
     if pairs.sum() - used.sum() > 1e-3:
         used, names = pairs, [*names, "none"]
     share = 100 * used / np.maximum(used.sum(1, keepdims=True), 1e-9)
     return dict(
         values=share,
-        title=f"The choice in layer {layer} tells {told:.2f} nats about that"
-        f" in layer {after}",
+        title=f"The choice in layer {layer} tells {told:.2f} nats about"
+        f" layer {after}'s",
         rows=names,
         columns=names,
         row_title=f"layer {layer}",

@@ -1,25 +1,25 @@
-"""Who takes part in the router arena: one line for each router.
+"""The routers that take part in the arena, one line for each.
 
-All meet on the same ground: the character model of this part with three
-layers of eight experts, the same text, 600 steps of 512 characters in an
-order drawn from the seed, one learning rate, tuned for nobody. Only the
+All compete under the same conditions: the character model of this part with
+three layers of eight experts, the same text, 600 steps of 512 characters in an
+order drawn from the seed, one learning rate, tuned for no router. Only the
 router differs, and what its paper says about training it:
 
-    THOR          reads the first 256 of the 512 characters, twice, and adds
-                  its consistency loss: as many predictions as the others;
-                  without the dropout of its chapter
+    THOR          reads the first 256 of the 512 characters twice, which makes
+                  as many predictions as the others, and adds its consistency
+                  loss; it lacks the dropout of its chapter
     SMoE-Dropout  its k grows from 4 to 8 during one training, whose first
-                  step still has all 8 at work; the setting is the k that is
+                  step still uses all 8 experts; the setting is the k that is
                   switched on afterwards
-    AdaMoE        trains from scratch like all, not on a pretrained model, and
-                  its alpha stays at 0.02 where its chapter lowers it
-    Union         an expert keeps its best c tokens of a training batch; at
-                  work, where that would look ahead, it keeps all
+    AdaMoE        trains from scratch like the others, not from a pretrained
+                  model; its alpha stays at 0.02 (its chapter lowers it)
+    Union         in training, an expert keeps its best c tokens of a batch;
+                  afterwards, when that would look ahead, it keeps them all
     Duo-LLM       router and networks learn together; while they learn, both
                   networks work on every token
-    Read-ME       its one router learns with the rest, nothing is distilled
-    bricks        learns what all experts would answer, so while it learns
-                  they all take their first step for every token
+    Read-ME       its one router learns with the rest; nothing is distilled
+    bricks        its router learns to predict the activations of all experts,
+                  so in training all of them compute these for every token
 
 To enter a router, add its line to `ENTRANTS`.
 """
@@ -76,7 +76,7 @@ class Training(NamedTuple):
 
 
 class Entrant(NamedTuple):
-    """A router that takes part, and what its own training asks for."""
+    """A router that takes part, and what its training needs."""
 
     name: str
     chapter: str  # "01", or "" for a baseline
@@ -171,7 +171,7 @@ ENTRANTS = (
 
 
 def entrant(name: str) -> Entrant:
-    """The entrant called ``name``; an unknown one is refused with all."""
+    """The entrant called ``name``; an error for an unknown one lists all."""
     for one in ENTRANTS:
         if one.name == name:
             return one
@@ -197,7 +197,7 @@ class Trained(NamedTuple):
 def trained(
     one: Entrant, training: Training, progress: Callable = iter
 ) -> Trained:
-    """Train the entrant as all are trained, and switch its setting on."""
+    """Train the entrant like all the others, and switch its setting on."""
     if one.at_work is None:
         return _trained(one, training, progress)
     shared = training._replace(setting=one.settings[-1])
@@ -231,7 +231,7 @@ def _trained(one: Entrant, training: Training, progress: Callable) -> Trained:
     return Trained(model, sum(working) / len(working))
 
 
-# one training serves all settings that are switched on after it
+# all settings that are switched on afterwards share one training
 _shared = lru_cache(maxsize=2)(_trained)
 
 
@@ -241,9 +241,9 @@ def expert_work() -> int:
 
 
 def router_work(model: CharLM) -> float:
-    """Multiply-adds of the routers per token and layer, their mean.
+    """Mean multiply-adds of a layer's router per token.
 
-    Softmax, selection and the weighted sum are left out for all.
+    Softmax, selection and the weighted sum are left out for every router.
     """
     routers = [layer.router for layer in model.layers]
     return sum(map(matrices, routers)) / len(routers)
@@ -255,7 +255,7 @@ def matrices(router: nn.Module) -> int:
 
 
 def router_parameters(model: CharLM) -> int:
-    """Parameters of all routers, those that layers share counted once."""
+    """Parameters of all routers; those that layers share are counted once."""
     return sum(
         w.numel() for name, w in model.named_parameters() if ".router." in name
     )

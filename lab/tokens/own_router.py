@@ -1,4 +1,4 @@
-"""Your own router in the arena: a function that chooses, trained briefly."""
+"""Your own router in the arena, briefly trained: a function that chooses."""
 
 from collections.abc import Callable
 from typing import Any
@@ -27,10 +27,10 @@ class OwnRouter(Router):
 
     def forward(self, hidden: Tensor, memory: Any = None) -> Routing:
         scores = (hidden @ self.weight).softmax(dim=1)
-        # a copy, so that a choice that writes into it changes no weight
+        # a copy, so that a function that writes into it changes no weight
         chosen = self.choose(scores.detach().clone())
         weights = scores * chosen
-        # a token that chose nobody keeps its weights at 0
+        # a token that chose no expert keeps its weights at 0
         weights = weights / weights.sum(1, keepdim=True).clamp_min(1e-9)
         each = torch.arange(scores.shape[1], device=scores.device).int()
         gate = Gate(each.where(chosen, -1), weights)
@@ -41,7 +41,8 @@ class OwnRouter(Router):
 def enter(choose: Callable, seed: int = 0, steps: int = 100) -> str:
     """Let ``choose`` compete for ``steps`` steps, and say how it did.
 
-    See `OwnRouter`. An empty function is told so, not trained.
+    `OwnRouter` says what ``choose`` should return. An empty function is not
+    trained; the answer is then "not attempted yet".
     """
     T = 4
     probe = choose(torch.full((T, EXPERTS), 1 / EXPERTS))

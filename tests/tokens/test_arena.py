@@ -262,7 +262,7 @@ def clear():
 def test_an_unknown_name_is_refused_with_all_names():
     with pytest.raises(ValueError, match="use one of top-k, dense, top-p"):
         entrant("top-q")
-    with pytest.raises(ValueError, match="'top-p 0.5' is no point"):
+    with pytest.raises(ValueError, match="'top-p 0.5' is not a point"):
         point("top-p 0.5")
 
 
