@@ -9,23 +9,23 @@ Shared by the chapters of this part:
 ``checkpoints``     trained models kept in `data/char_lm/`
 ``routers``         what a router is; the top-k router; balance and
                     entropy loss
-``dice``            routers that draw the expert
+``dice``            routers that draw the expert at random
 ``mixing``          what mixing top-1 and top-2 blindly would give
 ``digit_model``     a small transformer that reads handwritten digits
-``capacity``        an expert takes only so many tokens
+``capacity``        a limit on the tokens that an expert takes
 ``coverage``        how many distinct experts a batch touches
 ``inference_cost``  seconds of one expert layer, by roofline
-``expert_timing``   and by the clock of the machine at hand
+``expert_timing``   the same, by the clock of the machine at hand
 ``domains``         seven more kinds of text, for chapters that need many
-``dense_lm``        a dense model of them, whose neurons can be masked
-``entrants``        who takes part in the router arena, a line each
+``dense_lm``        a dense model of those texts, with neurons to mask
+``entrants``        the routers of the arena, a line each
 ``routing_profile`` what a routing looks like, in counts
 ==================  ======================================================
 
-Of the closing notebook, ``arena``: ``arena_records``, ``arena_view`` and
+The closing notebook, ``arena``, also has ``arena_records``, ``arena_view`` and
 ``own_router``.
 
-Of one chapter:
+Used by one chapter:
 
 ====  ================================================================
 01    ``experts_per_token``
@@ -40,6 +40,6 @@ Of one chapter:
 10    ``expert_reads``
 ====  ================================================================
 
-What the pictures of a chapter show, recorded, stands in ``<its
+The recorded results that a chapter's pictures show are in ``<its
 name>_recorded``.
 """

@@ -1,10 +1,10 @@
-"""Capacity: an expert takes only so many tokens, the rest come too late.
+"""Capacity: an expert takes a limited number of tokens; the rest are too late.
 
 An expert on a device of its own has a buffer of fixed size. A request beyond
-it is turned away, and the token goes on without that expert (Lepikhin et al.
+it is turned away, and the token continues without that expert (Lepikhin et al.
 2020, GShard, section 2.2; Fedus et al. 2021, Switch Transformer, section
-2.2). Seats go in order of arrival here, by token and within a token by slot;
-GShard seats all first choices before the second ones.
+2.2). Here seats go in order of arrival, by token and within a token by slot;
+GShard seats all first choices before any second choice.
 """
 
 from torch import Tensor
@@ -16,8 +16,8 @@ from lab.kernels.topk_gate import Gate
 def within_capacity(gate: Gate, num_experts: int, capacity: int) -> Gate:
     """``gate`` [T, S] without the requests that find their expert full.
 
-    A slot turned away is empty, -1 with weight 0; the weights that stay are
-    not scaled up, so such a token gets less, as in the papers.
+    A slot that is turned away becomes empty: -1 with weight 0. The remaining
+    weights are not scaled up, so such a token gets less, as in the papers.
     """
     if capacity < 0:
         raise ValueError(f"capacity={capacity} is below 0; use 0 or more")
@@ -31,7 +31,7 @@ def within_capacity(gate: Gate, num_experts: int, capacity: int) -> Gate:
 def place(experts: Tensor, num_experts: int) -> Tensor:
     """Each slot's place in the queue of its expert, [T, S] from [T, S].
 
-    The first has place 0; an empty slot stands nowhere, below 0.
+    The first in a queue has place 0; an empty slot has no place, and gets -1.
     """
     sent = dispatch(experts, num_experts)
     begin = sent.offsets[experts.clamp(min=0).long()]

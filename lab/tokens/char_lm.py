@@ -3,12 +3,12 @@
 It reads 12 characters and predicts the next one:
 
     characters → embedding (12 each) → linear to D = 48
-    → 3 × [x + experts(layer norm x), chosen by a router], or more of them
+    → 3 or more × [x + experts(layer norm x), chosen by a router]
     → layer norm → scores of the 97 symbols
 
-Small enough to train in seconds on two CPU cores, and real: it learns real
-text, and its routers face real tokens, easy and hard. Every router of this
-part plugs in, so that all of them can be compared like with like.
+It is small enough to train in seconds on two CPU cores, and it is real: it
+learns real text, and its routers face real tokens, easy and hard. Every router
+of this part can be plugged in, so that like is compared with like.
 """
 
 import math
@@ -31,7 +31,7 @@ HIDDEN = 32  # F, hidden units of one expert
 LAYERS = 3
 BATCH = 512  # characters predicted in one training step
 PASSAGE = slice(14988, 15236)  # of the test text, for the chapters' pictures
-SAMPLE = 1024  # characters all over the test text, for their numbers
+SAMPLE = 1024  # characters from all over the test text, for the numbers
 
 
 class Prediction(NamedTuple):
@@ -70,10 +70,10 @@ class CharLM(nn.Module):
 
     All matrices, the routers' included, are drawn from the seed in one
     stream, normal with variance 1 / (3 fan-in) as in ``nn.Linear``, and
-    biases are 0. So two models of one seed and the same experts start equal
-    up to the first router of another shape: embedding, ``enter`` and the
-    first layer's experts are always the same; what is drawn after that router
-    is not. ``compute`` works out a layer's experts, with the arguments of
+    biases are 0. So two models with the same seed and the same experts start
+    equal up to the first router of another shape: embedding, ``enter`` and the
+    first layer's experts are always the same; whatever is drawn after that
+    router is not. ``compute`` applies a layer's experts, with the arguments of
     `moe_layer`.
     """
 
@@ -109,7 +109,7 @@ class CharLM(nn.Module):
 
 
 def draw_weights(model: nn.Module, seed: int) -> None:
-    """Draw the matrices of a character model as `CharLM` says."""
+    """Draw the matrices of a character model as `CharLM` describes."""
     generator = torch.Generator().manual_seed(seed)
     for name, weight in model.named_parameters():
         if name.endswith("bias"):
@@ -157,10 +157,11 @@ def train(
     Adam with a one-cycle learning rate. The batches are drawn from the seed,
     so every router sees the same characters in the same order. ``progress``
     wraps the steps (a progress bar); ``on_step(step, prediction)`` is called
-    before each update, for schedules and measurements; what it sets on the
-    model acts from the next step on, as this one's loss is known by then.
-    ``objective(model, context, target)`` returns a prediction and what to
-    descend on; ``characters`` cuts the training text to its first so many.
+    before each update, for schedules and measurements. What it sets on the
+    model takes effect from the next step on, because this step's loss is
+    already computed. ``objective(model, context, target)`` returns a
+    prediction and the loss to minimise. ``characters`` keeps only that many
+    characters from the start of the training text.
     """
     if steps < 1:
         raise ValueError(f"steps={steps} trains nothing; use 1 or more")
@@ -202,7 +203,7 @@ class Evaluation(NamedTuple):
         return self.experts.double().mean().item()
 
     def part(self, rows: slice) -> "Evaluation":
-        """The same for some of the characters only."""
+        """The evaluation of some of the characters only."""
         chosen = [experts[rows] for experts in self.chosen]
         num_experts = self.load.shape[1]
         return Evaluation(
@@ -266,7 +267,7 @@ def look(model: CharLM, domain: str = "prose") -> Look:
     ids = split(domain).test.to(device)
     at = torch.arange(PASSAGE.start, PASSAGE.stop, device=device)
     passage, sample = windows(ids, at), spread(domain, SAMPLE, device)
-    # one pass for both: a slider waits for it
+    # one pass for both, because a slider waits for it
     context, target = map(torch.cat, zip(passage, sample, strict=True))
     both, cut = measure(model, context, target), len(at)
     return Look(

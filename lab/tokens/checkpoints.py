@@ -1,9 +1,9 @@
-"""Small trained models kept in `data/char_lm/`: a picture without training.
+"""Small trained models in `data/char_lm/`, so that pictures need no training.
 
-A checkpoint holds the weights in half precision and how it was trained.
+A checkpoint holds the weights in half precision and how they were trained.
 `lab train 01` makes a chapter's checkpoints again: each chapter that keeps
 some has a function ``train_checkpoints(progress)``, in `<its name>_recorded`
-if that is there.
+if there is such a file.
 """
 
 from lab import half_precision
@@ -16,8 +16,8 @@ FOLDER = "char_lm"
 def save(name: str, model: CharLM, domain: str = "prose", **about) -> None:
     """Write the weights of ``model`` and the facts ``about`` its training.
 
-    Its bits per character on the test text of ``domain`` are measured here
-    and kept beside them.
+    The model's bits per character on the test text of ``domain`` are measured
+    here and kept with those facts.
     """
     about["bits_per_character"] = evaluate(model, domain).bits_per_character
     half_precision.write_halves(_file(name), model.state_dict(), **about)
@@ -26,8 +26,8 @@ def save(name: str, model: CharLM, domain: str = "prose", **about) -> None:
 def load(name: str, model: CharLM) -> CharLM:
     """Put the recorded weights into ``model`` and the model on the device.
 
-    In place; the model is returned. Other shapes than the recorded ones, or
-    a name that is not there, are refused with what to do.
+    The model is changed in place and returned. If its shapes differ from the
+    recorded ones, or the name is unknown, an error says what to do.
     """
     weights = half_precision.read_halves(_file(name))
     expected = {k: tuple(w.shape) for k, w in model.state_dict().items()}
@@ -40,8 +40,9 @@ def load(name: str, model: CharLM) -> CharLM:
         )
         raise ValueError(
             f"checkpoint {name} does not fit this model at {differ[0]}:"
-            f" {found.get(differ[0])} against {expected.get(differ[0])};"
-            " build the model with the sizes it was trained with"
+            f" it holds {found.get(differ[0])}, the model"
+            f" {expected.get(differ[0])}; build the model with the sizes that"
+            " the checkpoint was trained with"
         )
     model.load_state_dict(weights)
     return model.to(device())

@@ -1,7 +1,8 @@
-"""What each way to choose an expert costs (chapter 08, Read-ME).
+"""What each way of choosing an expert costs (chapter 08, Read-ME).
 
-A dense model is carved into experts and a router distilled for them; the
-router, the true domain, the overlap and dice are compared in bits.
+A dense model is carved into experts, and a router is distilled for them. The
+choices of the router, of the true domain, of the overlap and of chance are
+compared in bits.
 """
 
 from collections.abc import Callable
@@ -27,8 +28,8 @@ class Result(NamedTuple):
     router: float  # the expert that the pre-gating router chooses
     label: float  # the expert of the domain that the text is from
     overlap: float  # the expert with the largest overlap, one for all layers
-    layerwise: float  # the same, but chosen in every layer on its own
-    random: float  # an expert by dice, token by token
+    layerwise: float  # the same, but chosen for each layer separately
+    random: float  # an expert drawn at random for each token
     matrix: list[list[float]]  # [domain][expert], bits per character
     half: list[float]  # [domain], a random half of the units, mean of three
     dense_by_domain: list[float]
@@ -60,7 +61,7 @@ def measure(
     loss: str = "paper",
     progress: Callable = iter,
 ) -> Result:
-    """All but the training of the dense model."""
+    """Do what `experiment` does, with a dense model already trained."""
     N = len(DOMAINS)
     learnt, _, _ = read(model, "train", characters)
     experts = carve(learnt)

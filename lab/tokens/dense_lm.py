@@ -1,7 +1,7 @@
 """A dense character model of seven domains, whose neurons can be masked.
 
-The entry is that of `lab.tokens.char_lm`; each of the three layers is one
-network of F = 192 hidden units, u = relu(norm(x) W_up), instead of a mixture:
+It starts like the model of `lab.tokens.char_lm`, but each of its three layers
+is one network of F = 192 hidden units, u = relu(norm(x) W_up), not a mixture:
 
     x + (mask * u) W_down
 
@@ -72,9 +72,9 @@ class DenseLM(nn.Module):
         context: Tensor,
         mask: Sequence[Tensor | None] | None = None,
     ) -> Reading:
-        """Read contexts [T, 12]; ``mask`` has, per layer, 0 and 1 or None.
+        """Read contexts [T, 12]; ``mask`` has a mask or None per layer.
 
-        A layer's mask is [F], for all tokens, or [T, F].
+        A mask holds 0 and 1: [F], for all tokens, or [T, F].
         """
         masks = [None] * len(self.layers) if mask is None else mask
         x, hidden = self.enter(self.embedding(context).flatten(1)), []
@@ -86,9 +86,9 @@ class DenseLM(nn.Module):
 
 @cache
 def trained(seed: int, steps: int = STEPS) -> DenseLM:
-    """Trained on equal parts of the seven domains; copy before changing.
+    """A model trained on equal parts of the seven domains; copy to change it.
 
-    Adam with a one-cycle learning rate, as all character models.
+    Adam with a one-cycle learning rate, as for all character models.
     """
     return train(DenseLM(seed), seed, steps)
 
@@ -118,6 +118,6 @@ def recorded() -> DenseLM:
 
 
 def record(progress: Callable = iter) -> None:
-    """Train seed 0 anew and keep its weights in half precision."""
+    """Train seed 0 again and keep its weights in half precision."""
     model = train(DenseLM(0), 0, STEPS, progress)
     write_halves(RECORDED, model.state_dict(), seed=0, steps=STEPS)

@@ -1,6 +1,6 @@
-"""Who gets the experts: hard tokens or easy ones, early in training or late.
+"""How many experts tokens get: hard and easy ones, early and late in training.
 
-What chapter 01 measures of a model that it trains.
+This is what chapter 01 measures on each model that it trains.
 """
 
 from typing import NamedTuple
@@ -19,7 +19,7 @@ class Arm(NamedTuple):
     experts_by_layer: list[float]  # [layers]
     difficulty_rho: float  # Spearman rank correlation, experts with loss
     experts_early: float  # mean in the second tenth of the training steps
-    experts_late: float  # and in the last tenth
+    experts_late: float  # mean in the last tenth
 
 
 def train_and_measure(
@@ -43,7 +43,7 @@ def train_and_measure(
 
 
 def describe(evaluation: Evaluation, early: float, late: float) -> Arm:
-    """Reduce an evaluation to the numbers that the claims speak of."""
+    """Reduce an evaluation to the numbers that the claims use."""
     loss, experts = evaluation.token_loss, evaluation.experts.double()
     per_token = experts.mean(dim=1)
     # the rank correlation of a constant number of experts is undefined

@@ -1,7 +1,7 @@
 """What a router is, and what the routers of this part share.
 
-A router looks at the hidden vector of each token and says which experts take
-it. In the character model it stands before the experts of every layer.
+A router looks at the hidden vector of each token and says which experts work
+on it. In the character model, every layer has one in front of its experts.
 """
 
 from typing import Any, NamedTuple
@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from lab.kernels.topk_gate import Gate, topk_gate
 
-# weight of the balance loss (Fedus et al. 2021), which RMoE takes as well
+# weight of the balance loss (Fedus et al. 2021), which RMoE uses as well
 BALANCE = 0.01
 
 
 class Routing(NamedTuple):
     """What one router decided for T tokens."""
 
-    gate: Gate  # who takes each token, with which weight
+    gate: Gate  # the experts of each token, and their weights
     scores: Tensor  # [T, E] softmax of the logits, null experts included
     loss: Tensor | float = 0.0  # [] auxiliary, already weighted; in training
     memory: Any = None  # handed to the next layer's router (RMoE)
@@ -40,7 +40,7 @@ class Router(nn.Module):
         raise NotImplementedError
 
     def watch(self, w_up: Tensor) -> None:
-        """Told of the experts' first weights [E, D, F]; most do not care."""
+        """Receive the experts' first weights [E, D, F]; most ignore them."""
 
 
 class TopKRouter(Router):
@@ -62,9 +62,9 @@ def balanced_top_k(
 ) -> Routing:
     """Top-k of the logits [T, E], with ``balance`` times the balance loss.
 
-    The weights of the chosen experts are renormalized, but for k = 1, where
-    that would make every weight 1 and leave the router without a gradient;
-    a lone expert is weighted by its raw score (Switch Transformer, eq. 2).
+    The weights of the chosen experts are renormalized, except for k = 1, where
+    that would make every weight 1 and leave the router without a gradient.
+    There the expert is weighted by its raw score (Switch Transformer, eq. 2).
     """
     gate = topk_gate(logits, k, renormalize=k > 1)
     scores = logits.softmax(dim=1)
@@ -96,7 +96,8 @@ def balance_loss(experts: Tensor, scores: Tensor) -> Tensor:
 
     ``experts`` [T, S] and ``scores`` [T, E]; Q_i is the mean score of expert
     i and carries the gradient, the choice rate f_i does not. When all experts
-    are used alike it is the mean number of experts per token; it can be lower.
+    are used equally the loss is the mean number of experts per token; it can
+    be lower.
     """
     E = scores.shape[1]
     return E * (choice_rate(experts, E) * scores.mean(dim=0)).sum()

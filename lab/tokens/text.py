@@ -1,8 +1,8 @@
 """The real text that the character models learn, and its alphabet.
 
-Two domains, so that a chapter can train on one and adapt to the other: the
-reference prose of Python's `help()` and the source of its standard library
-(`data/text/README.md` has origin and licence).
+There are two domains, so that a chapter can train on one and adapt to the
+other: the reference prose of Python's `help()` and the source of its standard
+library (`data/text/README.md` has origin and licence).
 """
 
 import lzma
@@ -22,7 +22,7 @@ DOMAINS = ("prose", "code")
 
 
 class Split(NamedTuple):
-    """A text as numbers: the first nine tenths to learn, the rest to test."""
+    """A text as numbers: the first nine tenths to train, the rest to test."""
 
     train: Tensor  # [characters] int64, index into ALPHABET
     test: Tensor  # [characters] int64
