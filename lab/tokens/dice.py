@@ -1,7 +1,7 @@
-"""Routers that choose by dice: a lone drawn expert, or a Switch without eyes.
+"""Routers that choose by dice: one has no gate, the other is a Switch.
 
-Uniform draws, one for each token or one for the whole batch, with a stream
-of their own in every layer, so that they repeat.
+The draws are uniform, one for each token or one for the whole batch. Every
+layer has a random stream of its own, so that its draws can be repeated.
 """
 
 from typing import Any
@@ -14,10 +14,10 @@ from lab.tokens.routers import Routing, TopKRouter
 
 
 class Dice:
-    """Draws experts uniformly: the same seed, the same draws.
+    """Draws experts uniformly; the same seed gives the same draws.
 
-    In training one throw after the other from one stream; at work throw
-    number ``draw``, so that a picture can be drawn again.
+    In training, throws follow one another in one stream. At inference, every
+    call repeats throw number ``draw``, so that a picture can be drawn again.
     """
 
     def __init__(self, experts: int, seed: int) -> None:
@@ -40,16 +40,18 @@ class Dice:
 
 
 class RandomRouter(nn.Module):
-    """No gate: one expert by dice, with weight 1.
+    """Routes without a gate: dice draw one expert, with weight 1.
 
-    One throw for the whole batch in training; at work one ``per`` token, or
-    per "batch". With one expert it is a dense model.
+    In training there is one throw for the whole batch; at inference, one
+    ``per`` "token" or "batch". With one expert the model is dense.
     """
 
     def __init__(self, experts: int, seed: int = 0) -> None:
         super().__init__()
         if experts < 1:
-            raise ValueError(f"experts={experts} can do nothing; use 1 up")
+            raise ValueError(
+                f"experts={experts} leaves none to draw; use 1 or more"
+            )
         self.dice = Dice(experts, seed)
         self.per = "token"
 
@@ -65,8 +67,8 @@ class RandomRouter(nn.Module):
 class SwitchRouter(TopKRouter):
     """Switch: the best expert, weighted by its probability.
 
-    With ``by_dice`` the expert is drawn for each token and only the weight is
-    still the gate's, so that nothing but the choice changes.
+    With ``by_dice`` the expert is drawn for each token. The weight is still
+    the gate's, so that nothing but the choice changes.
     """
 
     def __init__(

@@ -1,23 +1,24 @@
 """THOR: throw the gate away (chapter 03).
 
 Zuo, Liu, Jiao, Kim, Hassan, Zhang, Zhao, Gao, "Taming Sparsely Activated
-Transformer with Stochastic Experts", ICLR 2022. No gate: the expert is drawn
-by dice, in training and at work. Two passes over a batch draw independently,
-and a consistency loss pulls their predictions together, so that every expert
-can stand in for every other.
+Transformer with Stochastic Experts", ICLR 2022. There is no gate: dice draw
+the expert, in training and at inference. Two passes over a batch draw
+independently, and a consistency loss pulls their predictions together, so
+that every expert can stand in for every other.
 
-    pass A, pass B: an expert of each layer, uniform, for the whole batch
+    pass A, pass B: each layer draws an expert uniformly for the whole batch
     y = E_e(x), weight 1                  no gate, no gradient of a gate
     L = L_A + L_B + alpha CR,   CR = 1/2 [KL(p_A || p_B) + KL(p_B || p_A)]
 
-Both passes get a gradient from CR. At work the dice are thrown for each
-token. Compared with the authors' Fairseq plug-in: all our losses are means
+Both passes get a gradient from CR. At inference the dice are thrown for each
+token. Differences from the authors' Fairseq plug-in: all our losses are means
 over the characters, theirs are sums that Fairseq divides later, so alpha
-means the same; every layer holds experts, there every second; dropout acts on
-what the experts read; their throw per sentence has no counterpart here, where
-each character is a prediction of its own. At work they compute all experts
-and mask out all but one; here only the drawn expert works.
-What the pictures show is in `thor_recorded`.
+means the same; here every layer holds experts, there every second one; our
+dropout acts on what the experts read; their throw per sentence has no
+counterpart here, where each character is a prediction of its own. At
+inference they compute all experts and mask out all but one; here only the
+drawn expert works.
+`thor_recorded` computes what the pictures show.
 """
 
 from collections.abc import Callable
@@ -50,7 +51,7 @@ KINDS = ("dense", "switch", "dice", "random")
 def consistency(a: Tensor, b: Tensor, mask: Tensor | None = None) -> Tensor:
     """CR of two passes' logits [T, V]: the mean over the rows of the mask.
 
-    A batch of padding alone has a CR of 0.
+    A batch of nothing but padding has a CR of 0.
     """
     if mask is None:
         mask = torch.ones(len(a), dtype=torch.bool, device=a.device)
@@ -78,7 +79,7 @@ def two_passes(alpha: float) -> Callable:
 
 
 def add_dropout(model: CharLM, rate: float, seed: int) -> CharLM:
-    """Drop numbers of what the experts read, in training, by the seed."""
+    """Add dropout to what the experts read, in training only."""
     if not 0 <= rate < 1:
         raise ValueError(f"dropout={rate} is not within [0, 1); use 0.1")
     stream = torch.Generator().manual_seed(seed)
@@ -95,7 +96,7 @@ def add_dropout(model: CharLM, rate: float, seed: int) -> CharLM:
 
 
 def untrained(kind: str, experts: int = EXPERTS, seed: int = 0) -> CharLM:
-    """The character model for an arm of `KINDS`; THOR's is "random"."""
+    """The untrained character model of a kind; THOR's kind is "random"."""
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r} is not one of {KINDS}")
     experts = 1 if kind == "dense" else experts
@@ -118,7 +119,7 @@ def trained(
     steps: int = STEPS,
     experts: int = EXPERTS,
 ) -> CharLM:
-    """Train an arm with two passes over each batch, whatever its kind."""
+    """Train a model of any kind with two passes over each batch."""
     model = add_dropout(untrained(kind, experts, seed), dropout, seed)
     return train(
         model,
@@ -139,8 +140,8 @@ class Setting(NamedTuple):
     alpha: float = 0.0
 
 
-# no arm is tuned: alpha is that of the authors' script, the dropout one for
-# all; the rates and Switch's balance loss are those of chapters 01 and 02
+# no arm is tuned: alpha is the value of the authors' script, all arms share
+# one dropout; the rates and Switch's balance loss are those of chapters 01, 02
 SETTINGS = {
     "switch": Setting("switch", 0.1),
     "switch by dice": Setting("dice", 0.1),
@@ -152,7 +153,7 @@ SETTINGS = {
 
 @cache
 def arm(seed: int, name: str, characters: str, steps: int) -> float:
-    """Bits per character of an arm on the test text, one draw per token."""
+    """Bits per character of an arm on the test text, one throw per token."""
     model = trained(seed, *SETTINGS[name], CHARACTERS[characters], steps)
     return evaluate(model, "prose").bits_per_character
 
@@ -240,7 +241,7 @@ CLAIMS = (
 
 
 def _divergence(a: Tensor, b: Tensor) -> Tensor:
-    """CR of each row [T] from the logits [T, V], by the kernel's operation."""
+    """CR of each row [T] of the logits [T, V], by the kernel's operation."""
     return sym_kl(a, b, torch.ones(len(a), dtype=torch.bool))
 
 

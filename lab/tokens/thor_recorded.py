@@ -1,6 +1,7 @@
-"""What the pictures of chapter 03 show: recorded models whose dice are thrown.
+"""What the pictures of chapter 03 show: recorded models read a passage.
 
-Of each setting one model, seed 0. A passage is read live, once for each throw.
+There is one model of each setting, seed 0. The models read the passage live,
+once for each throw of the dice.
 """
 
 from collections.abc import Callable
@@ -32,9 +33,9 @@ class Picture(NamedTuple):
 
     text: str  # the 248 characters of the passage
     lost: list[float]  # bits that the longest trained model loses on each
-    bits: dict[str, float]  # bits per character, passage and 1024 others
-    differ: float  # % of the characters where two throws of THOR disagree
-    distance: list[list[float]]  # % between THOR's experts, first layer
+    bits: dict[str, float]  # per character, on the passage and 1024 others
+    differ: float  # % of the characters on which two throws of THOR disagree
+    distance: list[list[float]]  # of THOR's experts in the first layer, in %
 
 
 def picture(
@@ -43,12 +44,12 @@ def picture(
     alpha: int = 5,
     per: str = "token",
 ) -> Picture:
-    """Let recorded models read; ``chooser`` "gate" or "dice" at work.
+    """Let recorded models read; each Switch chooses by "gate" or "dice".
 
-    The first is the top-1 model of chapter 01, which read ten times as many
-    characters, both passes counted; the other three have one budget. THOR has
-    no gate and throws its dice in both cases. ``draws`` throws per "token" or
-    "batch" are made, and their predictions averaged.
+    The first model is the top-1 model of chapter 01, which read ten times as
+    many characters, both passes counted; the other three have one budget.
+    THOR has no gate and throws its dice in both cases. ``draws`` throws per
+    "token" or "batch" are made, and their predictions are averaged.
     """
     text, context, target = _passage()
     here = slice(0, len(text))
@@ -74,8 +75,8 @@ def picture(
 def throw(kind: str, alpha: int, by_dice: bool, per: str, draw: int) -> Tensor:
     """What a recorded model predicts after one throw, [T, symbols].
 
-    Kept, because a knob that asks for one more throw asks for all earlier
-    ones again.
+    It is cached, because a knob that asks for one more throw asks for all
+    earlier throws again.
     """
     _, context, _ = _passage()
     model = recorded(kind, alpha)
@@ -95,14 +96,14 @@ def token_loss(throws: list[Tensor], target: Tensor) -> Tensor:
 
 
 def disagreement(one: Tensor, other: Tensor) -> float:
-    """Share of the tokens whose best symbol differs, from [T, symbols]."""
+    """Share of the tokens whose best symbol differs in two [T, symbols]."""
     differ = one.argmax(dim=1) != other.argmax(dim=1)
     return differ.double().mean().item()
 
 
 @cache
 def _distance(alpha: int) -> list[list[float]]:
-    """`expert_distance` of the recorded THOR in per cent."""
+    """`expert_distance` of the recorded THOR, in per cent."""
     _, context, _ = _passage()
     return (100 * expert_distance(recorded("random", alpha), context)).tolist()
 
@@ -111,8 +112,8 @@ def _distance(alpha: int) -> list[list[float]]:
 def expert_distance(model: CharLM, context: Tensor) -> Tensor:
     """How far apart the experts' outputs are in the first layer, [E, E].
 
-    The mean length of the difference over that of an output: 0 for twins,
-    about 1.4 for strangers of one length.
+    The mean length of the difference, divided by the mean length of an
+    output: 0 for twins, about 1.4 for unrelated outputs of the same length.
     """
     layer = model.layers[0]
     tokens = layer.norm(model.enter(model.embedding(context).flatten(1)))
@@ -133,9 +134,9 @@ def _passage() -> tuple[str, Tensor, Tensor]:
 
 @cache
 def recorded(kind: str, alpha: int) -> CharLM:
-    """A model of `train_checkpoints`; alpha is 0 but for "random".
+    """A model of `train_checkpoints`; alpha is 0 except for "random".
 
-    "long" is chapter 01's.
+    The model "long" is chapter 01's.
     """
     if kind == "long":
         return checkpoints.load(f"top-1-of-{EXPERTS}", untrained("switch"))
@@ -143,9 +144,10 @@ def recorded(kind: str, alpha: int) -> CharLM:
 
 
 def train_checkpoints(progress: Callable = iter) -> None:
-    """Train every recorded model anew, seed 0: about ten seconds.
+    """Train every recorded model again, seed 0: about ten seconds.
 
-    On plenty of text, with dropout 0.1 and two passes, like the arms.
+    They learn from plenty of text, with dropout 0.1 and two passes, like the
+    arms of the experiment.
     """
     wanted = [(kind, 0) for kind in NAMES] + [("random", RECORDED_ALPHA[1])]
     for kind, alpha in progress(wanted):
