@@ -1,4 +1,4 @@
-"""A layer that is cheap with few experts on, and with all (chapter 04)."""
+"""A layer that is cheap with few experts on and with all on (chapter 04)."""
 
 from torch import Tensor
 
@@ -10,10 +10,11 @@ from lab.tokens.routers import weight_table
 def slimmable_layer(
     tokens: Tensor, gate: Gate, w_up: Tensor, w_down: Tensor, activation: str
 ) -> Tensor:
-    """The experts that ``gate`` chose for [T, D] tokens, in the cheaper way.
+    """Run the experts that ``gate`` chose for tokens [T, D], the cheaper way.
 
     With half of the experts on, or more, it is cheaper (measured on a CPU) to
-    compute all and to weigh the others by 0 than to send rows to and fro.
+    compute all experts and weight the others by 0 than to send rows to and
+    fro.
     """
     N, (_, k) = len(w_up), gate.experts.shape
     if 2 * k < N:
@@ -24,7 +25,7 @@ def slimmable_layer(
 def all_experts(
     tokens: Tensor, weights: Tensor, w_up: Tensor, w_down: Tensor
 ) -> Tensor:
-    """The layer without routing: two products for tokens [T, D].
+    """Compute the layer without routing, as two products for tokens [T, D].
 
     ``weights`` [T, N] scale each expert's hidden units, after the ReLU.
     """

@@ -2,9 +2,9 @@
 
 Chen, Zhang, Jaiswal, Liu, Wang, "Sparse MoE as the New Dropout: Scaling
 Dense and Self-Slimmable Transformers", ICLR 2023. A dense network is cut into
-N small experts. A random router chooses k of them and is never trained; k
-grows during training, and is free at test time: the model is meant to get
-better with every expert switched on ("self-slimmable").
+N small experts. A random router chooses k of them and is never trained. k
+grows during training and can be chosen freely at test time: the model is
+meant to get better with every expert switched on ("self-slimmable").
 
     z = x W_r                 W_r random and frozen
     w = softmax over the k largest z
@@ -19,7 +19,7 @@ dropout inside the experts, and schedules that fall. The authors draw W_r with
 standard deviation 0.02 at width 256, which spreads the logits by 0.32; here
 the width is 48, so W_r is scaled to the same spread. Ties go to the lowest
 index.
-What the pictures show is in `smoe_dropout_recorded`.
+`smoe_dropout_recorded` computes what the pictures show.
 """
 
 import math
@@ -38,19 +38,19 @@ from lab.tokens.routers import BALANCE, Router, Routing, balance_loss
 from lab.tokens.slimmable_layer import all_experts, slimmable_layer
 
 EXPERTS = 16  # N
-HIDDEN = 16  # of one expert; the dense twin has N times as many
-SPREAD = 0.02 * 256**0.5  # of the logits at the start, as the authors'
+HIDDEN = 16  # units of one expert; the dense twin has N times as many
+SPREAD = 0.02 * 256**0.5  # of the logits at the start, as in the authors' code
 SWEEP = (1, 2, 4, 8, 12, 16)  # k at test time
 STEPS = 600
 POSITIONS = 16384  # test characters
 
 
 class SlimmableRouter(Router):
-    """Top-k with weights that add up to 1, frozen or learned.
+    """Top-k with weights that add up to 1; the router is frozen or learned.
 
-    ``k`` may be set anew at any time. A learned router gets a balance loss,
-    with loads that add up to 1 as in the authors' code, which divides the
-    mean scores by k as well.
+    ``k`` may be changed at any time. A learned router gets a balance loss
+    with loads that add up to 1, as in the authors' code. The authors divide
+    the mean scores by k as well; here they are not divided.
     """
 
     def __init__(
@@ -80,9 +80,9 @@ class Schedule(NamedTuple):
 
 
 def active_experts(step: int, steps: int, schedule: Schedule) -> int:
-    """k at ``step`` of ``steps``, rounded half to even as Python does.
+    """k at ``step`` of ``steps``; halves are rounded to even, as in Python.
 
-    Past the end it stays at ``schedule.high``.
+    Past the end k stays at ``schedule.high``.
     """
     shape, low, high = schedule
     if not 1 <= low <= high:
@@ -90,7 +90,7 @@ def active_experts(step: int, steps: int, schedule: Schedule) -> int:
             f"k from {low} to {high} does not grow; use 1 <= low <= high"
         )
     more = high - low
-    # multiplied before dividing, as the authors do, for the same halves
+    # multiply before dividing, as the authors do, to meet the same halves
     if shape == "linear":
         k = low + round(more * step / steps)
     elif shape == "cosine":
@@ -119,13 +119,13 @@ PAPER = "linear 8 to 16"  # the schedule of the authors' scripts
 
 
 def mean_experts(schedule: Schedule, steps: int = STEPS) -> float:
-    """Mean k over a training: what it costs, in experts per token."""
+    """Mean k over a training: its cost in experts per token."""
     ks = [active_experts(step, steps, schedule) for step in range(steps)]
     return sum(ks) / steps
 
 
 def untrained(seed: int, frozen: bool = True, k: int = EXPERTS) -> CharLM:
-    """The character model with 16 experts of 16 hidden units.
+    """The untrained character model, 16 experts of 16 hidden units.
 
     Frozen and learned routers start from the same weights.
     """
@@ -140,7 +140,7 @@ def untrained(seed: int, frozen: bool = True, k: int = EXPERTS) -> CharLM:
 
 
 def calm(model: CharLM) -> CharLM:
-    """Give the routers' logits the authors' spread; the model is returned."""
+    """Scale the routers' logits to the authors' spread; return the model."""
     for layer in model.layers:
         # CharLM draws them so that the logits spread by 1 / sqrt(3)
         layer.router.weight.data.mul_(SPREAD * 3**0.5)
@@ -148,7 +148,7 @@ def calm(model: CharLM) -> CharLM:
 
 
 def dense_twin(seed: int) -> CharLM:
-    """One expert of 256 hidden units that takes every token: no router."""
+    """The dense twin, untrained: one expert of 256 hidden units, no router."""
     return CharLM(
         lambda _: SlimmableRouter(DIM, 1, 1),
         1,
@@ -159,7 +159,7 @@ def dense_twin(seed: int) -> CharLM:
 
 
 def switch_on(model: CharLM, k: int) -> CharLM:
-    """Let ``model`` use k experts from now on; it is returned."""
+    """Let ``model`` use k experts from now on; return the model."""
     for layer in model.layers:
         layer.router.k = k
     return model
@@ -167,7 +167,7 @@ def switch_on(model: CharLM, k: int) -> CharLM:
 
 @cache
 def trained(seed: int, frozen: bool, schedule: str, steps: int) -> CharLM:
-    """The model of one arm; its k is wherever the last reader left it."""
+    """The trained model of one arm; its k is what its last user set."""
     plan = SCHEDULES[schedule]
     model = untrained(seed, frozen, plan.low)
 
@@ -194,13 +194,13 @@ def dense_bits(seed: int, steps: int, positions: int) -> float:
 
 
 def _largest_rise(seed: int, frozen: bool, **budget) -> float:
-    """The largest loss, in bits, on switching on more experts."""
+    """The largest rise in loss, in bits, when more experts are switched on."""
     by_k = [bits(seed, frozen, PAPER, k, **budget) for k in SWEEP]
     return max(b - a for a, b in pairwise(by_k))
 
 
 def _past_training(seed: int, **budget) -> float:
-    """Bits that the learned top-2 model loses with all experts on."""
+    """Bits that the learned top-2 model loses when all experts are on."""
     two, all_on = (
         bits(seed, False, "constant 2", k, **budget) for k in (2, EXPERTS)
     )
@@ -208,13 +208,13 @@ def _past_training(seed: int, **budget) -> float:
 
 
 def _against(frozen: bool, schedule: str, seed: int, **budget) -> float:
-    """Bits that SMoE-Dropout loses against another arm, all experts on."""
+    """Bits that SMoE-Dropout loses to another arm, all experts on."""
     ours = bits(seed, True, PAPER, EXPERTS, **budget)
     return ours - bits(seed, frozen, schedule, EXPERTS, **budget)
 
 
 def _against_dense(seed: int, **budget) -> float:
-    """Bits that SMoE-Dropout loses against its dense twin."""
+    """Bits that SMoE-Dropout loses to its dense twin."""
     ours = bits(seed, True, PAPER, EXPERTS, **budget)
     return ours - dense_bits(seed, **budget)
 
@@ -330,7 +330,7 @@ EXERCISES = {
     "exercise-1": Exercise(
         slug="exercise-1",
         answer=11.5 / 16,
-        # the solution, too, is given to three decimals
+        # the notebook's solution is given to three decimals as well
         tolerance=5e-4,
     ),
     "exercise-2": Exercise(slug="exercise-2", answer={1}),

@@ -16,7 +16,7 @@ from lab.tokens.smoe_dropout import (
     untrained,
 )
 
-# the recorded models: is the router frozen, and how did k grow
+# the recorded models: whether the router is frozen, and how k grew
 ARMS = {
     "random, 8 to 16": (True, PAPER),  # SMoE-Dropout
     "random, 16": (True, "constant 16"),
@@ -42,7 +42,7 @@ def recorded(arm: str) -> CharLM:
 def curve(arm: str) -> list[float]:
     """Bits per character of a recorded model for k = 1 to 16.
 
-    "dense" is the dense twin, a model without k: 16 times the same.
+    "dense" is the dense twin, a model without k: the same value 16 times.
     """
     if arm == "dense":
         return [checkpoints.about("dense-256")["sample_bits"]] * EXPERTS
@@ -50,7 +50,7 @@ def curve(arm: str) -> list[float]:
 
 
 def train_checkpoints(progress: Callable = iter) -> None:
-    """Train every recorded model anew, seed 0: about a minute."""
+    """Train every recorded model again, seed 0: about a minute."""
     for arm in progress(list(ARMS)):
         frozen, schedule = ARMS[arm]
         curve = [
