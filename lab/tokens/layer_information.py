@@ -15,8 +15,8 @@ from lab.tokens.routing_profile import information
 def mutual_information(one: Tensor, other: Tensor, values: int) -> float:
     """How many nats ``one`` [T] tells about ``other`` [T], 0 if nothing.
 
-    Both hold whole numbers below ``values``. Over few tokens it is biased
-    upward, by about (values - 1)^2 / 2T.
+    Both hold whole numbers below ``values``. Over few tokens the estimate is
+    biased upward, by about (values - 1)^2 / 2T.
     """
     pairs = torch.bincount(one * values + other, minlength=values**2)
     return information(pairs.reshape(values, values)).item()
@@ -25,10 +25,10 @@ def mutual_information(one: Tensor, other: Tensor, values: int) -> float:
 def information_map(evaluation: Evaluation) -> list[list[float | None]]:
     """Mutual information between the first choices of every two layers.
 
-    Taken over the tokens; None on the diagonal. The paper takes it within one
-    token, between two vectors of N scores cut into 100 bins: over so few
-    values nearly every bin holds one score, and the result is close to log N
-    whatever the router does (`binned_information`).
+    It is measured over the tokens; the diagonal is None. The paper measures
+    it within one token, between two vectors of N scores cut into 100 bins.
+    With so few values nearly every bin holds one score, and the result is
+    close to log N whatever the router does (`binned_information`).
     """
     first = [chosen[:, 0].long() for chosen in evaluation.chosen]
     experts = evaluation.load.shape[1]
@@ -47,7 +47,7 @@ def adjacent(table: list[list[float | None]]) -> float:
 
 
 def by_distance(table: list[list[float | None]]) -> list[float]:
-    """Mean of a map's entries 1, 2, ... layers apart."""
+    """Mean of a map's entries for layers 1, 2, ... apart."""
     layers = len(table)
     return [
         sum(table[i][i + apart] for i in range(layers - apart))

@@ -1,4 +1,4 @@
-"""A router of two layers, with the parameters of RMoE (chapter 05)."""
+"""A router of two layers with as many parameters as RMoE's (chapter 05)."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from lab.tokens.routers import BALANCE, Router, Routing, balanced_top_k
 
 
 class MLPRouter(Router):
-    """A router of two layers, the answer to "is it only the parameters?"."""
+    """A router of two layers, the control for "is it only the parameters?"."""
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class MLPRouter(Router):
 def router_parameters(
     layers: int, dim: int, experts: int, width: int = 0
 ) -> int:
-    """Parameters of all routers: linear ones, or with a GRU of ``width``."""
+    """Parameters of all routers, linear or, given ``width``, with a GRU."""
     if not width:
         return layers * dim * experts
     own = dim * width + width * experts
@@ -41,6 +41,6 @@ def router_parameters(
 
 
 def mlp_width(layers: int, dim: int, experts: int, width: int) -> int:
-    """Hidden units that give an MLP router the parameters of RMoE's."""
+    """Hidden units that give MLP routers as many parameters as RMoE's."""
     total = router_parameters(layers, dim, experts, width)
     return round(total / (layers * (dim + experts)))

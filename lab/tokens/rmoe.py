@@ -10,20 +10,22 @@ hidden vector, so what it chooses can depend on what was chosen before:
     z_i = h_i G_i             then top-k of softmax(z_i), renormalized (eq. 6)
 
 The experts still read x_i. The state mixes neither tokens nor positions, so
-all tokens run at once, and it is handed on with its gradient. Two ablations
-of the paper have the same parameters and the same work: "not passed" starts
-every layer from h_0 = 0, "no gradient" hands the state on detached.
+all tokens run in parallel. The state is handed on with its gradient. Two
+ablations of the paper have the same parameters and the same work: "not
+passed" starts every layer from h_0 = 0, "no gradient" hands the state on
+detached.
 
 The released code cannot run as published and does not say how router and cell
-are initialised; here all matrices are drawn like the others of the character
-model, biases are 0. It averages the balance loss over all layers joined, so
-that one layer may overload an expert that another leaves idle; this version
-averages in every layer. The shared expert and token dropping are left out.
-The paper does not say what is between the two matrices of its MLP router;
-here it is a ReLU, with as many hidden units as make its parameters equal.
+are initialised. Here all matrices are drawn like the others of the character
+model, and biases are 0. The released code averages the balance loss over all
+layers joined, so that one layer may overload an expert that another leaves
+idle; this version averages in every layer. The shared expert and token
+dropping are left out. The paper does not say what is between the two matrices
+of its MLP router. Here it is a ReLU, with the number of hidden units that
+gives it as many parameters as RMoE.
 
-The rival is in `mlp_router`, the measure in `layer_information`, and what the
-pictures show in `rmoe_recorded`.
+The MLP router is in `mlp_router`, the measure of information in
+`layer_information`, and what the pictures show in `rmoe_recorded`.
 """
 
 from collections.abc import Callable
@@ -81,11 +83,11 @@ class Cell(nn.Module):
 
 
 class RMoERouter(Router):
-    """Top-k from the state of a GRU over depth.
+    """Top-k from the state of a GRU that runs over the depth of the network.
 
-    ``state`` says what the next layer gets: "passed" (the paper), "no
-    gradient", or "not passed". ``keep`` scales what arrives, 1 in training;
-    a reader can turn it down later and see what the memory was worth.
+    ``state`` says how the state reaches the next layer: "passed" (the paper),
+    "no gradient" or "not passed". ``keep`` scales the state that arrives. It
+    is 1 in training; turned down later, it shows what the memory was worth.
     """
 
     def __init__(
@@ -127,7 +129,7 @@ def untrained(
     k: int = TOP_K,
     seed: int = 0,
 ) -> CharLM:
-    """The character model with the routers of ``variant`` in every layer."""
+    """The untrained character model, a ``variant`` router in every layer."""
     if variant not in VARIANTS:
         raise ValueError(f"variant={variant!r} is none of {VARIANTS}")
     cell = Cell(width)
@@ -148,12 +150,12 @@ class Arm(NamedTuple):
 
     bits: float  # bits per character on the prose test text
     information: float  # nats between neighbouring layers' first choices
-    entropy: float  # nats, of the gates, mean
+    entropy: float  # mean entropy of the gates, in nats
 
 
 @cache
 def trained(variant: str, seed: int, steps: int = STEPS) -> CharLM:
-    """Train one variant; the data and their order depend on the seed only."""
+    """Train one variant; data and their order depend only on the seed."""
     model = untrained(variant, seed=seed)
     return train(model, "prose", steps, seed)
 
@@ -165,7 +167,7 @@ def arm(variant: str, seed: int, steps: int = STEPS) -> Arm:
 
 
 def describe(evaluation: Evaluation) -> Arm:
-    """Reduce an evaluation to the numbers that the claims speak of."""
+    """Reduce an evaluation to the numbers that the claims use."""
     return Arm(
         bits=evaluation.bits_per_character,
         information=adjacent(information_map(evaluation)),
@@ -295,14 +297,14 @@ CLAIMS = (
 def leaky_cell(
     update: float, width: int = 4, sharpness: float = 4.0
 ) -> dict[str, Tensor]:
-    """Weights for `gru_router_step` that a pencil can follow.
+    """Weights for a `gru_router_step` that can be followed with a pencil.
 
     h' = (1 - update) tanh(x) + update h, and the logits are ``sharpness``
-    times h'. ``update`` is 0 for no memory and below 1.
+    times h'. ``update`` is 0 (no memory) or more, and below 1.
     """
     same, none = torch.eye(width), torch.zeros(width, 2 * width)
     bias = torch.zeros(3, width)
-    # sigmoid(-30) is 0 to 13 digits, and finite
+    # logit(0) is -inf; -30 is finite, and its sigmoid is 0 to 13 digits
     bias[1] = torch.logit(torch.tensor(update)).clamp_min(-30)
     return {
         "w_input": torch.cat([none, same], dim=1),

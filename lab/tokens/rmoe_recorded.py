@@ -14,8 +14,8 @@ def picture(
 ) -> Look:
     """Let a recorded model read, its memory turned down to ``keep``.
 
-    ``variant`` chooses the model; ``keep`` (0 to 1) scales the state that
-    each router receives and ``top_k`` its number of experts, both now,
+    ``variant`` chooses the model. ``keep`` (0 to 1) scales the state that
+    each router receives and ``top_k`` sets its number of experts, both
     without training again. A variant that passes nothing ignores ``keep``.
     """
     model = recorded(variant)
@@ -27,7 +27,7 @@ def picture(
 
 @cache
 def reach(variant: str) -> list[float]:
-    """What one layer tells of another, by distance: the model as trained."""
+    """Information by distance between layers, of the model as trained."""
     return by_distance(information_map(picture(variant).sample))
 
 
@@ -38,7 +38,7 @@ def recorded(variant: str) -> CharLM:
 
 
 def train_checkpoints(progress: Callable = iter) -> None:
-    """Train every recorded model anew, seed 0: about a minute."""
+    """Train every recorded model again, seed 0: about a minute."""
     for variant in progress(VARIANTS):
         model = trained(variant, 0)
         checkpoints.save(_checkpoint(variant), model, seed=0, steps=STEPS)
