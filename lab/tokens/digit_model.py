@@ -4,9 +4,9 @@
     → 2 × [x + attention(norm x), x + MLP(norm x)]
     → norm → mean over the patches → scores of the ten digits
 
-Attention and MLP come in from outside, so that every kind of layer can be
-compared like with like. The digits are real: 1000 to learn from, and 797 to
-be tested on, nearly all by other writers (`data/digits/README.md`).
+Attention and MLP are passed in, so that every kind of layer can be compared
+like with like. The digits are real: 1000 for training and 797 for testing,
+nearly all of these by other writers (`data/digits/README.md`).
 """
 
 from collections.abc import Callable, Iterable
@@ -26,7 +26,7 @@ DIM = 32  # d
 HEADS = 4
 HIDDEN = 64  # D, hidden units of the MLP
 LAYERS = 2
-TRAIN = 1000  # the first so many digits; the others are the test
+TRAIN = 1000  # the first 1000 digits; the others are the test
 BATCH = 64
 STEPS = 400
 PEAK_RATE = 2e-3
@@ -39,7 +39,7 @@ class Digits(NamedTuple):
 
 @cache
 def digits(part: str) -> Digits:
-    """The digits to learn from ("train") or the others ("test")."""
+    """The digits for training ("train") or the others ("test")."""
     rows = {"train": slice(0, TRAIN), "test": slice(TRAIN, None)}
     if part not in rows:
         raise ValueError(f'part={part!r} is not "train" or "test"')
@@ -72,9 +72,9 @@ class Layer(nn.Module):
 class DigitModel(nn.Module):
     """The model with layers of ``make_attention()`` and ``make_mlp()``.
 
-    All matrices are drawn from the seed, name by name, normal with variance
-    1 / (3 fan-in) as in ``nn.Linear``, and biases are 0, so two models of one
-    seed start equal in all that they share.
+    Each matrix is drawn from a stream of its own, fixed by the seed and its
+    name: normal, with the variance 1 / (3 fan-in) of ``nn.Linear``. Biases
+    are 0. So two models of one seed start equal in all that they share.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class DigitModel(nn.Module):
         self.norm = nn.LayerNorm(DIM)
         self.leave = nn.Linear(DIM, 10)
         for name, weight in self.named_parameters():
-            # a stream of its own, so that an extra gate shifts nobody's
+            # a stream of its own, so that an extra gate shifts no other draws
             stream = 1009 * seed + crc32(name.encode())
             generator = torch.Generator().manual_seed(stream)
             if name.endswith("bias"):
@@ -109,7 +109,7 @@ class DigitModel(nn.Module):
         return self.leave(self.norm(x).mean(dim=1))
 
     def loss(self) -> Tensor | float:
-        """What the layers ask for beside the task, after a forward pass."""
+        """Sum of the layers' auxiliary losses, after a forward pass."""
         parts = [part for layer in self.layers for part in layer.children()]
         return sum(getattr(part, "loss", 0.0) for part in parts)
 
@@ -120,7 +120,7 @@ def train(
     seed: int,
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> DigitModel:
-    """Train in place, Adam with a one-cycle rate; batches from the seed."""
+    """Train in place by Adam, one-cycle rate; the seed draws the batches."""
     if steps < 1:
         raise ValueError(f"steps={steps} trains nothing; use 1 or more")
     images, labels = digits("train")

@@ -1,7 +1,7 @@
-"""Who works on what: the two selections of Union of Experts, and its rivals.
+"""Which slices work on which tokens: Union of Experts' gate and its rivals.
 
-P = softmax(x W_g + b_g), [B, S, n]; the k best slices of a token, then the c
-best tokens of a slice. The steps are those of `union_of_experts`.
+P = softmax(x W_g + b_g) is [B, S, n]. A token takes its k best slices, then
+a slice takes its c best tokens. `union_of_experts` numbers the steps.
 """
 
 from typing import NamedTuple
@@ -17,7 +17,7 @@ RULES = ("dense", "released", "weighted", "top-k", "random")
 
 
 def demand(scores: Tensor, k: int) -> Tensor:
-    """Step 2: the scores [B, S, n] of each token's k best slices, else 0."""
+    """Step 2: scores [B, S, n] at each token's k best slices, 0 elsewhere."""
     B, S, n = scores.shape
     # the gate ranks P as it would rank the logits
     best = topk_gate(scores.detach().reshape(B * S, n), k).experts.long()
@@ -28,25 +28,26 @@ def demand(scores: Tensor, k: int) -> Tensor:
 def select(scores: Tensor, k: int, c: int, capacity: float = 1.0) -> Tensor:
     """Steps 2 to 4: the c tokens [B, n, c] that each slice takes, ascending.
 
-    From scores P [B, S, n]. ``capacity`` is C and moves nobody; where it
-    leaves floor(C B) = 0 no score counts any more, so that is refused.
+    ``scores`` [B, S, n] is P. ``capacity`` is C: it scales all scores alike,
+    so the choice stays the same. A C with floor(C B) = 0 is refused, because
+    it would make every score 0.
     """
     M = demand(scores, k)
     B, S, _ = M.shape
     if not 1 <= c <= S:
-        raise ValueError(f"c={c} is not within 1 to {S}, the tokens")
+        raise ValueError(f"c={c} is not within 1 to {S}, the number of tokens")
     if int(capacity * B) < 1:
         raise ValueError(
-            f"capacity={capacity} makes every score of {B} samples 0; use 1,"
-            f" or at least 1 / {B}"
+            f"capacity={capacity} makes every score of the {B} samples 0;"
+            f" use 1, or at least 1 / {B}"
         )
-    # scores compete across the batch (eq. of the code, first axis)
+    # scores compete across the batch, the first axis, as in their code
     R = M / (M.sum(dim=0, keepdim=True) + 1e-8) * int(capacity * B)
     return topc_select(R.transpose(1, 2), c)
 
 
 def places(share: float, tokens: int) -> int:
-    """c, the tokens that a slice takes: floor(share S), but at least 1."""
+    """c, how many tokens a slice takes: floor(share S), but at least 1."""
     # 0.7 * 10 is a hair below 7
     return max(1, int(share * tokens + 1e-9))
 
@@ -62,7 +63,7 @@ class Choice(NamedTuple):
     """Which slices work on which tokens."""
 
     scores: Tensor  # [B, S, n] P
-    taken: Tensor | None  # [B, n, c] under a union's rules
+    taken: Tensor | None  # [B, n, c], under a union's rules only
     chosen: Tensor  # [B, S, n] bool
     weights: Tensor  # [B, S, n]
 
@@ -70,10 +71,11 @@ class Choice(NamedTuple):
 class UnionGate(nn.Module):
     """Chooses among n slices by one of the `RULES`; k and share can change.
 
-    "top-k" is an ordinary mixture over the same slices, token choice with
-    weights that add up to k and a balance loss; "random" draws k slices anew
-    each time, from one seed for all: the gates of a model, and models of
-    other seeds, throw the same dice at the same step; "dense" takes all.
+    "top-k" is an ordinary mixture over the same slices: token choice, with
+    weights that add up to k and a balance loss. "random" draws k slices for
+    each token in every pass. Its seed is the same for all gates, so the gates
+    of one model, and models of other seeds, draw the same slices at the same
+    step. "dense" takes all slices.
     """
 
     def __init__(
@@ -81,17 +83,21 @@ class UnionGate(nn.Module):
     ) -> None:
         super().__init__()
         if rule not in RULES:
-            raise ValueError(f"rule={rule!r} is none of {', '.join(RULES)}")
+            raise ValueError(f"rule={rule!r} is not one of {', '.join(RULES)}")
         if not 1 <= k <= slices:
-            raise ValueError(f"k={k} is not within 1 to {slices}, the slices")
+            raise ValueError(
+                f"k={k} is not within 1 to {slices}, the number of slices"
+            )
         if not 0 < share <= 1:
-            raise ValueError(f"share={share} is not within 0 to 1")
+            raise ValueError(
+                f"share={share} is out of range; use more than 0, at most 1"
+            )
         self.weight = nn.Parameter(torch.zeros(slices, dim))
         self.bias = nn.Parameter(torch.zeros(slices))
         self.k, self.share, self.rule = k, share, rule
         self.fill = True  # seats left over go to tokens that did not ask
         self.dice = torch.Generator().manual_seed(0)
-        # what no rule teaches is frozen openly
+        # a gate that gets no gradient is frozen explicitly
         learns = rule in ("weighted", "top-k")
         self.requires_grad_(learns)
 
@@ -120,5 +126,5 @@ class UnionGate(nn.Module):
         return Choice(P, None, ones.bool(), ones)
 
     def _stream(self) -> torch.Generator:
-        """One stream in training; at work the same throw every time."""
+        """A running stream in training; always the same draw at inference."""
         return self.dice if self.training else torch.Generator().manual_seed(1)

@@ -5,8 +5,8 @@
     attention(x) = sum over the heads i of head_i(x) W_o_i + b_o
 
 The cut of tensor parallelism: W1 by rows, W2 by columns, attention by heads.
-It is exact for any activation that acts on each hidden unit by itself. The
-choice of who works comes from outside; chapter 06 makes it.
+It is exact for any activation that acts on each hidden unit separately. Which
+slices work on which tokens is chosen elsewhere, by the gates of `union_gate`.
 """
 
 from typing import NamedTuple
@@ -25,7 +25,7 @@ SLICES, K, SHARE = 4, 2, 0.5
 
 
 class Slices(NamedTuple):
-    """An MLP cut into n experts; its output bias is not theirs."""
+    """An MLP cut into n experts; its output bias belongs to none of them."""
 
     up: Tensor  # [n, d, D / n]
     up_bias: Tensor  # [n, D / n]
@@ -39,7 +39,7 @@ def decompose(
     D, d = up.shape
     if slices < 1 or D % slices:
         raise ValueError(
-            f"{D} hidden units cannot be cut into slices={slices} equal ones;"
+            f"{D} hidden units cannot be cut into slices={slices} equal parts;"
             f" use a divisor of {D}"
         )
     width = D // slices
@@ -53,9 +53,9 @@ def decompose(
 def union_mlp(x: Tensor, weights: Tensor, chosen: Tensor, s: Slices) -> Tensor:
     """Sum of the chosen slices of tokens x [B, S, d], without b2.
 
-    ``chosen`` [B, S, n] says who works, ``weights`` [B, S, n] how much. The
-    lab's kernels know no bias, so each token carries a 1 behind its features
-    and b1 is one more row of W1.
+    ``chosen`` [B, S, n] says which slices work, ``weights`` [B, S, n] with
+    what weight. The kernel of `moe_layer` has no bias, so each token carries
+    a 1 behind its features, and b1 is one more row of W1.
     """
     B, S, d = x.shape
     n = len(s.up)
@@ -76,9 +76,10 @@ def selective_attention(
 ) -> Tensor:
     """Each head attends among its own tokens only; without output bias.
 
-    ``taken`` [B, n, c] are the tokens of each head, ``weights`` [B, S, n] how
-    much of it they get, ``qkv`` [3, n, d, h] its projections and ``out``
-    [n, h, d] its rows of W_o. The scores of a head cost (c / S)^2.
+    ``taken`` [B, n, c] are the tokens of each head, ``weights`` [B, S, n] the
+    weight of a head's output for a token, ``qkv`` [3, n, d, h] the heads'
+    projections and ``out`` [n, h, d] their rows of W_o. The scores of a head
+    cost (c / S)^2 of those over all tokens.
     """
     B, S, d = x.shape
     index = taken.long()[..., None]  # [B, n, c, 1]
@@ -89,13 +90,13 @@ def selective_attention(
     seen = F.scaled_dot_product_attention(q, k, v)
     mine = torch.einsum("bnch,nhd->bncd", seen, out)
     mine = mine * weights.transpose(1, 2).gather(2, index[..., 0])[..., None]
-    # each head writes its own rows, so the sum repeats bit for bit
+    # each head writes its own rows, so every run adds up to the same bits
     y = torch.zeros_like(wide).scatter(2, index.expand(-1, -1, -1, d), mine)
     return y.sum(dim=1)
 
 
 class UnionMLP(nn.Module):
-    """An MLP of D hidden units of which a gate switches slices on."""
+    """An MLP of D hidden units whose slices are switched on by a gate."""
 
     def __init__(self, dim: int, hidden: int, gate: UnionGate) -> None:
         super().__init__()
@@ -152,9 +153,9 @@ def untrained(
     share: float = SHARE,
     seed: int = 0,
 ) -> DigitModel:
-    """The digit model with a union in every MLP, and in attention if asked.
+    """The digit model with unions as MLPs, and as attention if ``selective``.
 
-    A head is a slice of attention, so there half of the heads take a token.
+    A head is a slice of attention; there, each token asks for half of them.
     """
 
     def attention() -> UnionAttention:

@@ -14,28 +14,29 @@ Two selections (the authors' SwitchGate and preprocess):
     1  P = softmax(x W_g + b_g)                               [B, S, n]
     2  M = P where slice i is among the k best of its token, else 0
     3  R = M / (sum over the batch of M + 1e-8) * floor(C B)
-    4  slice i takes D_i, its c best tokens by R, in the order of time
+    4  slice i takes D_i, its c best tokens by R, in order of time
        y_t = sum of E_i(x_t) over the slices i that took t, plus b2
 
 Every slice computes exactly c tokens: demand beyond c is dropped, and seats
-left over go to tokens of score 0, which did not choose it. A token that no
-slice took passes on its residual.
+left over go to tokens of score 0, which did not choose the slice. A token
+that no slice took keeps only its residual.
 
 "released" follows the code: the sum has no weights and W_g no gradient, so
-the gate stays as it was drawn. "weighted" is the variant that can learn, each
-slice weighted by n P, which is 1 where the gate is indifferent.
+the gate stays as it was drawn. "weighted" is the variant that can learn: each
+slice is weighted by n P, which is 1 where the gate is indifferent.
 
-Left out or different: a patch is one token here and in the authors' code.
-The paper's figure draws the choice of experts for the whole input: k of the n
-slices serve all its patches, as in the file UoME_ES, and seats left over stay
-empty; here, by the rule of UoME_DS that their models use, every token chooses.
-Their long-range attention divides by the sum over a token's slices, plus 1,
-in place of that over the batch. A third long-range MLP, which nothing
-imports, multiplies the output by the sum of R, so that its gate would learn.
-They give heads a position within the gathered list (RoPE) and a causal mask;
-pixels need neither. Their third version of attention sets c to the demand of
-the fullest head, here c is a share of S as for the MLP. They add b2 once per
-chosen slice; here it is added once, as the equivalence needs.
+This is what is left out or different. A patch is one token here and in the
+authors' code. In the paper's figure the experts are chosen for the whole
+input: k of the n slices work on all its patches, as in the file UoME_ES, and
+seats left over stay empty. Here every token chooses, by the rule of UoME_DS,
+which the authors' models use. Their long-range attention divides by the sum
+over a token's slices, plus 1, instead of the sum over the batch. A third
+long-range MLP, which nothing imports, multiplies the output by the sum of R,
+so that its gate would learn. Their heads get a position within the gathered
+list (RoPE) and a causal mask; pixels need neither. Their third version of
+attention sets c to the demand for the most wanted head; here c is a share of
+S, as for the MLP. They add b2 once per chosen slice; here it is added once,
+as the equivalence requires.
 What the pictures show is in `union_of_experts_recorded`.
 """
 
@@ -71,7 +72,7 @@ ARMS = {  # by name: the rule, and whether attention follows it too
 
 @cache
 def arm(name: str, seed: int, steps: int = STEPS) -> Arm:
-    """Train and test one arm; those of a seed share weights and batches."""
+    """Train and test one arm; a seed fixes first weights and batches."""
     model = train(untrained(*ARMS[name], seed=seed), steps, seed)
     score = evaluate(model)
     works = [layer.mlp.choice.chosen for layer in model.layers]
@@ -84,9 +85,10 @@ def experiment(seed: int, steps: int = STEPS) -> dict[str, Arm]:
 
 
 def gap(slices: int, seed: int) -> float:
-    """Largest error of all slices against a dense layer, in float64.
+    """Largest error of the sum of all slices against the layer, in float64.
 
-    A random layer of the digit model's size, relative to its largest output.
+    The layer is random and of the digit model's size. The error is relative
+    to the layer's largest output.
     """
     generator = torch.Generator().manual_seed(seed)
     shapes = (HIDDEN, DIM), (HIDDEN,), (DIM, HIDDEN), (8, PATCHES, DIM)

@@ -1,8 +1,8 @@
 """What the pictures of chapter 06 show: recorded models that read digits.
 
-Six models, seed 0: the MLPs of each are cut into 2, 4 or 8 slices, half of
-them on for a patch and half of the patches for a slice, under the released
-rule or the weighted one.
+There are six models, all of seed 0. Their MLPs are cut into 2, 4 or 8 slices,
+under the released rule or the weighted one. Each patch asks for half of the
+slices, and each slice takes half of the patches.
 """
 
 from collections.abc import Callable
@@ -60,7 +60,7 @@ class Picture(NamedTuple):
 
     errors: list[float]  # % of the dense output, 0 to n slices on
     errors_all: list[float]  # the same where a slice may take every patch
-    error: float  # at the setting
+    error: float  # at the chosen k
     pixels: list  # [8, 8] of the digit
     counts: list  # [4, 4] slices that took each patch
     taken: list  # [n, 4, 4], 1 where a slice took the patch
@@ -82,12 +82,12 @@ def picture(
 ) -> Picture:
     """Let a recorded model read 128 test digits with other k and c.
 
-    ``share`` is c / S; ``seats`` that nobody asked for stay "empty" or are
-    "filled", as while it learned. The errors compare the first MLP with all
-    its slices on, weight 1; the picture shows the first ``digit``.
+    ``share`` is c / S; ``seats`` that no patch asked for stay "empty" or are
+    "filled", as in training. The errors are measured against the first MLP
+    with all its slices on at weight 1. The picture shows the first ``digit``.
     """
     if seats not in SEATS:
-        raise ValueError(f"seats={seats!r} is none of {', '.join(SEATS)}")
+        raise ValueError(f"seats={seats!r} is not one of {', '.join(SEATS)}")
     model = recorded(slices, gate)
     k = min(top_k, slices)
     for one in model.layers:
@@ -111,7 +111,7 @@ def picture(
     )
 
 
-# a slider moves k along a curve that is there already
+# cached, so that the slider of k moves along a curve already computed
 @cache
 def error_curve(
     slices: int, gate: str, seats: str, share: float
@@ -134,9 +134,9 @@ def error_curve(
 @cache
 @torch.no_grad()
 def _slice_outputs(slices: int, gate: str) -> tuple[Tensor, Tensor]:
-    """What each slice of the first MLP gives, [B, S, n, d] in float64.
+    """Outputs [B, S, n, d] of the first MLP's slices, in float64, and scores.
 
-    And its gate's scores [B, S, n]; neither depends on k or c.
+    The scores [B, S, n] are its gate's. Neither depends on k or c.
     """
     model = recorded(slices, gate)
     inputs = []

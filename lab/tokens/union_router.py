@@ -1,8 +1,8 @@
 """Union of Experts in the character model: its experts are slices of one MLP.
 
-The eight experts of a layer, 32 hidden units each, are read as the slices of
-one dense network of 256. All of them with weight 1 are that network, so the
-router switches off parts of one function; see `union_of_experts`.
+The eight experts of a layer, 32 hidden units each, are treated as the slices
+of one dense network of 256. Together, at weight 1, they are that network, so
+the router switches off parts of one function; see `union_of_experts`.
 """
 
 from typing import Any
@@ -16,14 +16,15 @@ from lab.tokens.routers import Router, Routing, weight_table
 
 
 class UnionRouter(Router):
-    """Union of Experts: k slices of one dense MLP, an expert takes c tokens.
+    """Union of Experts: k slices of one MLP per token, c tokens per slice.
 
     Each token chooses k slices, weighted by n P, which is 1 where the gate is
-    indifferent. In training an expert then keeps its best
-    c = ``capacity`` T k / n tokens of the batch, as the paper's language code
-    does (k = n / 2 there, so c = T / 2), and the others lose that slice. This
-    top-c is not causal, as a token's fate depends on who shares its batch, so
-    at work it is off. ``capacity=0`` leaves it out of the training, too.
+    indifferent. In training a slice then keeps its best
+    c = ``capacity`` T k / n tokens of the batch, as in the paper's language
+    code (k = n / 2 there, so c = T / 2), and the others lose that slice. This
+    top-c is not causal: whether a token keeps a slice depends on the tokens
+    that share its batch. So it is off at inference. ``capacity=0`` leaves it
+    out of training too.
     """
 
     def __init__(
@@ -49,11 +50,11 @@ class UnionRouter(Router):
 
 
 def best_tokens(gate: Gate, num_experts: int, c: int) -> Gate:
-    """``gate`` [T, S] where each expert keeps the c tokens it weighs most.
+    """``gate`` [T, S] cut to the c tokens of largest weight for each expert.
 
-    A slot that loses its expert is empty, -1 with weight 0. An expert that
-    fewer chose keeps them all; the authors' code fills its seats with tokens
-    that did not choose it.
+    A slot that loses its expert becomes empty: -1 with weight 0. An expert
+    that fewer than c tokens chose keeps them all; the authors' code fills its
+    free seats with tokens that did not choose it.
     """
     column = weight_table(gate, num_experts).T  # [E, T]
     taken = topc_select(column[None], c)[0].long()
