@@ -1,14 +1,14 @@
 """A character model whose layers have a big and a small network each.
 
-The model of `char_lm` with other layers: six blocks, in each of them a
-network of 192 hidden units and one of 12, and every token may take either:
+It is the model of `char_lm` with other layers: six blocks, each with a network
+of 192 hidden units and one of 12. Every token may take either:
 
     x + big(norm x)    or    x + small(norm x),  GELU in between
 
-Trained as in Duo-LLM (Alizadeh et al. 2024): at every layer every token goes
-to one of both by a fair coin, with weight 1, so that each network learns to
-stand in for the other. Tokens never look at each other here, so what one
-token does cannot change another's loss.
+It is trained as in Duo-LLM (Alizadeh et al. 2024): in every layer a fair coin
+sends each token to one of the two, with weight 1, so that each network learns
+to replace the other. Tokens never look at each other here, so the route of
+one token cannot change another's loss.
 """
 
 import math
@@ -25,7 +25,7 @@ from lab.tokens.char_lm import DIM, CharLM, train
 LAYERS = 6
 BIG, SMALL = 192, 12  # hidden units, 16 to 1 as in the paper
 STEPS = 600
-MOST_LAYERS = 14  # beyond, there are too many routes to try
+MOST_LAYERS = 14  # with more, there are too many routes to try
 
 
 class DuoLayer(nn.Module):
@@ -45,7 +45,7 @@ class DuoLayer(nn.Module):
         self.small_up, self.small_down = drawn(DIM, SMALL), drawn(SMALL, DIM)
 
     def forward(self, x: Tensor, big: Tensor) -> Tensor:
-        """Each token of x [T, D] through the network that big [T] says."""
+        """Each token of x [T, D] through the network that big [T] chooses."""
         w_up = torch.cat([self.big_up, self.small_up], dim=1)
         w_down = torch.cat([self.big_down, self.small_down])
         return x + duo_ffn(self.norm(x), big, w_up, w_down, SMALL)
@@ -65,15 +65,15 @@ class DuoCharLM(CharLM):
     def __init__(self, seed: int = 0, layers: int = LAYERS) -> None:
         if not 1 <= layers <= MOST_LAYERS:
             raise ValueError(
-                f"layers={layers} is not within 1 to {MOST_LAYERS}; each one"
-                " doubles the routes"
+                f"layers={layers} is not within 1 to {MOST_LAYERS}; each layer"
+                " doubles the number of routes"
             )
         super().__init__(make_router=None, seed=seed, layers=0)
         generator = torch.Generator().manual_seed(seed)
         self.layers = nn.ModuleList(DuoLayer(generator) for _ in range(layers))
 
     def start(self, context: Tensor) -> Tensor:
-        """What the first layer is given for context [T, 12], [T, D]."""
+        """The input [T, D] of the first layer for context [T, 12]."""
         return self.enter(self.embedding(context).flatten(1))
 
     def finish(self, x: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ class DuoCharLM(CharLM):
         return self.leave(self.norm(x))
 
     def forward(self, context: Tensor, big: Tensor) -> Tensor:
-        """Scores [T, symbols] if token t is big in layer l for big [L, T]."""
+        """Scores [T, symbols]; token t is big in layer l where big[l, t]."""
         x = self.start(context)
         for layer, chosen in zip(self.layers, big, strict=True):
             x = layer(x, chosen)
@@ -97,14 +97,14 @@ def bits(logits: Tensor, target: Tensor) -> Tensor:
 
 @cache
 def trained(seed: int, steps: int = STEPS, layers: int = LAYERS) -> DuoCharLM:
-    """The model after its training by coin. Copy it before changing it."""
+    """The model after training by coin flips. Copy it before changing it."""
     return train_by_coin(DuoCharLM(seed, layers), steps, seed).eval()
 
 
 def train_by_coin(
     model: DuoCharLM, steps: int, seed: int, progress: Callable = iter
 ) -> DuoCharLM:
-    """Train in place on prose, every token and layer big or small by dice."""
+    """Train in place on prose; a coin sends each token to big or small."""
     coin = torch.Generator().manual_seed(seed)
     objective = partial(_by_coin, coin=coin)
     return train(

@@ -28,20 +28,20 @@ SHUFFLES = 8  # orders of the tokens for "random tokens"
 
 
 class Null(NamedTuple):
-    """The null oracle beside the oracle of one budget."""
+    """The null oracle that matches the oracle of one budget."""
 
-    scatter: float  # of the copies on one token, in bits
-    wanted: float  # of the routes
-    mean: float  # bits of the copies
-    best: float  # and of the best one for each token
+    scatter: float  # of the copies' losses on one token, in bits
+    wanted: float  # the scatter of the routes' losses
+    mean: float  # bits of the copies, on average
+    best: float  # bits of the best copy for each token
 
 
 class Routed(NamedTuple):
-    """What a trained router does at work."""
+    """What a trained router achieves at inference."""
 
     bits: float
     budget: float  # big layers per token
-    random_tokens: float  # bits with its layers' shares dealt out at random
+    random_tokens: float  # bits if random tokens get each layer's share
 
 
 class Result(NamedTuple):
@@ -49,7 +49,7 @@ class Result(NamedTuple):
 
     choice: Choice
     null: list[Null]  # for budgets 1 .. L - 1
-    routed: Routed  # for half of the layers
+    routed: Routed  # with a budget of half of the layers
     overlap: float  # of the hard tokens with those worth compute, in percent
 
 
@@ -84,7 +84,7 @@ def all_routes(seed: int, steps: int, positions: int) -> Choice:
 
 @cache
 def null_oracle(seed: int, budget: int, steps: int, positions: int) -> Null:
-    """As many noisy copies as the budget has routes, scattering as much."""
+    """As many noisy copies as the budget has routes, with equal scatter."""
     model = trained(seed, steps)
     context, target = spread("prose", positions)
     menu = losses_of(seed, steps, positions)[budgets(LAYERS) == budget]
@@ -103,7 +103,7 @@ def null_oracle(seed: int, budget: int, steps: int, positions: int) -> Null:
 def learned(
     seed: int, budget: int, router_steps: int, steps: int, positions: int
 ) -> Routed:
-    """A trained router, and its shares given to random tokens."""
+    """A trained router, and as a control its shares on random tokens."""
     routed = learn(trained(seed, steps), budget, router_steps, seed)
     context, _ = spread("prose", positions)
     losses = losses_of(seed, steps, positions)

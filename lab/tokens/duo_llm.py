@@ -8,23 +8,24 @@ Models", NeurIPS workshop ENLSP 2024, PMLR 262. In three stages:
        choice for each token until either can stand in for the other
     2  the oracle tries every route r of S(mall) and B(ig) for each token t
            l*_t(b) = min { -log p_r(y_t | before) : r has b big layers }
-    3  a router is trained and compared with it, the networks frozen
-           P_l = softmax(x_l W_l / tau)        x_l: what the networks are given
+    3  a router is trained for the frozen networks and compared with the oracle
+           P_l = softmax(x_l W_l / tau)        x_l: the input of the networks
            x + P_big big(x) + P_small small(x)         mixed in training
            loss + alpha (mean over layers and tokens of P_big - b / L)^2
-       tau falls from 1 to 0.1; at work the more probable network, alone
+       tau falls from 1 to 0.1; at inference only the more probable network
 
-The model is `duo_char_lm`, the oracle `duo_routes`. Printed in the paper, tau
-divides the exponential, outside of the exponent, where it would cancel; and
-it is said to grow, which with a division makes the choice softer. This
-version divides the logits and lets it fall. Which route the earlier tokens
-take while token t tries its own is not said; here tokens never look at each
-other, so it does not matter. That the oracle's gain follows the number of
-routes on its menu is the authors' own remark; the null oracle asks how much
-of it needs routes at all. The authors have published no code.
+The model is in `duo_char_lm`, the oracle in `duo_routes`. As printed in the
+paper, tau divides the exponential, outside the exponent, where it would
+cancel. It is also said to grow, which with a division makes the choice
+softer. This version divides the logits by tau and lets tau fall. The paper
+does not say which route the earlier tokens take while token t tries its own;
+here tokens never look at each other, so it does not matter. The authors
+remark themselves that the oracle's gain follows the number of routes on its
+menu; the null oracle asks how much of that gain needs routes at all. The
+authors have published no code.
 
-All are compared in `duo_comparison`; what the pictures show is in
-`duo_llm_recorded`.
+Oracle, null oracle and router are compared in `duo_comparison`; what the
+pictures show is in `duo_llm_recorded`.
 """
 
 import math
@@ -51,14 +52,14 @@ from lab.tokens.duo_routes import layers_of
 
 
 def at_budget(curve: Tensor, budget: float) -> float:
-    """A curve over budgets 0 .. L at one between: by mixing its neighbours."""
+    """A curve over budgets 0 .. L at any budget, by linear interpolation."""
     low = min(int(budget), len(curve) - 2)
     share = budget - low
     return ((1 - share) * curve[low] + share * curve[low + 1]).item()
 
 
 def depth(routes: Tensor) -> float:
-    """Mean place of the big layers of routes [T], the first layer is 1."""
+    """Mean place of the big layers of routes [T]; the first layer is 1."""
     big = layers_of(routes).double()
     place = torch.arange(1, LAYERS + 1)[:, None]
     return ((big * place).sum() / big.sum()).item()
@@ -83,14 +84,14 @@ def _against_null(seed: int, budget: int, router_steps: int, **data) -> float:
 
 
 def _gain(seed: int, budget: int, router_steps: int, **data) -> float:
-    """What the oracle gains over its menu's mean, in percent of the null's."""
+    """The oracle's gain over its menu's mean, in percent of the null's."""
     choice, null = all_routes(seed, **data), null_oracle(seed, budget, **data)
     gain = (choice.mean_fixed - choice.oracle)[budget].item()
     return 100 * gain / (null.mean - null.best)
 
 
 def _router_gain(seed: int, router_steps: int, **data) -> float:
-    """Bits of the best fixed route at the router's own budget, minus its."""
+    """Bits of the best fixed route minus the router's, at the same budget."""
     routed = learned(seed, HALF, router_steps, **data)
     fixed = all_routes(seed, **data).best_fixed
     return at_budget(fixed, routed.budget) - routed.bits
@@ -263,7 +264,7 @@ EXERCISES = {
     "exercise-1": Exercise(
         slug="exercise-1", answer=(math.comb(12, 4), 2**13 - 2)
     ),
-    # 0.01 either way, as the tolerance is relative too
+    # 0.01 either way, because the tolerance is relative too
     "exercise-2": Exercise(
         slug="exercise-2", answer=3.0 - 0.2 * 1.8675, tolerance=0.004
     ),

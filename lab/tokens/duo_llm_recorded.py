@@ -1,8 +1,8 @@
 """What the pictures of chapter 07 show, recorded: a model, routers, losses.
 
-Of one model, seed 0: the loss of each of its 64 routes on 4096 characters
-from all over the test text, and of 20 all-big copies with dropout noise, for
-several strengths of the noise. The passage is read live.
+For one model, seed 0, two kinds of loss are recorded on 4096 characters from
+all over the test text: those of its 64 routes, and those of 20 all-big copies
+with dropout noise of several strengths. The passage is evaluated live.
 """
 
 import math
@@ -36,20 +36,20 @@ from lab.tokens.text import decode, split
 
 FILE = "duo_llm/routes.npz"
 SAMPLE = 4096  # characters all over the test text
-NOISES = (0.5, 1.0, 1.5)  # scatter of the copies over the routes'
+NOISES = (0.5, 1.0, 1.5)  # the copies' scatter relative to the routes'
 CHOOSERS = ("oracle", "null oracle", "router", "random tokens", "mean fixed")
 # what a colour shows, its unit, and the top of its scale
 COLOURS = {
     "loss": ("Loss of every character", "bits", 8),
     "gap": ("Bits saved against all layers small", "bits", 4),
-    "depth": ("Where its big layers lie, on average", "layer", 6),
+    "depth": ("Mean place of the big layers", "layer", 6),
 }
 MENUS = tuple(math.comb(LAYERS, b) for b in range(LAYERS + 1))
-MOST = max(MENUS)  # routes of the longest menu
+MOST = max(MENUS)  # routes on the longest menu
 
 
 def train_checkpoints(progress: Callable = iter) -> None:
-    """Train model and routers anew, seed 0, and record: half a minute."""
+    """Train and record the model and routers of seed 0: half a minute."""
     model = trained(0)
     context, target = spread("prose", SAMPLE)
     losses = route_losses(model, context, target)
@@ -78,7 +78,7 @@ class Recorded(NamedTuple):
 
 @cache
 def recorded() -> Recorded:
-    """What `train_checkpoints` has left."""
+    """What `train_checkpoints` recorded."""
     arrays = read_halves(FILE)
     model = DuoCharLM()
     model.load_state_dict(
@@ -103,7 +103,7 @@ def recorded() -> Recorded:
 
 
 class Read(NamedTuple):
-    """Some characters, and what every chooser could take on them."""
+    """What every chooser can choose from, on some characters."""
 
     losses: Tensor  # [64, T]
     noisy: dict[float, Tensor]  # by noise, [20, T]
@@ -112,7 +112,7 @@ class Read(NamedTuple):
 
 @cache
 def passage() -> tuple[str, Read]:
-    """The text of the pictures, read live."""
+    """The text of the pictures, evaluated live."""
     ids = split("prose").test
     context, target = windows(ids, torch.arange(PASSAGE.start, PASSAGE.stop))
     model, _, _, _, rates = recorded()
@@ -183,16 +183,16 @@ class Picture(NamedTuple):
     """One setting of the knobs."""
 
     text: str
-    values: list[float]  # one a character of the text
+    values: list[float]  # one for each character of the text
     curve: list[float]  # bits of the chooser at budgets 0 .. L
-    oracle: list[float]  # of the oracle, with its whole menu
+    oracle: list[float]  # bits of the oracle with its whole menu
     best_fixed: list[float]
     layers: dict[str, float]  # percent of the tokens that are big there
     budget: float  # big layers per token
     gain: float  # bits below the best fixed route of this budget
     title: str
-    mark: str  # what stands at the budget
-    what: str  # the values are
+    mark: str  # label of the mark at the budget
+    what: str  # what the values are
     unit: str
     high: float  # the top of their scale
 
@@ -207,8 +207,8 @@ def picture(
     """What ``chooser`` does with ``budget`` of six layers big.
 
     ``colour`` says what the characters show: the "loss", the "gap" to all
-    layers small, or the "depth" of the big layers. Curves are drawn over the
-    budget that is really spent, by mixing the two nearest.
+    layers small, or the "depth" of the big layers. Curves are interpolated
+    between the budgets that were really spent.
     """
     if colour not in COLOURS:
         raise ValueError(f"colour={colour!r} is none of {(*COLOURS,)}")
@@ -217,7 +217,7 @@ def picture(
     all_ = choices(chooser, most, noise, "sample")
     spent = all_.budget.numpy()
     if chooser == "null oracle":
-        spent = np.arange(LAYERS + 1)  # copies stand for routes
+        spent = np.arange(LAYERS + 1)  # its copies take the place of routes
     curve = np.interp(
         np.arange(LAYERS + 1), spent, all_.bits.mean(dim=1).numpy()
     )
@@ -246,7 +246,7 @@ def picture(
             for place, share in enumerate(shares.tolist(), start=1)
         },
         budget=all_.budget[budget].item(),
-        # adding 0 makes 0 of -0, which no reader expects
+        # adding 0 turns -0 into 0; no reader expects -0
         gain=round(whole.best_fixed[budget].item() - curve[budget], 3) + 0,
         title=f"{who}: {curve[budget]:.2f} bits per character,"
         f" all big {whole.oracle[-1]:.2f}",
@@ -263,7 +263,7 @@ def _whole() -> Choice:
 
 
 def train_anew(budget: int, progress: Callable = iter) -> str:
-    """Train a router for the recorded model and say what came of it."""
+    """Train a router for the recorded model and report what it achieves."""
     routed = learn(recorded().model, budget, progress=progress)
     routes = routed.routes(spread("prose", SAMPLE)[0])
     spent = layers_of(routes).sum(dim=0).double().mean().item()

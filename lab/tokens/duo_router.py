@@ -1,23 +1,23 @@
 """Big or small: the learned routers of Duo-LLM (chapter 07).
 
 Alizadeh et al. 2024: every layer has a big and a small network, trained to
-stand in for each other, and a linear router says which one a token takes.
+replace each other, and a linear router says which one a token takes.
 
-    in training   P = softmax(x W / tau), y = P_big big(x) + P_small small(x)
-                  loss = alpha (mean of P_big - budget)^2
-    at work       the more probable one, with weight 1
+    in training    P = softmax(x W / tau), y = P_big big(x) + P_small small(x)
+                   loss = alpha (mean of P_big - budget)^2
+    at inference   the more probable one, with weight 1
 
 The mean runs over the tokens and all layers, so a layer may spend what
 another saves. tau falls from 1 to 0.1, so that training ends close to the
 hard choice.
 
-`LearnedRoutes` is the paper's: networks trained before by a random choice,
-then frozen. `DuoRouter` brings the idea to a layer of equal experts, as the
-other routers of this part have it: the last expert is the small network and
-all others together are the big one. Of 8 experts of 32 hidden units that is
-224 against 32, 7 to 1 where the paper has 16 to 1, and one training has to
-do for networks and router. Its layers hand on the mean of P_big as their
-memory, and the last one has the loss.
+`LearnedRoutes` is the paper's method: its networks are first trained, with a
+random choice, and then frozen. `DuoRouter` brings the idea to a layer of equal
+experts, which the other routers of this part have too: the last expert is the
+small network, and all others together are the big one. With 8 experts of 32
+hidden units that is 224 against 32, 7 to 1 where the paper has 16 to 1, and
+networks and router are trained together. Each layer adds its mean of P_big to
+a sum that is handed on as memory, and the last layer turns it into the loss.
 """
 
 import copy
@@ -40,17 +40,17 @@ ROUTER_STEPS = 200
 
 
 def temperature(done: float) -> float:
-    """tau when the share ``done`` of the steps is over: falls evenly."""
+    """tau after the share ``done`` of the steps; it falls geometrically."""
     first, last = TEMPERATURES
     return first * (last / first) ** min(1.0, done)
 
 
 class DuoRouter(Router):
-    """All experts but the last, or the last alone; ``budget`` of the former.
+    """Chooses all experts but the last (big), or the last alone (small).
 
-    ``layer`` counts from 0 to ``layers`` - 1; tau has fallen after ``steps``
-    training steps. A budget of 1/6 with 8 experts costs as many expert calls
-    as top-2.
+    ``budget`` is the share that shall be big. ``layer`` counts from 0 to
+    ``layers`` - 1; tau reaches its last value after ``steps`` training steps.
+    A budget of 1/6 with 8 experts costs as many expert calls as top-2.
     """
 
     def __init__(
@@ -65,10 +65,11 @@ class DuoRouter(Router):
         super().__init__(dim, 2)
         if experts < 2:
             raise ValueError(
-                f"experts={experts} make no big and small network; use 2 up"
+                f"experts={experts} is too few for a big and a small network;"
+                " use 2 or more"
             )
         if not 0 <= budget <= 1:
-            raise ValueError(f"budget={budget} is no share; use 0 to 1")
+            raise ValueError(f"budget={budget} is not a share; use 0 to 1")
         if not 0 <= layer < layers:
             raise ValueError(f"layer={layer} is not within 0 to {layers - 1}")
         self.experts, self.layer, self.layers = experts, layer, layers
@@ -84,17 +85,17 @@ class DuoRouter(Router):
         if self.layer == self.layers - 1:
             over = memory / self.layers - self.budget
             loss = BUDGET_WEIGHT * over**2
-        # as scores of all experts, the big network's parts share its own
+        # as scores of all experts: the big network's parts divide its score
         parts = self.experts - 1
         big = share[:, [BIG]].expand(-1, parts) / parts
         scores = torch.cat([big, share[:, [SMALL]]], dim=1)
         return Routing(self.gate(share), scores, loss, memory)
 
     def gate(self, share: Tensor) -> Gate:
-        """The experts and weights that shares [T, 2] of both stand for.
+        """Turn the shares [T, 2] of both networks into experts and weights.
 
-        In training both networks, mixed; at work the larger share alone, and
-        the big network if they are equal.
+        In training both networks are mixed; at inference only the one with
+        the larger share runs, and the big one if the shares are equal.
         """
         if not self.training:
             big = share[:, BIG] >= share[:, SMALL]
@@ -128,7 +129,7 @@ class LearnedRoutes(nn.Module):
         return self.model.leave
 
     def mixed(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores and mean P_big, every token through both networks."""
+        """Scores and mean P_big; every token passes through both networks."""
         x, shares = self.model.start(context), []
         for layer, weight in zip(self.model.layers, self.weight, strict=True):
             share = (layer.norm(x) @ weight / self.tau).softmax(dim=1)
@@ -139,7 +140,7 @@ class LearnedRoutes(nn.Module):
 
     @torch.no_grad()
     def routes(self, context: Tensor) -> Tensor:
-        """The route that each token takes at work, [T] int64."""
+        """The route that each token takes at inference, [T] int64."""
         x = self.model.start(context)
         route = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         for place, layer in enumerate(self.model.layers):

@@ -1,23 +1,24 @@
 """Every route through the layers, and who may choose among them.
 
 A route says for each layer whether a token takes the big or the small
-network. Route r is a number in binary: bit l is 1 if layer l is big, so 2^L
-routes for L layers, and its budget is the number of its ones. Evaluated one
-after the other they need L 2^L networks; two routes that begin alike share
-what they have in common, and 2 + 4 + ... + 2^L = 2^(L+1) - 2 are enough.
+network. Route r is a binary number: bit l is 1 if layer l is big, so L layers
+have 2^L routes. Its budget is the number of its ones, and the routes of one
+budget are a menu. One after the other, all routes need L 2^L evaluations of a
+network; if routes that begin alike share their beginning,
+2 + 4 + ... + 2^L = 2^(L+1) - 2 are enough.
 
 The choosers, all on losses [routes, tokens] in bits:
 
-    oracle        min over the routes of a budget, for each token by itself:
+    oracle        min over the routes of a budget, for each token separately:
                   needs to know the character that is to be predicted
     best fixed    min over the routes of the mean over all tokens
-    mean fixed    a route without a choice
+    mean fixed    mean over the routes too: a route without a choice
     null oracle   min over copies of the all-big model that differ by dropout
-                  noise alone: the same choice, but no route to choose
+                  noise alone: the same choice, but no routes to choose from
 
-A minimum of n noisy numbers lies below their mean, and the more so the more
-they are and the wider they scatter. So the null oracle is given as many
-copies as the menu has routes, and noise until both scatter alike.
+The minimum of n noisy numbers lies below their mean: the more numbers there
+are and the wider they scatter, the lower it lies. So the null oracle is given
+as many copies as the menu has routes, and enough noise to scatter as widely.
 """
 
 from collections.abc import Sequence
@@ -31,7 +32,7 @@ from lab.tokens.duo_char_lm import LAYERS, MOST_LAYERS, DuoCharLM, bits
 
 OPTIONS = ("small", "big")
 CHUNK = 512  # tokens at a time: 64 routes of them fill 13 MB
-TRIES = 5  # to find the dropout that scatters as wanted
+TRIES = 5  # steps towards the dropout rate with the wanted scatter
 
 
 def budgets(layers: int, options: Sequence[str] = OPTIONS) -> Tensor:
@@ -54,11 +55,11 @@ def route_losses(
     """Bits of each route for each token, [options^L, T].
 
     With three ``options``, ("skip", "small", "big"), a layer may also be left
-    out, and the routes are numbers to the base 3. O(routes T).
+    out, and the routes are numbers in base 3. O(routes T).
     """
     if not set(options) <= {"skip", "small", "big"}:
         raise ValueError(
-            f"options={tuple(options)} are not among skip, small and big"
+            f"options={tuple(options)} are not all among skip, small and big"
         )
     parts = zip(context.split(CHUNK), target.split(CHUNK), strict=True)
     return torch.cat([tree(model, *part, options) for part in parts], dim=1)
@@ -67,12 +68,12 @@ def route_losses(
 def tree(
     model: DuoCharLM, context: Tensor, target: Tensor, options: Sequence[str]
 ) -> Tensor:
-    """Bits of all routes at once; routes that begin alike share that."""
+    """Bits of all routes at once; routes share a common beginning."""
     x = model.start(context)[None]  # [routes so far, T, D]
     for layer in model.layers:
         add = {"skip": torch.zeros_like, "small": layer.small}
         add["big"] = layer.big
-        # behind each other: an earlier layer stays the lower digit
+        # concatenated, so that an earlier layer stays the lower digit
         x = torch.cat([x + add[name](x) for name in options])
     return bits(model.finish(x), target)
 
@@ -83,7 +84,7 @@ def layers_of(routes: Tensor, layers: int = LAYERS) -> Tensor:
 
 
 class Choice(NamedTuple):
-    """What the choosers make of all routes, by budget 0 .. L, in bits."""
+    """What the choosers reach, by budget 0 .. L, in bits."""
 
     oracle: Tensor  # [L + 1]
     best_fixed: Tensor  # [L + 1]
@@ -92,7 +93,7 @@ class Choice(NamedTuple):
 
 
 def choose(losses: Tensor, budget: Tensor) -> Choice:
-    """Let them choose from losses [R, T] with budget [R] int32."""
+    """Apply all choosers to losses [R, T] with budget [R] int32."""
     menus = int(budget.max()) + 1
     best = min_by_budget(losses, budget, menus)
     mean = losses.double().mean(dim=1)
@@ -108,7 +109,7 @@ def choose(losses: Tensor, budget: Tensor) -> Choice:
 def shortened(
     losses: Tensor, budget: Tensor, most: int, seed: int = 0
 ) -> Best:
-    """The oracle with ``most`` routes a menu, drawn anew for each token."""
+    """The oracle with ``most`` routes of each menu, drawn for each token."""
     generator = torch.Generator().manual_seed(seed)
     draw = torch.rand(losses.shape, generator=generator).to(losses.device)
     kept = torch.full_like(losses, float("inf"))
@@ -130,11 +131,13 @@ def noisy_losses(
 ) -> Tensor:
     """Bits of ``copies`` noisy all-big models on each token, [copies, T].
 
-    Dropout of ``rate`` on what each network gives out. The same seed drops
-    the same entries and a few more as the rate grows.
+    Dropout of ``rate`` is applied to the output of each network. With the
+    same seed, a higher rate drops the same entries and a few more.
     """
     if not 0 <= rate < 1:
-        raise ValueError(f"rate={rate} is not within 0 to 1")
+        raise ValueError(
+            f"rate={rate} is out of range; use 0 or more, less than 1"
+        )
     generator = torch.Generator().manual_seed(seed)
     x = model.start(context).expand(copies, -1, -1)
     for layer in model.layers:
@@ -145,8 +148,7 @@ def noisy_losses(
 
 
 def scatter(losses: Tensor) -> float:
-    """How far the losses [n, T] of one token scatter: the mean of their
-    standard deviations, in bits."""
+    """Mean over tokens of the standard deviation of losses [n, T], in bits."""
     return losses.double().std(dim=0).mean().item()
 
 
@@ -174,7 +176,7 @@ def taken(losses: Tensor, routes: Tensor) -> Tensor:
 
 
 def shuffled(routes: Tensor, layers: int, seed: int = 0) -> Tensor:
-    """The routes [T] with each layer's choices dealt out to random tokens.
+    """The routes [T] with each layer's choices given to random tokens.
 
     Every layer is big as often as before, but not for the same tokens.
     """
