@@ -1,8 +1,8 @@
 """Experts carved from a dense model by masks, one for each domain of text.
 
-What a domain uses most it keeps. `read_me` says where this comes from and
-how the authors' code differs; this file is its first half: masks, overlaps of
-tokens with masks, and what a choice of experts costs.
+A domain keeps the hidden units that it uses most. `read_me` says where this
+comes from and how the authors' code differs. This file has the first half of
+it: masks, overlaps of tokens with masks, and what a choice of experts costs.
 """
 
 import math
@@ -17,11 +17,11 @@ from lab.tokens.dense_lm import DenseLM
 from lab.tokens.domains import DOMAINS, passage
 
 BITS = 1 / math.log(2)  # a nat
-QUANTILES = (4, 3, 2, 1)  # fifths of N_1, after N_1 - 1 itself
+QUANTILES = (4, 3, 2, 1)  # fifths of N_1; the first threshold is N_1 - 1
 
 
 class Experts(NamedTuple):
-    """What every domain kept, layer by layer."""
+    """The hidden units that every domain kept, layer by layer."""
 
     masks: Tensor  # [layers, N, F] bool, M_i, the resident units included
     resident: Tensor  # [layers, F] bool
@@ -36,7 +36,7 @@ class Experts(NamedTuple):
 def read(
     model: DenseLM, part: str, characters: int
 ) -> tuple[list[Tensor], Tensor, Tensor]:
-    """Hidden units [domains, characters, F] a layer, contexts and targets."""
+    """Hidden units [domains, characters, F] by layer, contexts, targets."""
     parts = [passage(domain, characters, part) for domain in DOMAINS]
     context, target = map(torch.cat, zip(*parts, strict=True))
     hidden = model(context).hidden
@@ -51,8 +51,8 @@ def carve(hidden: list[Tensor], share: float = 0.5) -> Experts:
     """
     if len(hidden[0]) < 2 or not hidden[0].shape[1]:
         raise ValueError(
-            f"hidden units of shape {tuple(hidden[0].shape)} carve no"
-            " experts; give two domains or more, and characters for each"
+            f"hidden units of shape {tuple(hidden[0].shape)} cannot be carved"
+            " into experts; give two domains or more, each with characters"
         )
     masks = []
     for u in hidden:
@@ -83,7 +83,7 @@ def code_overlap(hidden: list[Tensor], experts: Experts) -> Tensor:
         n = int(own[0].sum())  # N_1, the size of the first expert
         u = u.flatten(0, -2)
         ordered = u.sort(dim=1, descending=True).values
-        # places from 0, so r units pass the level at place r
+        # places count from 0, so r units exceed the level at place r
         places = [n - 1, *(n * fifth // 5 for fifth in QUANTILES)]
         level = sum((u > ordered[:, [place]]).float() for place in places)
         shared = level @ own.T / (3 * n)
@@ -101,8 +101,9 @@ def bits(
 ) -> Tensor:
     """Bits per character [T] where token t uses masks[layer, choice[t]].
 
-    ``choice`` is [T], one decision for all layers, or [layers, T]; without
-    it ``masks`` are one per layer, without ``masks`` the model is dense.
+    ``choice`` is [T], one decision for all layers, or [layers, T]. Without
+    it ``masks`` holds one mask per layer; without ``masks`` the model is
+    dense.
     """
     if choice is not None:
         choice = choice.expand(len(masks), -1)

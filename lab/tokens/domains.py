@@ -28,7 +28,7 @@ DOMAINS = (
 
 @cache
 def split(domain: str) -> Split:
-    """The characters of one of `DOMAINS` as numbers, 90 / 10.
+    """The characters of one of `DOMAINS` as numbers, split 90 / 10.
 
     The last tenth holds every tenth block of the text, so that all of its
     documents are tested.
@@ -67,6 +67,6 @@ def passage(
     if not 1 <= characters <= len(ids) - CONTEXT:
         raise ValueError(
             f"characters={characters} is not within 1 to"
-            f" {len(ids) - CONTEXT}, the characters of {domain}"
+            f" {len(ids) - CONTEXT}, the number available in {domain}"
         )
     return windows(ids, torch.arange(CONTEXT, CONTEXT + characters))

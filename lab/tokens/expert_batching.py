@@ -1,10 +1,11 @@
 """Batches of tokens that want the same experts (Read-ME, Algorithm 1).
 
 Every request offers its next token, whose expert is known before the layers
-run. A batch takes B of the waiting tokens; what it costs is the number of
-different experts in it, for each must be loaded. By order of arrival it
-takes whoever waits longest. By expert it takes the longest queue, whole if it
-fits and else its first tokens, then the next longest, until it is full.
+run. A batch takes B of the waiting tokens. Its cost is the number of
+different experts in it, because each must be loaded. By order of arrival, a
+batch takes the tokens that have waited longest. By expert, it takes the
+longest queue, whole if it fits and otherwise its first tokens, then the next
+longest queue, until the batch is full.
 
 As printed, Algorithm 1 never ends when fewer tokens wait than the batch
 holds (an empty queue always fits), and reads a stale index. Here it stops
@@ -24,18 +25,18 @@ class Token(NamedTuple):
 
     request: int
     expert: int
-    since: int  # the number of the batch before which it came
+    since: int  # the number of the first batch that could take it
 
 
 class Served(NamedTuple):
     """What the batches were, and how long tokens waited."""
 
     batches: list[list[int]]  # the experts of the tokens of each batch
-    waits: list[int]  # batches that passed by each token
+    waits: list[int]  # batches that left each token waiting
 
     @property
     def experts(self) -> float:
-        """Different experts in a batch, their mean."""
+        """Mean number of different experts in a batch."""
         distinct = [len(set(batch)) for batch in self.batches]
         return sum(distinct) / max(1, len(distinct))
 
@@ -51,9 +52,9 @@ def serve(
     A request's next token joins the queue once the one before is served.
     """
     if size < 1:
-        raise ValueError(f"size={size} serves nobody; use 1 or more")
+        raise ValueError(f"size={size} leaves batches empty; use 1 or more")
     if order not in ORDERS:
-        raise ValueError(f"order={order!r} is none of {ORDERS}")
+        raise ValueError(f"order={order!r} is not one of {ORDERS}")
     done = [0] * len(traces)
     waiting = [Token(r, t[0], 0) for r, t in enumerate(traces) if len(t)]
     batches, waits = [], []
@@ -79,7 +80,7 @@ def longest_queues(
 ) -> list[Token]:
     """One batch of Algorithm 1 from the waiting tokens, oldest first.
 
-    Ties between queues go to the expert who has waited longest.
+    Ties between queues go to the one whose first token has waited longest.
     """
     old, queues = [], defaultdict(list)
     for token in waiting:

@@ -1,16 +1,16 @@
-"""A cache of experts: who leaves when another must come in.
+"""A cache of experts: which one leaves when another must come in.
 
 A device holds C of N experts. Each token asks for one; if it is not there,
 it is loaded and another expert leaves. The policies differ in what they know:
 
     random   nothing
-    LRU      when each expert was last used; the longest unused leaves
-    LFU      how often each was used; the least used leaves
+    LRU      when each expert was last used; the one unused longest leaves
+    LFU      how often each was used; the one used least leaves
     Belady   when each will be used next; the one needed last leaves
     window   the same, but only for the next W requests
 
 Belady's rule is optimal (Belady 1966). A router that decides before the
-layers run knows the experts of all tokens that wait, so it can afford it.
+layers run knows the experts of all waiting tokens, so it can apply that rule.
 """
 
 import math
@@ -41,20 +41,20 @@ def simulate(
     window: float = math.inf,
     seed: int = 0,
 ) -> CacheRun:
-    """Serve the requests of ``trace``, experts by number, in their order.
+    """Serve the requests of ``trace``, a list of expert numbers, in order.
 
-    The cache starts empty. Ties, such as several experts that the window
-    does not show, go by LRU. O(n C).
+    The cache starts empty. Ties, such as those between experts that the
+    window does not show, are broken by LRU. O(n C).
     """
     if capacity < 1:
         raise ValueError(f"capacity={capacity} holds no expert; use 1 or more")
     if policy not in POLICIES:
-        raise ValueError(f"policy={policy!r} is none of {POLICIES}")
+        raise ValueError(f"policy={policy!r} is not one of {POLICIES}")
     if window < 0:
         raise ValueError(f"window={window} looks back; use 0 or more")
     ahead = math.inf if policy == "Belady" else window
     upcoming, draw = next_uses(trace), random.Random(seed)
-    last, needed, uses = {}, {}, Counter()  # last and needed: loaded experts
+    last, needed, uses = {}, {}, Counter()  # the first two: loaded experts
     hits, content = [], []
     for now, expert in enumerate(trace):
         uses[expert] += 1
@@ -98,12 +98,12 @@ def interleave(traces: Sequence[Sequence[int]]) -> list[int]:
 def sticky_traces(
     requests: int, length: int, experts: int, stickiness: float, seed: int = 0
 ) -> list[list[int]]:
-    """Made traces: a token keeps the expert before it with ``stickiness``.
+    """Made traces: the expert stays the same with probability ``stickiness``.
 
-    Otherwise it takes one of the others, all alike.
+    Otherwise it is one of the others, each with equal probability.
     """
     if experts < 2:
-        raise ValueError(f"experts={experts} leave no choice; use 2 or more")
+        raise ValueError(f"experts={experts} leaves no choice; use 2 or more")
     if not 0 <= stickiness <= 1:
         raise ValueError(f"stickiness={stickiness} is not within 0 to 1")
     draw, traces = random.Random(seed), []

@@ -1,4 +1,4 @@
-"""A router in Read-ME's manner for the character model: it decides once."""
+"""A router for the character model that decides once, as in Read-ME."""
 
 from typing import Any
 
@@ -10,14 +10,15 @@ from lab.tokens.routers import BALANCE, Router, Routing, balanced_top_k
 class PreGateRouter(Router):
     """Read-ME: one choice of k experts for all layers, before they run.
 
-    The router of layer 0 reads what entered the network, which follows from
+    The router of layer 0 reads the input of the network, which follows from
     the token ids alone, and its routing is handed on as memory; the routers
-    of the other layers have no weights and repeat it. Nobody waits for a
-    layer to know which experts the next one needs.
+    of the other layers have no weights and repeat it. So the experts of the
+    next layer are known without waiting for the present one.
 
-    Learned, not distilled: the loss of the language model reaches it through
-    the weights of the gate (the paper's eq. 2), because a dense model to
-    distil from does not fit the arena's budget. The balance loss counts once.
+    The router is learned, not distilled: a dense model to distil from does
+    not fit the arena's budget. The loss of the language model reaches it
+    through the weights of the gate (the paper's eq. 2). The balance loss
+    counts once.
     """
 
     def __init__(
@@ -38,8 +39,8 @@ class PreGateRouter(Router):
         if self.weight is None:
             if memory is None:
                 raise ValueError(
-                    "this router repeats what layer 0 chose and was handed"
-                    " nothing; put a router of layer=0 before it"
+                    "this router repeats the choice of layer 0 but was handed"
+                    " none; put a router with layer=0 before it"
                 )
             gate, scores = memory
             return Routing(gate, scores, scores.new_zeros(()), memory)

@@ -2,7 +2,7 @@
 
 It reads the text once, before the layers run, and says for each token which
 of N experts takes it in every layer. It learns from the dense model: from
-the overlap of the neurons that a token uses with those that an expert kept.
+the overlap of the neurons that a token uses with those that an expert keeps.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ LOSSES = ("paper", "code")
 class PreGate(nn.Module):
     """Embedding, GRU, linear: ids [B, L] to scores of N experts [B, L, N].
 
-    A GRU of 32 units in place of the paper's causal attention block.
+    The GRU of 32 units replaces the paper's causal attention block.
     """
 
     def __init__(self, experts: int, seed: int = 0) -> None:
@@ -47,16 +47,16 @@ class PreGate(nn.Module):
 def distillation(logits: Tensor, overlap: Tensor, loss: str) -> Tensor:
     """How far logits [T, N] are from overlaps [layers, T, N] with experts.
 
-    "paper" is eq. 4, KL(softmax G || softmax overlap), the overlap a count of
-    shared neurons, its mean over the layers. "code" is 0.75 CE(G, argmax;
-    label smoothing 0.5) + 0.25 CE(G, softmax overlap), summed over the
-    layers, with the overlap of the code (see `read_me`).
+    "paper" is eq. 4, KL(softmax G || softmax overlap), where the overlap is
+    the number of shared neurons, averaged over the layers. "code" is
+    0.75 CE(G, argmax; label smoothing 0.5) + 0.25 CE(G, softmax overlap),
+    summed over the layers, with the overlap of the code (see `read_me`).
     """
     if loss == "paper":
         said, wanted = logits.log_softmax(1), overlap.mean(0).log_softmax(1)
         return (said.exp() * (said - wanted)).sum(1).mean()
     if loss != "code":
-        raise ValueError(f"loss={loss!r} is none of {LOSSES}")
+        raise ValueError(f"loss={loss!r} is not one of {LOSSES}")
     value = logits.new_zeros(())
     for layer in overlap:
         hard = F.cross_entropy(logits, layer.argmax(1), label_smoothing=0.5)
@@ -81,7 +81,8 @@ def train(
     characters = wanted.shape[2]
     if characters < LENGTH:
         raise ValueError(
-            f"{characters} characters are no sequence of {LENGTH}"
+            f"{characters} characters are too few for a sequence of"
+            f" {LENGTH}; give {LENGTH} or more"
         )
     ids = [split(d).train[: CONTEXT + characters] for d in DOMAINS]
     generator = torch.Generator().manual_seed(seed)
@@ -111,7 +112,7 @@ def train(
 def route(router: PreGate, characters: int) -> Tensor:
     """Experts [domains, characters] of the first test characters.
 
-    Position i is decided from the characters before it, as the prediction.
+    Position i is decided from the characters before it, as its prediction is.
     """
     ids = [split(d).test[: CONTEXT + characters - 1] for d in DOMAINS]
     return router(torch.stack(ids))[:, CONTEXT - 1 :].argmax(2)

@@ -2,30 +2,33 @@
 
 Cai, Ro, Kim, Wang, Bejnordi, Akella, Wang, "Read-ME: Refactorizing LLMs as
 Router-Decoupled Mixture of Experts with System Co-Design", NeurIPS 2024. In
-every layer a domain keeps the half of the hidden units that it uses most;
-what all domains keep stays resident, the rest is the domain's expert. One
-small router that sees only token ids picks an expert for all layers at once.
+every layer a domain keeps the half of the hidden units that it uses most. The
+units that all domains keep stay resident; the rest of what a domain keeps is
+its expert. One small router that sees only token ids picks an expert for all
+layers at once.
 
     a_i,c = mean over the tokens of domain i of |u_c|
     M_i   = the d = F / 2 units with the largest a_i         (a rank rule)
     M_res = product of all M_i,   expert i = M_i - M_res
-    y     = (M_e * u) W_down            for a token's expert e, M_res with it
+    y     = (M_e * u) W_down    for a token's expert e; M_e includes M_res
     L     = KL( softmax G(x_<=t) || softmax_j <M_0(t), M_j> )
 
-M_0(t) are the units that token t uses most in the dense model. As the expert
-is known early it can be fetched early, kept by Belady's rule
-(`expert_cache`), and batched with others like it (`expert_batching`).
+M_0(t) are the units that token t uses most in the dense model. Because the
+expert is known early, it can be fetched early and cached by Belady's rule
+(`expert_cache`), and tokens of one expert can be batched (`expert_batching`).
 Masks and overlaps are in `domain_experts`, the router in `pre_gating`, the
-ways to choose in `choosing_experts`, the pictures' in `read_me_recorded`.
+ways to choose in `choosing_experts`, what the pictures show in
+`read_me_recorded`.
 
-The authors' code cuts with a strict > and so keeps d - 1 units, less with
-ties; here it is d, and a token never counts a unit that is 0 for it. It ranks
-M_0 by the signed feature over five thresholds, leaves the resident part out
-of the overlap, and uses another loss: `code_overlap` and ``loss="code"``.
-Eq. 2 weights the experts by G and allows K of them; as in their code, here it
-is one of weight 1. Left out: fine-tuning router and experts in eight turns,
-here the dense weights stay as they are, and the clock of the prefetching,
-which loads layer l + 1's expert while layer l computes.
+The authors' code cuts with a strict > and so keeps d - 1 units, fewer with
+ties; here d units are kept, and a token never counts a unit that is 0 for it.
+Their code ranks M_0 by the signed feature over five thresholds, leaves the
+resident part out of the overlap, and uses another loss: `code_overlap` and
+``loss="code"``. Eq. 2 weights the experts by G and allows K of them; here, as
+in their code, there is one expert with weight 1. Two things are left out.
+The authors fine-tune router and experts in eight alternating rounds; here the
+dense weights stay as they are. And prefetching, which loads layer l + 1's
+expert while layer l computes, is not timed.
 """
 
 from collections.abc import Sequence
@@ -45,9 +48,13 @@ PAPER = {"random": 50.14, "LRU": 52.42, "Belady": 61.82}  # %, capacity 3
 
 
 def requests(trace: Sequence[Sequence[int]], number: int) -> list[list[int]]:
-    """Cut the traces of the domains into ``number`` requests, in turns."""
-    if not 1 <= number <= len(trace) * len(trace[0]):
-        raise ValueError(f"{number} requests cannot share this trace")
+    """Cut the domains' traces into ``number`` requests, in rotation."""
+    tokens = len(trace) * len(trace[0])
+    if not 1 <= number <= tokens:
+        raise ValueError(
+            f"{number} requests cannot share {tokens} tokens;"
+            f" use 1 to {tokens}"
+        )
     each = -(-number // len(trace))  # requests of one domain
     length = len(trace[0]) // each
     parts = [divmod(r, len(trace)) for r in range(number)]
@@ -55,13 +62,13 @@ def requests(trace: Sequence[Sequence[int]], number: int) -> list[list[int]]:
 
 
 def _own_is_best(seed: int, **parameters) -> float:
-    """Domains whose own expert serves them best."""
+    """Number of domains whose own expert has the fewest bits."""
     matrix = experiment(seed, **parameters).matrix
     return float(sum(row[i] == min(row) for i, row in enumerate(matrix)))
 
 
 def _own_against_half(seed: int, **parameters) -> float:
-    """Bits of a domain's own expert minus a random half, worst domain."""
+    """Bits of a domain's own expert minus a random half's, worst domain."""
     result = experiment(seed, **parameters)
     rows = zip(result.matrix, result.half, strict=True)
     return max(row[i] - half for i, (row, half) in enumerate(rows))
@@ -80,7 +87,7 @@ def _against_dice(seed: int, **parameters) -> float:
 
 
 def _one_decision(seed: int, **parameters) -> float:
-    """Bits that one choice for all layers loses against one a layer."""
+    """Bits that one choice for all layers loses against one per layer."""
     result = experiment(seed, **parameters)
     return result.overlap - result.layerwise
 
@@ -103,20 +110,20 @@ def hit_ratios(
 
 
 def _belady_lead(seed: int, **parameters) -> float:
-    """Points that Belady leads LRU by, at the capacity where it is least."""
+    """Belady's lead over LRU in points, at the capacity where it is least."""
     ratios = hit_ratios(experiment(seed, **parameters).trace)
     pairs = zip(ratios["Belady"], ratios["LRU"], strict=True)
     return min(belady - lru for belady, lru in pairs)
 
 
 def _lru_lead(seed: int, **parameters) -> float:
-    """Points that LRU leads random by, mean over the capacities."""
+    """LRU's lead over random in points, mean over the capacities."""
     ratios = hit_ratios(experiment(seed, **parameters).trace)
     return float(np.mean(ratios["LRU"]) - np.mean(ratios["random"]))
 
 
 def _fewer_experts(seed: int, **parameters) -> float:
-    """Percent fewer experts in a batch of 16 of 64 requests."""
+    """Percent fewer experts in a batch of 16 tokens, 64 requests waiting."""
     texts = requests(experiment(seed, **parameters).trace, 64)
     arrival, expert = (serve(texts, 16, o) for o in ("arrival", "expert"))
     return 100 * (1 - expert.experts / arrival.experts)

@@ -1,6 +1,7 @@
 """What the pictures of chapter 08 show: requests for the experts of a trace.
 
-The trace is the router's of seed 0, recorded, or made as sticky as wanted.
+The trace is the recorded one of seed 0's router, or synthetic and as sticky
+as wanted.
 """
 
 from collections.abc import Callable
@@ -24,18 +25,18 @@ from lab.tokens.expert_cache import (
 from lab.tokens.read_me import requests
 
 RECORDED = "read_me/seed-0.npz"
-TRACES = ("router", "0", "0.3", "0.5", "0.7", "0.9")  # or made, so sticky
+TRACES = ("router", "0", "0.3", "0.5", "0.7", "0.9")  # or made that sticky
 SHOWN = 1600  # tokens that a picture simulates
 
 
 class Picture(NamedTuple):
     """Requests served together, for a picture."""
 
-    hits: dict[str, float]  # policy: % of the requests
+    hits: dict[str, float]  # policy: % of the tokens
     steps: dict[str, list[list[int | None]]]  # policy: [expert][first tokens]
-    experts: dict[str, float]  # order of the batches: different experts each
-    batch: int  # tokens of the largest, at most one a request
-    longest_wait: int  # batches that a token waited, by expert
+    experts: dict[str, float]  # order of the batches: different experts in one
+    batch: int  # tokens of the largest batch, at most one per request
+    longest_wait: int  # most batches that a token waited, by expert
     tokens: int
 
 
@@ -47,10 +48,10 @@ def picture(
     batch: int = 16,
     shown: int = 40,
 ) -> Picture:
-    """Serve ``number`` requests of a recorded or made trace in all ways.
+    """Serve ``number`` requests of a trace by all policies and batch orders.
 
-    In ``steps``, 0 is an expert that lies in the cache, 1 one that was asked
-    for and was there, 2 one that had to be loaded.
+    In ``steps``, 0 is an expert that lies in the cache, 1 an expert that was
+    asked for and was there, 2 an expert that had to be loaded.
     """
     length = max(1, SHOWN // number)
     if trace == "router":
@@ -96,7 +97,7 @@ def recorded() -> Result:
 
 
 def train_checkpoints(progress: Callable = iter) -> None:
-    """Train the dense model and its router anew, seed 0: half a minute."""
+    """Train and record dense model and router, seed 0: half a minute."""
     dense_lm.record(progress)
     result = measure(dense_lm.recorded(), 0, progress=progress)._asdict()
     trace = np.array(result.pop("trace"), dtype=np.int8)
@@ -104,9 +105,10 @@ def train_checkpoints(progress: Callable = iter) -> None:
 
 
 def train_anew(loss: str, seed: int, progress: Callable = iter) -> str:
-    """Distil a router anew from the recorded model, and say how it does."""
+    """Distil a router again from the recorded model, and report its bits."""
     new = measure(dense_lm.recorded(), seed, loss=loss, progress=progress)
     return (
         f"{loss} loss, seed {seed}: {new.router:.3f} bits per character,"
-        f" {new.label:.3f} with the true domain, {new.random:.3f} by dice"
+        f" {new.label:.3f} with the true domain,"
+        f" {new.random:.3f} with random experts"
     )

@@ -1,8 +1,8 @@
-"""What a routing looks like: who is full, who takes what, what goes together.
+"""What a routing looks like: loads, kinds of character, pairs of layers.
 
-Counts alone, taken over the test characters, so that routers of every kind
+Only counts over the test characters are used, so that routers of every kind
 can be compared: the load of each expert, which kinds of character it takes,
-and what one layer's choice tells about the next one's.
+and what one layer's choice tells about that of the next.
 """
 
 import re
@@ -42,7 +42,7 @@ class Profile(NamedTuple):
 
 @cache
 def _table() -> Tensor:
-    """The kind of every two characters in a row, [symbols, symbols]."""
+    """The kind of the second of two characters, [symbols, symbols]."""
     kinds = [
         [
             next(
@@ -100,7 +100,7 @@ def _by_kind(chosen: Tensor, kinds: Tensor, experts: int) -> Tensor:
 
 
 def _first(chosen: Tensor, experts: int) -> Tensor:
-    """The first slot that holds an expert, [T]; ``experts`` if none does."""
+    """The expert in the first slot that holds one, [T], else ``experts``."""
     real = chosen >= 0
     slot = real.int().argmax(dim=1, keepdim=True)
     best = chosen.long().gather(1, slot).squeeze(1)

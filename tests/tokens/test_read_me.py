@@ -138,7 +138,7 @@ def test_distillation_is_least_where_router_and_overlap_agree(loss):
     assert agree < other
     if loss == "paper":
         assert agree.abs() < 1e-6
-    with pytest.raises(ValueError, match="none of"):
+    with pytest.raises(ValueError, match="not one of"):
         pre_gating.distillation(overlap[0], overlap, "other")
 
 
