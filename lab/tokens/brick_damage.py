@@ -1,7 +1,7 @@
-"""Which neurons matter to whom, and what their loss costs (chapter 09).
+"""Which neurons matter to which text, and what losing them costs (chapter 09).
 
 Three ways to rank the neurons of a model for every kind of text, and one
-measurement of what a text loses without the best of another.
+measurement of what every text loses without the best neurons for one.
 """
 
 from functools import cache
@@ -16,16 +16,16 @@ from lab.tokens.dense_lm import STEPS, DenseLM, trained
 from lab.tokens.domains import DOMAINS
 
 F = len(DOMAINS)
-SPARSE, SPARSER = 0.7, 0.8  # of the neurons that a token can do without
-HALF = 0.5  # of the neurons, for running only what a function needs
+SPARSE, SPARSER = 0.7, 0.8  # shares of the neurons masked for a token
+HALF = 0.5  # share of the neurons kept, to run only what a function needs
 
 
 class Tables(NamedTuple):
-    """Who matters to whom: three ways to rank the neurons of a layer."""
+    """Three ways to rank the neurons of each layer for each function."""
 
     score: Tensor  # [F, L, n] FuncScore
     activation: Tensor  # [F, L, n] mean |a| in the function's instances
-    chance: Tensor  # [F, L, n] dice
+    chance: Tensor  # [F, L, n] random numbers
 
 
 WAYS = {
@@ -38,7 +38,7 @@ WAYS = {
 def tables(
     model: DenseLM, seed: int = 0, per_domain: int = PER_DOMAIN
 ) -> Tables:
-    """Rank the neurons on the windows for choosing; the seed throws dice."""
+    """Rank the neurons on the "choose" windows; ``seed`` is for chance."""
     seen = brick_scores.instances("choose", per_domain)
     means = brick_scores.activations(model, seen)
     _, *shape = means.shape
@@ -52,26 +52,26 @@ def tables(
 
 
 class Found(NamedTuple):
-    """What one model's neurons turned out to be."""
+    """What was measured on the neurons of one model."""
 
     best: Tensor  # [F] highest score for each function
     best_by_chance: Tensor  # [F] the same for neurons that know nothing
     mean: float  # score over neurons and functions
     mean_by_chance: float
-    damage: Tensor  # [F, F] bits, without the best neurons of f
+    damage: Tensor  # [F, F] bits lost without the best neurons of f
     by_activation: Tensor  # [F, F] without the most active ones
     at_random: Tensor  # [F] without as many at random
     overlap: float  # of the best neurons of two functions, mean of all pairs
-    half: Tensor  # [F] bits with the better half of f's neurons alone
-    half_at_random: Tensor  # [F] with any half
-    sparse: dict  # (share, indicator): bits that it costs
+    half: Tensor  # [F] bits with only the better half of f's neurons
+    half_at_random: Tensor  # [F] with only a random half
+    sparse: dict  # (share, indicator): bits that masking costs
 
 
 @cache
 def measure(
     seed: int, per_domain: int = PER_DOMAIN, pretraining: int = STEPS
 ) -> Found:
-    """Score the neurons of one model, then take them away."""
+    """Score the neurons of one model, then measure what pruning costs."""
     model = trained(seed, pretraining)
     score, activation, chance = tables(model, seed, per_domain)
     seen = brick_scores.instances("choose", per_domain)
@@ -107,5 +107,5 @@ def measure(
 
 
 def percent(bits: Tensor) -> Tensor:
-    """A damage in bits per character as the rise of perplexity in per cent."""
+    """Turn damage in bits per character into a rise of perplexity in %."""
     return 100 * (2**bits - 1)

@@ -1,4 +1,4 @@
-"""A router without opinions: the experts that react most are the ones taken.
+"""A router without opinions of its own: it takes the experts that react most.
 
 Self-organised bricks (Xiao et al. 2024, section 2; MoEfication, Zhang et al.
 2022): split a ReLU layer into bricks of neurons, and let every token use the
@@ -9,15 +9,16 @@ as in a dense layer whose other activations are 0.
     chosen: the k largest predictions of m_e, from a small network
     loss = mean over tokens and bricks of (prediction - m_e)^2
 
-To know m_e for all E bricks costs half of the dense layer, so at work the
-predictor says it: H (D + E) multiply-adds a token for H hidden units. Only
-in training are the true activations computed, as its targets; they carry no
-gradient, so neither bricks nor hidden vectors are bent towards being easy to
-predict, and the language model's loss never reaches the router.
+Computing m_e for all E bricks costs half of the dense layer, so at inference
+the network predicts it, with H (D + E) multiply-adds a token for H hidden
+units. The true activations are computed only in training, as targets of the
+predictor. They carry no gradient, so neither bricks nor hidden vectors are
+bent towards being easy to predict, and the language model's loss never reaches
+the router.
 
-Nothing balances the load: a brick that is chosen learns, and grows louder.
-The paper lets bricks form in dense training first; here they compete from
-the first step, on the budget of the other routers.
+Nothing balances the load: a brick that is chosen learns, and its activations
+grow. The paper lets bricks form in dense training first; here they compete
+from the first step, on the same budget as the other routers.
 """
 
 from typing import Any
@@ -41,7 +42,7 @@ def mean_activation(hidden: Tensor, w_up: Tensor) -> Tensor:
 
 
 class BrickRouter(Router):
-    """The k bricks with the largest predicted activation, with weight 1.
+    """Choose the k bricks with the largest predicted activation, weight 1.
 
     With ``oracle`` the true activations decide instead, at the price of every
     brick's up-projection for every token.
@@ -64,11 +65,11 @@ class BrickRouter(Router):
         self.seen: tuple[Tensor, ...] = ()
 
     def watch(self, w_up: Tensor) -> None:
-        # in a tuple, so that the weights are not the router's own as well
+        # in a tuple, so that they are not registered as the router's own
         self.seen = (w_up,)
 
     def predicted_activation(self, hidden: Tensor) -> Tensor:
-        """What the small network expects of every brick, [T, E]."""
+        """The activation that the predictor expects of every brick, [T, E]."""
         inner = F.relu(hidden @ self.enter + self.enter_bias)
         return inner @ self.weight + self.bias
 
@@ -79,8 +80,8 @@ class BrickRouter(Router):
         if self.training or self.oracle:
             if not self.seen:
                 raise ValueError(
-                    "this router knows no brick; call watch(w_up) with their"
-                    " up-projections [E, D, F]"
+                    "this router has no bricks to watch; call watch(w_up) with"
+                    " their up-projections [E, D, F]"
                 )
             actual = mean_activation(hidden, self.seen[0].detach())
             loss = F.mse_loss(logits, actual)

@@ -1,10 +1,10 @@
 """Which neuron does which job: activations, scores, and what pruning breaks.
 
 The measurements of chapter 09. The seven domains, kinds of text, play the part
-of seven functions. An instance is a window of 64
-characters. Scores are taken from the first half of every domain's test text
-(``"choose"``), damage is measured on the second (``"judge"``), so that no
-neuron is judged by the windows that chose it.
+of seven functions. An instance is a window of 64 characters. Scores are taken
+from the first half of every domain's test text (``"choose"``), damage is
+measured on the second (``"judge"``), so that no neuron is judged by the
+windows that chose it.
 """
 
 import math
@@ -24,7 +24,7 @@ from lab.tokens.text import decode
 
 WINDOW = 64  # characters of an instance
 PER_DOMAIN = 60  # instances of every domain
-SHARE = 0.05  # of a layer's neurons that a function may lose
+SHARE = 0.05  # of a layer's neurons, pruned for a function
 
 
 class Instances(NamedTuple):
@@ -78,7 +78,7 @@ class Passage(NamedTuple):
 
 @cache
 def passage(domain: str, characters: int = 144) -> Passage:
-    """From the middle of the half that judges."""
+    """A passage from the middle of the half that judges."""
     ids = split(domain).test
     first = len(ids) * 3 // 4
     context, target = windows(ids, torch.arange(first, first + characters))
@@ -96,14 +96,14 @@ def activations(model: DenseLM, seen: Instances) -> Tensor:
 def function_scores(means: Tensor, seen: Instances) -> Tensor:
     """FuncScore(n, f), the average precision of ranking by neuron n.
 
-    From the activations [C, L, n]; [functions, L, n].
+    Takes the activations [C, L, n] and returns [functions, L, n].
     """
     flat = ap_counts(means.flatten(1), seen.labels, len(DOMAINS))
     return flat.unflatten(1, means.shape[1:])
 
 
 def chance_scores(shape: tuple, seen: Instances, seed: int) -> Tensor:
-    """The scores of as many neurons that know nothing, [functions, L, n]."""
+    """Scores [functions, L, n] of random neurons, of the ``shape`` [L, n]."""
     generator = torch.Generator().manual_seed(seed)
     C = len(seen.domain)
     return function_scores(torch.rand(C, *shape, generator=generator), seen)
@@ -121,13 +121,14 @@ def expected_chance(positives: int, instances: int) -> float:
 
 
 def most(table: Tensor, share: float = SHARE) -> Tensor:
-    """The neurons with the largest entries of each layer, [L, n] bool.
+    """Mark the neurons with the largest entries of ``table``, [L, n] bool.
 
-    ``table`` [L, n]; a layer gives int(share * n) of its neurons, and among
-    equals the first ones.
+    int(share * n) neurons of each layer are marked, among equals the first.
     """
     if not 0 <= share < 1:
-        raise ValueError(f"share={share} is not within [0, 1); use 0.05")
+        raise ValueError(
+            f"share={share} is not within [0, 1); use a share such as 0.05"
+        )
     _, n = table.shape
     order = table.argsort(dim=1, descending=True, stable=True)
     chosen = torch.zeros(table.shape, dtype=torch.bool)
@@ -145,7 +146,7 @@ def token_bits(
     seen: Instances | Passage,
     pruned: Tensor | None = None,
 ) -> Tensor:
-    """Bits lost on each character [T], without the ``pruned`` [L, n]."""
+    """Bits lost on each character [T], ``pruned`` neurons [L, n] left out."""
     keep = None if pruned is None else list((~pruned).float())
     return lost_bits(model(seen.context, keep).logits, seen.target)
 
@@ -162,10 +163,10 @@ def bits(model: Callable, seen: Instances, pruned: Tensor | None = None):
 
 
 def damage(model: DenseLM, seen: Instances, tables: Tensor) -> Tensor:
-    """What pruning the 5 % for each function costs each domain, in bits.
+    """Bits that pruning the best 5 % for each function costs each domain.
 
-    ``tables`` [functions, L, n] says who matters to whom; row f of the result
-    [functions, domains] is without the best of table f.
+    ``tables`` [functions, L, n] ranks the neurons for each function; row f of
+    the result [functions, domains] is without the best neurons of table f.
     """
     whole = bits(model, seen)
     return torch.stack([bits(model, seen, most(t)) - whole for t in tables])
@@ -184,18 +185,21 @@ INDICATORS = ("activation", "output magnitude")
 def sparse_bits(
     model: DenseLM, seen: Instances, share: float, indicator: str
 ) -> float:
-    """Bits per character if each token keeps its largest neurons only.
+    """Bits per character if each token keeps only its largest neurons.
 
     In every layer the ``share`` of the neurons with the lowest indicator is
-    zeroed, token by token: |a_i|, or "output magnitude" |a_i| ||w_i||, with
-    w_i what neuron i writes. A layer sees what the pruned layers below left;
-    the paper takes all indicators from the whole model, which changes the
-    loss by less than 0.002 bits at 70 and 80 %.
+    zeroed, token by token. The indicator is "activation", |a_i|, or "output
+    magnitude", |a_i| ||w_i||, where w_i is what neuron i writes. A layer sees
+    what the pruned layers below it left. The paper takes all indicators from
+    the whole model, which changes the loss by less than 0.002 bits at 70 and
+    80 %.
     """
     if indicator not in INDICATORS:
         raise ValueError(f"indicator={indicator!r} is none of {INDICATORS}")
     if not 0 <= share < 1:
-        raise ValueError(f"share={share} is not within [0, 1); use 0.7")
+        raise ValueError(
+            f"share={share} is not within [0, 1); use a share such as 0.7"
+        )
     keep = [None] * len(model.layers)
     for place, layer in enumerate(model.layers):
         size = model(seen.context, keep).hidden[place].abs()

@@ -1,9 +1,9 @@
 """Bricks: neurons with a job (chapter 09).
 
 Xiao, Zhang, Song et al., "Configurable Foundation Models: Building LLMs from
-a Modular Perspective", 2024. A language model as a set of bricks: emergent
-ones that form in training, such as the neurons of a feed-forward layer, and
-customised ones that are added later. The paper's testable core measures
+a Modular Perspective", 2024. The paper sees a language model as a set of
+bricks: emergent bricks form in training, such as the neurons of a feed-forward
+layer, and customised bricks are added later. Its testable core measures
 neurons, with no training and no gradient:
 
     y = sum over i of a_i(x) w_i        neuron i: activation a_i, writes w_i
@@ -11,17 +11,17 @@ neurons, with no training and no gradient:
     FuncScore(i, f) = AP of ranking the instances by A_i, right if c needs f
     D_f,g = PPL_g without the top 5 % of f / PPL_g - 1
 
-The 5 % are taken from every layer alike, which is our reading. A damage in
-bits per character is log2 of the perplexity's factor, and unlike per cent it
+Of every layer 5 % are taken, which is our reading. Damage in bits per
+character is log2 of the factor by which perplexity grows. Unlike per cent, it
 does not explode where a text is easy.
 
 The functions here are seven kinds of text, and an instance is a window of 64
 characters; `domains` and `dense_lm` are shared with chapter 08. The paper has
 seven abilities, such as translation and ethics, two models of 7 and 8 billion
-parameters, and 1000 instances each, of which A_i sees the prompt alone.
-Neurons are scored on one half of the test text and judged on the other.
-Pruning is to zero; a neuron's mean, its offset, goes with it. The operations
-on bricks, which the paper surveys without measuring them, are in
+parameters, and 1000 instances of each ability, and takes A_i over the prompt
+alone. Neurons are scored on one half of the test text and judged on the other.
+Pruning sets a neuron to zero, so its mean, an offset, is lost too. The
+operations on bricks, which the paper surveys without measuring them, are in
 `custom_bricks`. No code of the authors was found.
 
 Scores are in `brick_scores`, the measurement in `brick_damage`, and what the
@@ -51,25 +51,25 @@ def _others(table: Tensor) -> float:
 
 
 def _rows(seed: int, **parameters) -> float:
-    """Functions whose pruning hurts their own text most, of seven."""
+    """Number of functions, of seven, whose own text suffers most."""
     damage = measure(seed, **parameters).damage
     return (damage.argmax(dim=1) == torch.arange(F)).sum().item()
 
 
 def _specific(seed: int, **parameters) -> float:
-    """Rise of perplexity on the own text over that on another text."""
+    """Rise of perplexity on the own text, divided by that on other texts."""
     rise = percent(measure(seed, **parameters).damage)
     return _own(rise) / _others(rise)
 
 
 def _than_random(seed: int, **parameters) -> float:
-    """Bits that the best 5 % cost their own text more than a random 5 %."""
+    """Bits lost on the own text: best 5 % pruned minus random 5 % pruned."""
     found = measure(seed, **parameters)
     return _own(found.damage) - found.at_random.mean().item()
 
 
 def _maxima(seed: int, **parameters) -> float:
-    """Best score minus the best of chance, for the worst off function."""
+    """Best score minus the best random score, least over the functions."""
     found = measure(seed, **parameters)
     return (found.best - found.best_by_chance).min().item()
 
@@ -86,55 +86,55 @@ def _overlap(seed: int, **parameters) -> float:
 
 
 def _sparse(seed: int, **parameters) -> float:
-    """Bits that masking the lowest 70 % of each token costs."""
+    """Bits lost by masking, for each token, the 70 % of least activation."""
     return measure(seed, **parameters).sparse[SPARSE, "activation"]
 
 
 def _magnitude(seed: int, **parameters) -> float:
-    """Bits that 80 % cost by output magnitude minus by activation."""
+    """Bits lost by masking 80 %: by output magnitude minus by activation."""
     sparse = measure(seed, **parameters).sparse
     activation, magnitude = (sparse[SPARSER, i] for i in INDICATORS)
     return magnitude - activation
 
 
 def _resident(seed: int, **parameters) -> float:
-    """Bits that the most active 5 % cost other texts, above a random 5 %."""
+    """Bits lost on other texts: most active 5 % minus random 5 % pruned."""
     found = measure(seed, **parameters)
     return _others(found.by_activation) - found.at_random.mean().item()
 
 
 def _half(seed: int, **parameters) -> float:
-    """Bits per character, the half with the best scores minus any half."""
+    """Bits per character: half with the best scores minus a random half."""
     found = measure(seed, **parameters)
     return (found.half - found.half_at_random).mean().item()
 
 
 def _routed(seed: int, **parameters) -> float:
-    """Bits, the brick that the neurons ask for minus no brick."""
+    """Bits per character: the brick that the neurons name minus no brick."""
     used = use(seed, **parameters)
     return (used.found - used.none).mean().item()
 
 
 def _modular(seed: int, **parameters) -> float:
-    """Bits, the text's own brick minus one brick trained for all."""
+    """Bits per character: own brick minus one brick trained for all texts."""
     used = use(seed, **parameters)
     return (used.own - used.shared).mean().item()
 
 
 def _merged(seed: int, **parameters) -> float:
-    """Bits, the mean of two bricks on the texts of both minus no brick."""
+    """Bits on the texts of two bricks: mean of the bricks minus no brick."""
     used = use(seed, **parameters)
     return (used.merged - used.none).mean().item()
 
 
 def _forgotten(seed: int, **parameters) -> float:
-    """Bits that training the layers on one text costs the others."""
+    """Bits lost on the other texts when the layers are trained on one."""
     used = use(seed, **parameters)
     return _others(used.fine_tuned - used.none)
 
 
 def _grown(seed: int, **parameters) -> float:
-    """Bits, a second brick beside the first minus the first trained on."""
+    """Bits: a second brick beside the first minus the first trained longer."""
     used = use(seed, **parameters)
     return (used.grown - used.trained_on).mean().item()
 
@@ -167,7 +167,7 @@ CLAIMS = (
         effect="functions, of seven, whose own text suffers most",
         unit="functions",
         experiment=_rows,
-        # six or seven, as the paper's matrices have
+        # six or seven functions, as in the paper's matrices
         threshold=5.5,
         side="above",
     ),
@@ -343,7 +343,7 @@ CLAIMS = (
 
 
 def _score(scores: Tensor, needs: Tensor) -> float:
-    """Average precision of scores [C], right where needs [C] is True."""
+    """Average precision of scores [C], positive where needs [C] is True."""
     return ap_counts(scores[:, None], needs.int(), 1).item()
 
 

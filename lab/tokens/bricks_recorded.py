@@ -1,7 +1,7 @@
 """What the pictures of chapter 09 show: a recorded model with pruned neurons.
 
 The passages are read live; what every pruning costs whole domains was
-measured once, seed 0.
+measured once, with seed 0.
 """
 
 from collections.abc import Callable
@@ -26,11 +26,11 @@ PRUNED = "bricks/pruned.npz"
 
 
 class Picture(NamedTuple):
-    """A model that lost some neurons, for a picture."""
+    """What a picture shows of a model that lost some neurons."""
 
     texts: dict[str, str]  # a passage of the function, and another one
-    lost: dict[str, list[float]]  # bits more that each character costs
-    damage: Tensor  # [F, F] to each domain, row f pruned for f
+    lost: dict[str, list[float]]  # extra bits that each character costs
+    damage: Tensor  # [F, F] cost to each domain, row f pruned for f
     aimed: Tensor  # [F, F] the same if the best scores were pruned
     row: int  # the function whose neurons are gone
 
@@ -44,9 +44,9 @@ def picture(
 ) -> Picture:
     """Prune ``pruned`` per cent of the neurons of ``function``.
 
-    The passages are read anew; the damage to whole domains was recorded by
-    `train_checkpoints`. Its ``unit`` is "bits" per character or "%" more
-    perplexity.
+    The passages are read on every call; the damage to whole domains was
+    recorded by `train_checkpoints`. Its ``unit`` is "bits" per character, or
+    "%" for the rise of perplexity.
     """
     row, known = DOMAINS.index(function), _known()
     gone = _gone(known[by][row], pruned, layer)
@@ -76,7 +76,7 @@ def _gone(table: Tensor, pruned: float, layer: str) -> Tensor:
     return gone
 
 
-# whatever is pruned, it is compared with the same
+# every pruning is compared with this, so it is computed only once
 @cache
 def _whole(function: str) -> Tensor:
     """Bits lost on each character of a passage by the whole model."""
@@ -92,7 +92,7 @@ def _known() -> dict[str, Tensor]:
 def train_checkpoints(progress: Callable = iter) -> None:
     """Prune the recorded model in every way that a picture shows.
 
-    About three minutes; `lab train 08` makes the model itself.
+    Takes about three minutes; `lab train 08` makes the model itself.
     """
     model, judge = recorded(), brick_scores.instances("judge")
     ranked = tables(model)

@@ -1,20 +1,21 @@
-"""Bricks added after training: route to them, merge, update and grow.
+"""Bricks added after training: route to them, merge, update and grow them.
 
 A customised brick is a few more neurons in every layer of a frozen model:
-columns for its up-projections, rows for its down-projections. What they
-write adds to what the layer writes, so bricks stand side by side, and to run
-one is to put it there. The operations of Xiao et al. 2024, section 3:
+more columns of its up-projections, more rows of its down-projections. What the
+new neurons write adds to what the layer writes, so bricks stand side by side,
+and to run a brick is to put it there. The operations of Xiao et al. 2024,
+section 3:
 
     routing    an instance runs the brick of its function, and no other
-    merging    the mean of two bricks, parameter by parameter, with weights
-    updating   train one brick on; model and other bricks are not touched
+    merging    the weighted mean of two bricks, parameter by parameter
+    updating   train one brick further; nothing else is changed
     growing    put fresh neurons beside a brick, which stays as it is
 
-Left out: stitching, where one brick reads what another one wrote.
+Left out: stitching, where one brick reads what another brick wrote.
 
 All bricks start from the same random up-projections and from down-projections
-of 0: a fresh brick changes nothing, and two bricks can be averaged neuron by
-neuron.
+of 0. So a fresh brick changes nothing, and two bricks can be averaged neuron
+by neuron.
 """
 
 import itertools
@@ -57,9 +58,11 @@ class Brick(NamedTuple):
 
 
 def fresh(neurons: int = NEURONS, seed: int = 0) -> Brick:
-    """A brick that does nothing yet; one seed, the same brick."""
+    """A brick that does nothing yet; a seed always gives the same brick."""
     if neurons < 1:
-        raise ValueError(f"neurons={neurons} are no brick; use 1 or more")
+        raise ValueError(
+            f"neurons={neurons} do not make a brick; use 1 or more"
+        )
     generator = torch.Generator().manual_seed(seed)
     up = torch.randn(LAYERS, DIM, neurons, generator=generator)
     return Brick(up / (3 * DIM) ** 0.5, torch.zeros(LAYERS, neurons, DIM))
@@ -69,8 +72,8 @@ def merged(bricks: Sequence[Brick], weights: Sequence[float]) -> Brick:
     """The weighted mean of bricks of one size; weights must add up to 1."""
     if len(weights) != len(bricks) or abs(sum(weights) - 1) > 1e-6:
         raise ValueError(
-            f"weights={list(weights)} do not share out {len(bricks)} bricks;"
-            " give one for each, with sum 1"
+            f"weights={list(weights)} do not fit {len(bricks)} bricks; give"
+            " one weight for each brick, with sum 1"
         )
     pairs = list(zip(weights, bricks, strict=True))
     return Brick(
@@ -80,7 +83,7 @@ def merged(bricks: Sequence[Brick], weights: Sequence[float]) -> Brick:
 
 
 def with_bricks(model: DenseLM, bricks: Sequence[Brick]) -> Callable:
-    """The model as it reads with the bricks in place; it is not changed."""
+    """Return the model with the bricks in place; ``model`` stays unchanged."""
     own = {name: w.detach() for name, w in model.named_parameters()}
     weights = dict(own)
     for layer in range(LAYERS):
@@ -98,9 +101,9 @@ def learn(
     steps: int,
     seed: int,
 ) -> None:
-    """Descend on ``weights`` while ``read()(context)`` reads the domains.
+    """Train ``weights`` while ``read()(context)`` reads the domains.
 
-    The domains take turns, one a step; Adam with a one-cycle rate.
+    The domains take turns, one each step; Adam with a one-cycle rate.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -132,7 +135,7 @@ def update(
 def fine_tuned(
     model: DenseLM, domain: str, steps: int = STEPS, seed: int = 0
 ) -> Callable:
-    """The rival: the same steps on the layers' own neurons, no brick."""
+    """The rival without a brick: as many steps on the layers' own neurons."""
     own = {name: w.detach().clone() for name, w in model.named_parameters()}
     neurons = [
         own[name].requires_grad_()
@@ -150,7 +153,7 @@ def fine_tuned(
 def asked_for(
     model: DenseLM, judge: Instances, per_domain: int = PER_DOMAIN
 ) -> Tensor:
-    """The function whose best neurons are most excited, [C], no label seen.
+    """The function [C] whose best neurons are most excited; reads no label.
 
     Each neuron's activation is measured in standard deviations from its mean
     over the instances that gave the scores; a function's excitement is the
@@ -166,16 +169,16 @@ def asked_for(
 
 
 class Used(NamedTuple):
-    """Bits per character of every domain [F] under one use of bricks."""
+    """Bits per character of every domain [F], for each use of bricks."""
 
     none: Tensor  # the frozen model alone
     own: Tensor  # with the domain's brick
     found: Tensor  # with the brick that the model's own neurons ask for
-    shared: Tensor  # with one brick that learned all domains in turn
-    merged: Tensor  # with the mean of its brick and another, mean of all
+    shared: Tensor  # with one brick trained on all domains
+    merged: Tensor  # with the mean of its brick and another; mean of all
     fine_tuned: Tensor  # [F, F] row f: no brick, the layers trained on f
-    trained_on: Tensor  # its brick trained for as many steps again
-    grown: Tensor  # its brick, and beside it a second one trained as long
+    trained_on: Tensor  # with its brick trained for as many steps again
+    grown: Tensor  # with its brick and a second one, trained as long
     hits: float  # share of the instances whose brick was found
 
 

@@ -123,7 +123,7 @@ def test_bricks_that_learned_nothing_change_nothing():
     [
         (lambda: fresh(0), "neurons=0"),
         (lambda: merged([fresh(), fresh()], [0.5, 0.4]), "sum 1"),
-        (lambda: merged([fresh()], [0.5, 0.5]), "share out 1"),
+        (lambda: merged([fresh()], [0.5, 0.5]), "do not fit 1"),
     ],
 )
 def test_wrong_arguments_are_refused_in_a_sentence(call, sentence):
