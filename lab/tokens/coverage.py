@@ -6,8 +6,8 @@ reads
 
     U(B) = sum over i of 1 - (1 - q_i)^B
 
-experts on average, whatever the choices of one token have to do with each
-other. Tokens of one text are not independent, and read fewer.
+experts on average, however the choices of one token depend on each other.
+Tokens of one text are not independent, and read fewer.
 """
 
 from typing import NamedTuple
@@ -28,7 +28,7 @@ def coverage(rates: Tensor, batch: int) -> float:
     no digits.
     """
     if batch < 1:
-        raise ValueError(f"batch={batch} reads nothing; use 1 or more")
+        raise ValueError(f"batch={batch} reads no experts; use 1 or more")
     if len(rates) and not 0 <= rates.min() <= rates.max() <= 1:
         low, high = rates.min().item(), rates.max().item()
         raise ValueError(
@@ -40,7 +40,7 @@ def coverage(rates: Tensor, batch: int) -> float:
 
 
 def uniform_rates(experts: int, k: float) -> Tensor:
-    """The rates [N] when all experts are chosen alike, k by each token."""
+    """The rates [N] if all experts are chosen equally often, k by a token."""
     if not 0 <= k <= experts:
         raise ValueError(
             f"k={k} of {experts} experts cannot be chosen; use 0 to {experts}"
@@ -58,10 +58,10 @@ def unrelated(tokens: int, batch: int, count: int, seed: int = 0) -> Tensor:
 
 
 def neighbours(tokens: int, batch: int, count: int, seed: int = 0) -> Tensor:
-    """``count`` batches of B positions in a row, [count, B]: a text read."""
+    """``count`` batches of B positions in a row, [count, B], as in a text."""
     if batch > tokens:
         raise ValueError(
-            f"batch={batch} is longer than the {tokens} tokens; use fewer"
+            f"batch={batch} is more than the {tokens} tokens; use fewer"
         )
     generator = torch.Generator().manual_seed(seed)
     start = torch.randint(tokens - batch + 1, (count,), generator=generator)
@@ -90,7 +90,8 @@ def distinct(chosen: Tensor, num_experts: int, at: Tensor) -> float:
 def lru_hits(chosen: Tensor, capacity: int) -> float:
     """Share of the choices of ``chosen`` [T, S] found in a cache of experts.
 
-    Token by token and within a token slot by slot, by LRU (`expert_cache`).
+    The cache is LRU (`expert_cache`). Choices come token by token, and within
+    a token slot by slot.
     """
     return simulate(chosen[chosen >= 0].tolist(), capacity, "LRU").ratio
 

@@ -1,8 +1,9 @@
 """Which experts trained routers read, batch by batch (chapter 10).
 
-Two character models, trained with and without the balance loss, are counted:
-distinct experts in a batch, hits of a cache, load of the fullest device. Rates
-come from the first half of the text, everything counted from the second.
+Two character models are trained, with and without the balance loss. Counted
+are the distinct experts in a batch, the hits of a cache, and the load of the
+fullest device. Rates come from the first half of the text, all counts from the
+second.
 """
 
 from functools import cache
@@ -31,21 +32,21 @@ BATCH = 16  # of the claims about one batch size
 STEPS = 200  # of a training
 COUNT = 256  # batches that a mean is taken over
 DEVICES = 4
-ADAMOE_LOAD = 1.66  # of 2 choices that AdaMoE makes on Mixtral (chapter 02)
+ADAMOE_LOAD = 1.66  # choices, of 2, that AdaMoE makes on Mixtral (chapter 02)
 
 
 class Arm(NamedTuple):
     """One trained model; means over its layers, on the text's second half."""
 
     unrelated: dict[int, float]  # distinct experts by batch size
-    neighbours: dict[int, float]
+    neighbours: dict[int, float]  # the same for tokens in a row
     predicted: dict[int, float]  # U(B), with rates of the first half
-    uniform: dict[int, float]  # U(B), as if all were chosen alike
+    uniform: dict[int, float]  # U(B), as if all were chosen equally often
     hits: float  # share of choices in a cache of half of the experts
     hits_shuffled: float  # the same tokens in random order
     saved_reads: float  # share of the reads that skipping saves at BATCH
-    imbalance: float  # load of the fullest device by its mean, by index
-    imbalance_greedy: float  # and placed by the rates of the first half
+    imbalance: float  # fullest device over the mean, placed by index
+    imbalance_greedy: float  # the same, placed by the first half's rates
 
 
 class Result(NamedTuple):
@@ -61,7 +62,7 @@ def experiment(
     top_k: int = TOP_K,
     steps: int = STEPS,
 ) -> Result:
-    """Train two character models and see what their routers read."""
+    """Train two character models and count what their routers read."""
     return Result(
         balanced=arm(seed, experts, top_k, steps, BALANCE),
         free=arm(seed, experts, top_k, steps, 0.0),
@@ -72,7 +73,7 @@ def experiment(
 def arm(
     seed: int, experts: int, top_k: int, steps: int, balance: float
 ) -> Arm:
-    """The arm with this weight of the balance loss."""
+    """Train and count one model, with this weight of the balance loss."""
     model = untrained(seed, experts, top_k, balance)
     found = [
         describe(trace, seed)
@@ -91,8 +92,11 @@ def untrained(seed: int, experts: int, top_k: int, balance: float) -> CharLM:
 
 
 def describe(trace: Trace, seed: int) -> Arm:
-    """Rates from the first half of one layer's trace, the rest from the
-    second, so that nothing is predicted from itself."""
+    """Describe one layer by its trace.
+
+    Rates come from the first half of the trace, the rest from the second, so
+    that nothing is predicted from itself.
+    """
     past, here = trace.halves()
     T, N, k = len(here.chosen), trace.experts, past.rates.sum().item()
     random = {b: unrelated(T, b, COUNT, seed) for b in (4, BATCH, 64)}
@@ -123,7 +127,7 @@ def describe(trace: Trace, seed: int) -> Arm:
 
 
 def skip(trace: Trace, keep: float = ADAMOE_LOAD / 2) -> Tensor:
-    """The choices without those of least weight: ``keep`` of them stay.
+    """Leave out the choices of least weight; the share ``keep`` stays.
 
     Only second and later choices can go; a token keeps its best expert.
     """

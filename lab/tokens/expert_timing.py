@@ -1,9 +1,9 @@
-"""One expert layer against the clock of the machine at hand.
+"""The time of one expert layer on the machine at hand.
 
-A mixture of 16 experts and a dense layer of the same active size run by the
-kernels of this lab, in turn and round by round, so that a slow minute hits
-both. Both walk through the same large memory, further than a small cache
-reaches; on a CPU the clock is the time that the process computed.
+The kernels of this lab run a mixture of 16 experts and a dense layer of the
+same active size, alternating round by round, so that a slow minute hits both.
+Both walk through the same large memory, more than a small cache holds. On a
+CPU the clock is the processor time of the process.
 """
 
 from collections.abc import Callable, Iterable
@@ -43,8 +43,9 @@ def wall_clock(
 ) -> Clocked:
     """Milliseconds of the layer for each batch size, routed as in a text.
 
-    Every sample takes other tokens of the recorded top-2 model, at random
-    positions, and the next of ``copies`` layers, 63 MB each.
+    Every sample takes the choices of other tokens of the recorded top-2
+    model, at random positions, and the weights of the next of ``copies``
+    layers, 63 MB each.
     """
     batches = tuple(batches)
     w_up, w_down = _weights(seed, copies)
@@ -70,7 +71,7 @@ def wall_clock(
 
 
 def _weights(seed: int, copies: int) -> tuple[Tensor, Tensor]:
-    """``copies`` layers of experts, [copies, E, ...], all alike."""
+    """``copies`` layers of experts, [copies, E, ...], all equal."""
     generator = torch.Generator().manual_seed(seed)
     up = torch.randn(EXPERTS, DIM, 2 * HIDDEN, generator=generator)
     down = torch.randn(EXPERTS, HIDDEN, DIM, generator=generator)
@@ -96,7 +97,7 @@ def _mixture(x, chosen, drawn, layers, seen) -> Callable:
 
 
 def _dense(x, w_up, w_down) -> Callable:
-    """One expert, twice as wide: the memory of two, seen as one."""
+    """A dense layer: two experts' memory, seen as one twice as wide."""
     ups = w_up.view(-1, 1, DIM, 2 * TOP_K * HIDDEN)
     downs = w_down.view(-1, 1, TOP_K * HIDDEN, DIM)
     layers = cycle(zip(ups, downs, strict=True))

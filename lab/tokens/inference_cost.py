@@ -1,11 +1,11 @@
 """What one expert layer costs: bytes, arithmetic, and the wire between.
 
 Standard roofline arguments. A device does F operations a second and reads W
-bytes a second; w = 3 d f weights of s bytes make an expert, n_i tokens come
-to it, and a weight takes two operations for each.
+bytes a second. An expert has w = 3 d f weights of s bytes, n_i tokens come to
+expert i, and a weight needs two operations for each token.
 
     t_experts = sum over n_i > 0 of max(w s / W, 2 w n_i / F)
-    n* = F s / 2 W                             tokens that fill an expert
+    n* = F s / 2 W                             tokens at an expert's ridge
     t_transfer = (1 - h) U w s / W_h           experts that lie elsewhere
     t_all_to_all = 2 l + 2 B k d s_a (1 - 1/G) / (G W_n)
 
@@ -61,10 +61,10 @@ MACHINES = {
 def expert_time(
     load: Tensor, size: Size, machine: Machine, bytes_per_weight: float = 2
 ) -> Tensor:
-    """Seconds that each expert takes for its load of tokens, same shape.
+    """Seconds that each expert takes for its ``load`` of tokens, same shape.
 
-    An expert without tokens takes none. One with tokens streams its weights
-    once, or computes for longer than that.
+    An expert without tokens takes no time. An expert with tokens takes the
+    time to stream its weights once, or to compute if that is longer.
     """
     if bytes_per_weight not in BYTES:
         raise ValueError(
@@ -90,7 +90,7 @@ def transfer_time(
 ) -> float | Tensor:
     """Seconds to fetch the distinct ``experts`` that are not in memory."""
     if not 0 <= hit <= 1:
-        raise ValueError(f"hit={hit} is no share; use 0 to 1")
+        raise ValueError(f"hit={hit} is not a share; use 0 to 1")
     moved = (1 - hit) * experts * size.weights * bytes_per_weight
     return moved / machine.host
 
@@ -98,7 +98,7 @@ def transfer_time(
 def all_to_all_time(
     batch: int, k: float, size: Size, machine: Machine, devices: int
 ) -> float:
-    """Seconds to send tokens to their experts and back, G devices.
+    """Seconds to send tokens to their experts and back, on G devices.
 
     Each pair of token and expert travels, without de-duplication; a token
     finds its expert at home with chance 1 / G. One device sends nothing.
@@ -110,16 +110,17 @@ def all_to_all_time(
 
 
 def place(rates: Tensor, devices: int, greedy: bool = True) -> Tensor:
-    """The device of each expert, [N], equally many on each.
+    """The device of each expert, [N]; every device gets equally many.
 
-    Greedy takes the most popular expert left to the device with the least
-    load that has room; otherwise experts stay in the order of their index.
+    With ``greedy`` the most popular expert that is left goes to the device
+    with the least load among those with room. Otherwise experts stay in the
+    order of their index.
     """
     N = len(rates)
     if devices < 1 or N % devices:
         raise ValueError(
-            f"{N} experts do not share {devices} devices equally;"
-            " use a divisor"
+            f"devices={devices} cannot hold {N} experts in equal parts;"
+            f" use a divisor of {N}"
         )
     room = N // devices
     if not greedy:

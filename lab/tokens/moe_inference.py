@@ -35,7 +35,7 @@ from lab.tokens.expert_timing import wall_clock
 
 
 def _gap(seed: int, **parameters) -> float:
-    """Percent by which U(B) misses, worst of two routers, three batches."""
+    """Percent by which U(B) misses: worst of two routers, three batches."""
     return 100 * max(
         abs(found.predicted[b] / counted - 1)
         for found in experiment(seed, **parameters)
@@ -44,37 +44,37 @@ def _gap(seed: int, **parameters) -> float:
 
 
 def _text(seed: int, **parameters) -> float:
-    """Percent of the reads that contiguous text saves, balanced router."""
+    """Percent of the reads that contiguous text saves; balanced router."""
     found = experiment(seed, **parameters).balanced
     return 100 * (1 - found.neighbours[BATCH] / found.unrelated[BATCH])
 
 
 def _skew(seed: int, **parameters) -> float:
-    """Percent by which the uniform formula is too high, no balance loss."""
+    """Percent by which the uniform formula is too high; no balance loss."""
     found = experiment(seed, **parameters).free
     return 100 * (found.uniform[BATCH] / found.unrelated[BATCH] - 1)
 
 
 def _locality(seed: int, **parameters) -> float:
-    """Points of the hit ratio that the order of the text brings."""
+    """Points that the order of the text adds to the hit ratio."""
     found = experiment(seed, **parameters).balanced
     return 100 * (found.hits - found.hits_shuffled)
 
 
 def _placement(seed: int, **parameters) -> float:
-    """How much less the fullest device carries, in mean loads."""
+    """Mean loads that placing by popularity takes off the fullest device."""
     found = experiment(seed, **parameters).balanced
     return found.imbalance - found.imbalance_greedy
 
 
 def _skipping(seed: int, **parameters) -> float:
-    """Percent: reads saved by each choice that is saved."""
+    """Share of reads saved by share of choices skipped, in percent."""
     saved = experiment(seed, **parameters).balanced.saved_reads
     return 100 * saved / (1 - ADAMOE_LOAD / 2)
 
 
 def _free_batch(seed: int, samples: int, copies: int) -> float:
-    """The mixture's growth from B = 1 to 4 by that of a dense layer."""
+    """Growth of the mixture's time from B = 1 to 4 over a dense layer's."""
     times = clocked(seed, samples, copies)
     first, last = times.batches.index(1), times.batches.index(4)
     moe = times.moe_ms[last] / times.moe_ms[first]
@@ -82,8 +82,10 @@ def _free_batch(seed: int, samples: int, copies: int) -> float:
 
 
 def _follows(seed: int, samples: int, copies: int) -> float:
-    """0: time grows as the distinct experts do from B = 1 to 16; 1: as the
-    tokens do; on a logarithmic scale."""
+    """How time grows from B = 1 to 16, on a logarithmic scale.
+
+    0 if it grows as the distinct experts do, 1 if it grows as the tokens do.
+    """
     times = clocked(seed, samples, copies)
     first, last = times.batches.index(1), times.batches.index(16)
     experts = times.distinct[last] / times.distinct[first]
@@ -93,7 +95,7 @@ def _follows(seed: int, samples: int, copies: int) -> float:
 
 @cache
 def clocked(seed: int, samples: int, copies: int):
-    """`wall_clock` once a seed, for both claims about it."""
+    """Run `wall_clock` once for a seed; two claims use its times."""
     return wall_clock(seed, (1, 4, 16), samples, copies)
 
 

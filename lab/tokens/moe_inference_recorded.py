@@ -1,7 +1,7 @@
 """What the pictures of chapter 10 show: costs for recorded routers.
 
-A trained router reads unknown prose, and the formulas of `inference_cost`
-say what its loads would cost on a machine.
+A trained router reads prose that it has not learned, and the formulas of
+`inference_cost` say what its loads would cost on a machine.
 """
 
 from collections.abc import Callable
@@ -45,18 +45,18 @@ ROUTERS = (
     "AdaMoE",
 )
 UNBALANCED = "top-2-of-16-no-balance"
-RECORDED_STEPS = 600  # of that model, as chapter 01's
+RECORDED_STEPS = 600  # training steps of that model, as in chapter 01
 BITS = (16, 8, 4)
 
 
 class Picture(NamedTuple):
-    """Curves over `BATCHES`, and the words about one batch size."""
+    """Curves over `BATCHES`, and a title about one batch size."""
 
     title: str
     reads: dict[str, list[float]]  # distinct experts
     times: dict[str, list[float]]  # microseconds of one layer, model output
     ridge: float  # tokens at which a dense layer is bound by arithmetic
-    mixture_ridge: float  # and the mixture
+    mixture_ridge: float  # the same for the mixture
     experts: int  # N
     memory: float  # bytes of all experts of the layer
 
@@ -71,9 +71,9 @@ def picture(
 ) -> Picture:
     """What the formulas say for the loads that a recorded router makes.
 
-    ``cached`` is the share of the experts in fast memory, in percent, and
-    without locality the share of the choices found there. Four devices hold
-    all experts, placed by popularity.
+    ``cached`` is the share of the experts in fast memory, in percent. Without
+    locality it is also the share of the choices that are found there. Four
+    devices hold all experts, placed by popularity.
     """
     layer, device, s = SIZES[size], MACHINES[machine], bits / 8
     trace, hit = recorded(router), cached / 100
@@ -121,7 +121,7 @@ def coverage_curves(router: str) -> dict[str, list[float]]:
     alike = uniform_rates(N, q.sum().item())
     in_a_row = [neighbours(T, B, COUNT) for B in BATCHES]
     return {
-        "formula, all alike": [coverage(alike, B) for B in BATCHES],
+        "uniform formula": [coverage(alike, B) for B in BATCHES],
         "formula": [coverage(q, B) for B in BATCHES],
         "unrelated tokens": [
             (load > 0).sum(1).double().mean().item()
@@ -144,7 +144,7 @@ def sampled_loads(router: str) -> list[Tensor]:
 
 @cache
 def recorded(router: str) -> Trace:
-    """The middle layer of a model of `ROUTERS`, reading unknown prose."""
+    """The middle layer of a model of `ROUTERS`, on prose that is new to it."""
     if router == "no balance loss":
         model = untrained(0, EXPERTS, TOP_K, 0.0)
         model = checkpoints.load(UNBALANCED, model)
@@ -161,7 +161,7 @@ def recorded(router: str) -> Trace:
 
 
 def train_checkpoints(progress: Callable = iter) -> None:
-    """Train the model without a balance loss anew: half a minute."""
+    """Train the model without a balance loss again: half a minute."""
     for balance in progress([0.0]):
         model = untrained(0, EXPERTS, TOP_K, balance)
         train(model, "prose", RECORDED_STEPS, seed=0)

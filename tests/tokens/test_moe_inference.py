@@ -220,7 +220,7 @@ def test_a_real_router_obeys_the_formula_and_text_reads_fewer():
     counted, formula = reads["unrelated tokens"][at], reads["formula"][at]
     assert counted == pytest.approx(formula, rel=0.03)
     assert reads["contiguous text"][at] < counted
-    assert formula < reads["formula, all alike"][at]
+    assert formula < reads["uniform formula"][at]
 
 
 def test_new_tokens_bring_new_experts_but_cost_a_dense_layer_nothing():
