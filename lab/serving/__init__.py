@@ -9,5 +9,5 @@ Shared by the chapters of this part:
                      between them counted
 ===================  ======================================================
 
-Of one chapter: ``exflow_view`` is a part of 12, ExFlow.
+For one chapter only: ``exflow_view`` belongs to chapter 12, ExFlow.
 """

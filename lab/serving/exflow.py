@@ -12,20 +12,20 @@ all-to-alls of a layer falls away.
     minimise sum of z_kl  with  z_kl >= +-(x_(R_kl) c - x_(R_k,l+1) c),
     each expert on one GPU, E / G experts of each layer on each
 
-In token moves an iteration, for N tokens on each of G GPUs, L layers, and
-the share p (after placement p*) of steps that cross: 2 G N L p becomes
+The token moves of an iteration, for N tokens on each of G GPUs, L layers, and
+a share p of steps that cross (p* after placement), change from 2 G N L p to
 G N (L p* + G).
 
 The authors give Gurobi one z for each token, layer and sample of tokens,
-split the GPUs in two again and again, and stop at 60 s. Several nodes are
-placed in stages, who shares a node and then who shares a GPU, as in
-`placement.staged`. Their script judges a placement by the tokens that planned
-it, here new ones judge. The tokens enter only through counts, so
-`lab.serving.placement` solves the same objective on counts: exactly where a
-layer has at most 10 000 set partitions, else by descent. Their relaxed
-balance and their fused objective are left out. Their traces keep the first
-expert of a top-2 model, ours have a top-1 router.
-What the widget shows is in `exflow_view`.
+split the GPUs in two again and again, and stop at 60 s. With several nodes
+they place in stages, first which experts share a node and then which share a
+GPU, as in `placement.staged`. Their script judges a placement on the tokens
+that it was planned on; here it is judged on new tokens. The tokens enter only
+through counts, so `lab.serving.placement` solves the same objective on counts:
+exactly where a layer has at most 10 000 set partitions, else by descent. Their
+relaxed balance and their fused objective are left out. Their traces keep the
+first expert of a top-2 model, ours come from a top-1 router. What the widget
+shows is in `exflow_view`.
 """
 
 from collections.abc import Callable
@@ -54,10 +54,10 @@ class Result(NamedTuple):
     """One seed: crossings as shares of the steps between layers."""
 
     train: float  # solved, on the tokens it was solved for
-    test: float  # solved, on the text that nobody has seen
+    test: float  # solved, on text new to the model and the plan
     vanilla: float  # expert i on GPU floor(i G / E), on the test text
     random: float  # 1 - 1/G, the mean over all balanced placements
-    control: float  # solved and judged on layers that know nothing
+    control: float  # solved and judged on layers without affinity
     load: float  # largest share of the test tokens on one GPU, times G
 
 
@@ -81,7 +81,7 @@ def experiment(
 
 
 def solve(counts: Tensor, gpus: int) -> Tensor:
-    """The best placement known: exact if that can be, else the descent."""
+    """The best placement known: exact if that is possible, else by descent."""
     within = states(counts.shape[1], gpus) <= placement.MOST_STATES
     return SOLVERS["exact" if within else "descent"](counts, gpus)
 
@@ -103,7 +103,7 @@ def moves(gpus: int, layers: int, crossing: float, flow: str = "one") -> float:
 
 
 class Growth(NamedTuple):
-    """The affinity while a model learns, one value a snapshot."""
+    """The affinity while a model learns, one value for each snapshot."""
 
     steps: list[int]
     optimum: list[float]  # crossings after the exact placement
@@ -135,7 +135,7 @@ def train_checkpoints(progress: Callable = iter) -> None:
 
 
 def _fewer(seed: int, **parameters) -> float:
-    """Percent of a random placement's crossings that do not happen."""
+    """Percent of a random placement's crossings that are avoided."""
     result = experiment(seed, **parameters)
     return 100 * (1 - result.test / result.random)
 
@@ -147,7 +147,7 @@ def _affinity(seed: int, **parameters) -> float:
 
 
 def _early(seed: int, step: int) -> float:
-    """The affinity after ``step`` steps in percent of that at the end."""
+    """The affinity after ``step`` steps, in percent of that at the end."""
     gap = _gaps(seed)
     return 100 * gap[step] / gap[STEPS]
 
@@ -165,7 +165,7 @@ def _gaps(seed: int) -> dict[int, float]:
 
 
 def _profiling(seed: int, tokens: int) -> float:
-    """Points lost on new tokens by planning on few instead of all."""
+    """Points lost on new tokens by planning on few tokens, not on all."""
     few = experiment(seed, tokens=tokens).test
     return 100 * (few - experiment(seed).test)
 
@@ -318,7 +318,7 @@ CLAIMS = (
 
 
 def _crossing(routes: list, placed: list) -> float:
-    """Share of the steps of the routes that change the GPU, with loops."""
+    """Share of the routes' steps that change the GPU, counted with loops."""
     apart = steps = 0
     for token in routes:
         at = [placed[layer][expert] for layer, expert in enumerate(token)]

@@ -32,7 +32,7 @@ class Picture(NamedTuple):
     placed: Tensor  # [L, E]
     solver: str  # the one that ran
     crossings: dict[str, float]  # percent of the steps
-    node_crossing: float | None  # percent that leave the node, if of two
+    node_crossing: float | None  # percent that leave the node, with two nodes
 
     @property
     def note(self) -> str:
@@ -55,7 +55,8 @@ def picture(
     """Plan on a few tokens, judge on others, and on the control.
 
     A solver that would take seconds gives way to the descent, and
-    ``Picture.solver`` says so. More nodes than fit become one.
+    ``Picture.solver`` says so. Unless there are more GPUs than nodes, there
+    is one node.
     """
     plan, test = _counts(affinity, experts, tokens)
     if solver == "exact" and states(experts, gpus) > QUICK_STATES:

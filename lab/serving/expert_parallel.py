@@ -1,18 +1,19 @@
 """One model in several processes, its experts shared out, all bytes counted.
 
 Each of G processes stands for a GPU. It holds the experts that a placement
-gives it and a copy of the rest; the tokens are shared out in equal runs. Two
-ways to let N tokens through L layers, both on `torch.distributed` (gloo):
+gives it and a copy of the rest of the model; the tokens are shared out in
+equal runs. N tokens can pass through L layers in two ways, both on
+`torch.distributed` (gloo):
 
-    two all-to-alls a layer   a token is sent to its expert and its answer is
+    two all-to-alls a layer   a token is sent to its expert and the answer is
                               sent home, since only home has its context
     one all-to-all a layer    every process has the context of all tokens, so
                               a token stays where its expert is; at the end
                               an all-gather shares the new context (ExFlow)
 
-Counted is what leaves a process, by the tensors themselves; `ROW` says what a
-row of each kind should weigh. The sizes that processes tell each other first,
-8 bytes a pair, are counted apart; what sockets add is not.
+What leaves a process is counted on the tensors themselves; `ROW` says how many
+bytes a row of each kind should have. The sizes that processes tell each other
+first, 8 bytes a pair, are counted separately; what sockets add is not counted.
 """
 
 import multiprocessing
@@ -50,7 +51,7 @@ class Run(NamedTuple):
     logits: Tensor  # [N, symbols], in the order of the tokens
     rows: dict[str, int]  # rows that changed the process, by kind
     bytes: dict[str, int]  # and their bytes
-    header_bytes: int  # sizes told before each exchange
+    header_bytes: int  # of the sizes told before each exchange
     seconds: float  # of the slowest process, without its start
 
 
@@ -96,10 +97,10 @@ def run(
     flow: str,
     context: str = "hidden",
 ) -> Run:
-    """Let contexts [N, 12] through the model in ``gpus`` processes.
+    """Send contexts [N, 12] through the model in ``gpus`` processes.
 
-    The model needs top-1 routers. Starting the processes takes some seconds,
-    mostly to import PyTorch, once for all runs of a session.
+    The model needs top-1 routers. The first run of a session takes some
+    seconds to start the processes, mostly to import PyTorch.
     """
     _check(flow, context)
     routers = [layer.router for layer in model.layers]
@@ -142,8 +143,8 @@ def run(
 def _check(flow: str, context: str) -> None:
     if flow not in FLOWS or context not in CONTEXTS:
         raise ValueError(
-            f"flow={flow!r} with context={context!r} is not known; use one of"
-            f" {FLOWS} and of {CONTEXTS}"
+            f"flow={flow!r} with context={context!r} is not known; use a flow"
+            f" of {FLOWS} and a context of {CONTEXTS}"
         )
 
 
@@ -166,11 +167,13 @@ def _start(folder: str, gpus: int) -> None:
         worker.kill()
     if any(codes):
         raise RuntimeError(
-            f"the {gpus} processes ended with {codes}; the first error"
-            " stands above"
+            f"the {gpus} processes ended with exit codes {codes}; the first"
+            " error is printed above"
         )
     if None in codes:
-        raise TimeoutError(f"no end after {SECONDS} s; try fewer processes")
+        raise TimeoutError(
+            f"the processes did not end within {SECONDS} s; try fewer of them"
+        )
 
 
 def _work(rank: int, gpus: int, folder: str) -> None:
@@ -208,7 +211,7 @@ class Process:
         self.model.load_state_dict(job["weights"])
         self.model.eval()
         for layer, row in zip(self.model.layers, self.placement, strict=True):
-            # the experts of the others are not here: reading one would show
+            # other processes hold these experts: reading one here gives NaN
             layer.w_up[row != rank] = float("nan")
             layer.w_down[row != rank] = float("nan")
         home = homes(len(job["contexts"]), gpus)
@@ -276,7 +279,7 @@ class Process:
                 for depth, (tokens, vectors) in enumerate(kept)
             ])  # fmt: skip
             kind = "hidden"
-        # uneven, so an all-gather by way of an all-to-all
+        # an all-gather of uneven sizes, by way of an all-to-all
         sizes = torch.full((self.gpus,), len(row))
         self._exchange(kind, row.repeat(self.gpus, 1), sizes)
 
@@ -315,7 +318,7 @@ class Exchange(NamedTuple):
 
 
 def _experts(layer, tokens: Tensor, expert: Tensor) -> Tensor:
-    """Each token [n, D] through its own expert [n]."""
+    """Send each token [n, D] through its own expert [n]."""
     y = torch.empty_like(tokens)
     for e in expert.unique().tolist():
         mine = expert == e

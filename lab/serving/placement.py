@@ -5,12 +5,12 @@ each GPU with E / G experts a layer. What it costs depends on the trace only
 through the transition counts W [L - 1, E, E] (`lab.kernels.placement_cost`).
 
 The objective is a chain of layers, so a Viterbi pass solves it: the states
-of a layer are its balanced placements, E! / ((E / G)!)^G of them. GPU names
-are free, though. Renaming the GPUs of all layers at once changes no cost, so
-the best chain that ends in a state is worth the same for all its renamings,
-and the set partitions are states enough: 105 in place of 2520 for E = 8 and
-G = 4. The price of a step is then the best renaming of the next layer, an
-assignment of G groups to G groups.
+of a layer are its balanced placements, E! / ((E / G)!)^G of them. But the
+names of the GPUs are free: renaming the GPUs of all layers together changes no
+cost. So the best chain that ends in a state is worth the same for all
+renamings of that state, and the set partitions are states enough: 105 instead
+of 2520 for E = 8 and G = 4. The cost of a step is then that under the best
+renaming of the next layer, an assignment of G groups to G groups.
 """
 
 import itertools
@@ -27,7 +27,7 @@ from torch import Tensor
 
 from lab.kernels.placement_cost import placement_cost
 
-MOST_STATES = 10_000  # set partitions of one layer that the Viterbi holds
+MOST_STATES = 10_000  # set partitions of one layer, for the Viterbi pass
 
 
 def check_sizes(experts: int, gpus: int) -> None:
@@ -46,10 +46,10 @@ def crossing(placement: Tensor, counts: Tensor) -> float:
 
 
 def independent(counts: Tensor) -> Tensor:
-    """The counts [L - 1, E, E] if neighbouring layers knew nothing.
+    """The counts [L - 1, E, E] if neighbouring layers were independent.
 
-    Each layer keeps its load: the product of the two marginals. What a
-    solver still saves there, it saves from imbalance alone.
+    They are the product of the two marginals, so each layer keeps its load.
+    What a solver still saves on them comes from imbalance alone.
     """
     W = counts.double()
     total = W.sum(dim=(1, 2), keepdim=True).clamp_min(1)
@@ -73,7 +73,7 @@ def vanilla(counts: Tensor, gpus: int, seed: int = 0) -> Tensor:
 def random_placements(
     layers: int, experts: int, gpus: int, number: int, seed: int = 0
 ) -> Tensor:
-    """Balanced placements [K, L, E], each layer shuffled by itself."""
+    """Balanced placements [K, L, E], each layer shuffled on its own."""
     check_sizes(experts, gpus)
     generator = torch.Generator().manual_seed(seed)
     keys = torch.rand(number, layers, experts, generator=generator)
@@ -87,7 +87,7 @@ def random(counts: Tensor, gpus: int, seed: int = 0) -> Tensor:
 
 
 def greedy(counts: Tensor, gpus: int, seed: int = 0) -> Tensor:
-    """Layer by layer, each the best answer to the one before it."""
+    """Place layer by layer, each layer best for the one before it."""
     placement = vanilla(counts, gpus).numpy()
     W = counts.double().numpy()
     for layer in range(1, len(placement)):
@@ -100,7 +100,7 @@ def greedy(counts: Tensor, gpus: int, seed: int = 0) -> Tensor:
 def descent(
     counts: Tensor, gpus: int, seed: int = 0, starts: int = 20
 ) -> Tensor:
-    """Solve one layer after the other until nothing moves; best of starts.
+    """Solve layer after layer until nothing moves; keep the best start.
 
     With its two neighbours fixed, a layer is a linear assignment of experts
     to places. The first start is the greedy placement, the others are random.
@@ -111,7 +111,7 @@ def descent(
     begins[0] = greedy(counts, gpus).numpy()
     found = torch.from_numpy(np.stack([_descend(p, W, gpus) for p in begins]))
     costs = placement_cost(found, counts.double())
-    # the first of the best, whatever the device
+    # the first of equals, so that all devices choose alike
     return found[int((costs == costs.min()).int().argmax())]
 
 
@@ -151,7 +151,7 @@ def _assigned(gain: np.ndarray) -> np.ndarray:
 
 
 def states(experts: int, gpus: int) -> int:
-    """Balanced placements of one layer, GPU names aside."""
+    """Number of balanced placements of one layer, GPU names aside."""
     size = experts // gpus
     ways = math.factorial(experts) // math.factorial(size) ** gpus
     return ways // math.factorial(gpus)
@@ -160,14 +160,14 @@ def states(experts: int, gpus: int) -> int:
 def exact(counts: Tensor, gpus: int, seed: int = 0) -> Tensor:
     """The optimum, by the Viterbi pass over set partitions.
 
-    Refused where a layer has more than 10 000 of them.
+    Raises ValueError if a layer has more than 10 000 of them.
     """
     pairs, E, _ = counts.shape
     check_sizes(E, gpus)
     if states(E, gpus) > MOST_STATES:
         raise ValueError(
             f"{states(E, gpus)} placements of {E} experts on {gpus} GPUs are"
-            f" too many to try; use the descent, or fewer than {MOST_STATES}"
+            f" too many to try, with a limit of {MOST_STATES}; use the descent"
         )
     groups = _partitions(E, gpus)  # [P, E]
     score, back = np.zeros(len(groups)), []
@@ -179,7 +179,7 @@ def exact(counts: Tensor, gpus: int, seed: int = 0) -> Tensor:
     for arrows in reversed(back):
         chain.append(int(arrows[chain[-1]]))
     rows = [groups[state] for state in reversed(chain)]
-    # rename each layer's GPUs after the layer before it
+    # rename each layer's GPUs to fit the layer before it
     for layer, w in enumerate(counts.double().numpy()):
         flow = _one_hot(rows[layer], gpus).T @ w
         flow = flow @ _one_hot(rows[layer + 1], gpus)
@@ -189,7 +189,7 @@ def exact(counts: Tensor, gpus: int, seed: int = 0) -> Tensor:
 
 
 def _best_renaming(groups, w, gpus):
-    """Tokens kept between any two partitions, the best names given, [P, P]."""
+    """Tokens kept between two partitions under the best renaming, [P, P]."""
     hot = np.stack([groups == g for g in range(gpus)], 1)  # [P, G, E]
     hot = hot.astype(float)
     if gpus == 1:
@@ -225,7 +225,7 @@ def _partitions(experts: int, gpus: int) -> np.ndarray:
         if len(row) == experts:
             found.append(row)
             return
-        # a new group opens only after the ones before it: no renamings
+        # a new group opens only after those before it, so none is renamed
         opened = max(row, default=-1) + 1
         for group in range(min(opened + 1, gpus)):
             if row.count(group) < size:
@@ -302,9 +302,9 @@ def _rows(variables, values, number):
 def staged(
     counts: Tensor, gpus: int, nodes: int, solver: Callable, seed: int = 0
 ) -> Tensor:
-    """First the nodes, then the GPUs inside each, both by ``solver``.
+    """Place experts on nodes, then on each node's GPUs, both by ``solver``.
 
-    Of the second problem a node sees only the pairs that it holds.
+    In the second stage, a node sees only the pairs that it holds.
     """
     pairs, E, _ = counts.shape
     check_sizes(E, gpus)

@@ -1,12 +1,12 @@
-"""Which expert took each token in each layer: recorded traces, made traces.
+"""Which expert took each token in each layer: recorded and made traces.
 
 A trace is a table of tokens by layers, [N, L]: the one expert that a top-1
 router chose. The recorded ones come from the character model of part 1 with
 six layers and 8 or 16 experts, trained on the source code of Python's
 standard library. `lab train 12` trains the models and records them again.
 
-A made trace is a Markov chain that is as predictable as one likes: with the
-probability ``affinity`` a token follows its expert's one partner in the next
+A made trace is a Markov chain that is as predictable as you like: with the
+probability ``affinity`` a token goes to its expert's one partner in the next
 layer, otherwise it takes any expert.
 """
 
@@ -44,10 +44,10 @@ RECORDED = {8: 5, 16: 3}  # experts: seeds
 
 
 class Trace(NamedTuple):
-    """The chosen experts of tokens to plan with, and of others to judge."""
+    """The chosen experts of tokens to plan on, and of others to judge on."""
 
     train: Tensor  # [N, L] int8, of the text that the model learned
-    test: Tensor  # [N, L] int8, of text that nobody has seen
+    test: Tensor  # [N, L] int8, of text that the model has not seen
     experts: int  # E
     early: Tensor  # [S, L - 1, E, E] counts on the test text, by snapshot
 
@@ -137,14 +137,14 @@ def record(experts: int, seed: int) -> None:
         checkpoints.save(
             _checkpoint(experts), lm, DOMAIN, steps=STEPS, seed=seed
         )
-    # as the weights are kept, so is the trace: in half precision
+    # the trace is that of the weights as they are kept, in half precision
     with torch.no_grad():
         for weight in lm.parameters():
             weight.copy_(weight.half())
     chosen = {part: route(lm, part) for part in ("train", "test")}
     early.append(transition_counts(chosen["test"], experts))
     path = DATA / FOLDER / f"experts-{experts}-seed-{seed}.npz"
-    # a layer in a row packs better than a token in a row
+    # a layer in a row compresses better than a token in a row
     rows = {name: value.T.numpy() for name, value in chosen.items()}
     about = {"steps": STEPS, "domain": DOMAIN, "seed": seed}
     write_arrays(
