@@ -8,6 +8,6 @@ One file per paper. Shared by the chapters of this part:
 ``rivals``    ways to use the experts of others without trained gates
 ============  ===========================================================
 
-Of one chapter: ``contributors`` is a part of 21, PHATGOOSE. What the pictures
-of a chapter show, recorded, stands in ``<its name>_recorded``.
+For one chapter only: ``contributors`` belongs to 21, PHATGOOSE. The recordings
+that a chapter's pictures show are in ``<its name>_recorded``.
 """

@@ -3,14 +3,14 @@
     12 characters → embedding (12 each) → linear to 64
     → 3 × [x + wo gelu(wi norm(x))]  → norm → scores of the alphabet
 
-Every wi and every wo is an adapted module, six in all. An adapter is asked
-``adapter(module, u)`` for what to add to the module's output; that is all the
-model knows of experts and routers.
+Every wi and every wo is an adapted module, six in all. An adapter is a
+function: ``adapter(module, u)`` returns what to add to the module's output.
+That is all the model knows about experts and routers.
 
-Experts are trained alone, each on its own task, as contributors do who do not
-know of each other. They run in one batch here, every token through its own
-task's adapter: no number of one expert reaches another, so the result is
-that of separate runs, six times faster.
+Each expert is trained alone on its own task, as by contributors who do not
+know of each other. Here the experts run in one batch, with every token going
+through its own task's adapter. No number of one expert reaches another, so
+the result is that of separate runs, six times faster.
 """
 
 import math
@@ -38,8 +38,8 @@ Adapter = Callable[[int, Tensor], Tensor]
 
 
 class CharModel(nn.Module):
-    """The model; matrices are drawn from the seed as `nn.Linear` draws them,
-    but normal, and biases are 0."""
+    """The model; its matrices are drawn from the seed with the deviation of
+    `nn.Linear`, but normally distributed, and its biases are 0."""
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class Experts(NamedTuple):
 def bits(
     model: CharModel, ids: Tensor, adapter: Adapter | None = None
 ) -> float:
-    """Bits per character over ids, the first 12 only read."""
+    """Bits per character over ids; the first 12 are only read."""
     at = torch.arange(CONTEXT, len(ids))
     context, target = windows(ids, at)
     with torch.no_grad():
@@ -90,7 +90,7 @@ def bits(
 
 
 def own(experts: Experts, slots: Tensor, weights: Tensor) -> Adapter:
-    """Every token through the adapters in slots [T, S], in all modules."""
+    """The adapter that sends each token to its experts in slots [T, S]."""
 
     def adapter(module: int, u: Tensor) -> Tensor:
         return multi_lora(
@@ -101,7 +101,7 @@ def own(experts: Experts, slots: Tensor, weights: Tensor) -> Adapter:
 
 
 def everywhere(experts: Experts, expert: int) -> Adapter:
-    """Every token through one and the same expert."""
+    """The adapter that sends every token to one and the same expert."""
 
     def adapter(module: int, u: Tensor) -> Tensor:
         slots = torch.full((len(u), 1), expert, dtype=torch.int32)
@@ -111,7 +111,7 @@ def everywhere(experts: Experts, expert: int) -> Adapter:
 
 
 def train_base(seed: int, languages: Sequence[str], steps: int) -> CharModel:
-    """The model that all contributors start from, frozen afterwards."""
+    """Train the model that all contributors start from, and freeze it."""
     if steps < 1:
         raise ValueError(f"steps={steps} trains nothing; use 1 or more")
     model = CharModel(seed)
@@ -132,10 +132,10 @@ def train_experts(
     steps: int,
     shared: bool = False,
 ) -> Experts:
-    """One expert for each language; with ``shared`` one for all of them.
+    """Train one expert per language, or with ``shared`` one for all of them.
 
     A starts normal with deviation 0.01 and B at 0, so that nothing changes
-    before the first step. AdamW, no decay, 6 % warm-up.
+    before the first step. AdamW without weight decay, 6 % warm-up.
     """
     N, M = (1 if shared else len(languages)), len(MODULES)
     generator = torch.Generator().manual_seed(seed)
@@ -162,7 +162,8 @@ def train_experts(
 def batches(languages: Sequence[str], seed: int, batch: int = BATCH):
     """A function that draws ``batch`` positions of every language.
 
-    Each language has its own generator: who else trains changes nothing.
+    Each language has its own generator, so that its draws do not depend on
+    the other languages.
     """
     texts = [split(language).train for language in languages]
     generators = [
@@ -188,7 +189,7 @@ def descend(
     leaves: Sequence[Tensor], loss: Callable[[], Tensor], steps: int,
     rate: float = RATE,
 ):  # fmt: skip
-    """AdamW on ``leaves`` in place; yields the number of steps done."""
+    """Run AdamW on ``leaves`` in place; yield the number of steps done."""
     if steps < 1:
         raise ValueError(f"steps={steps} trains nothing; use 1 or more")
     for leaf in leaves:

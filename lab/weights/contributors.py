@@ -1,7 +1,8 @@
-"""What is trained before anybody routes (chapter 21, PHATGOOSE).
+"""What is trained before any routing (chapter 21, PHATGOOSE).
 
-A base, one LoRA expert a language, one expert of all languages as a rival,
-and last of all the gates, each by the contributor of its expert alone.
+A base model, one LoRA expert per language, one expert for all languages as a
+rival, and last of all the gates. Each gate is trained by the contributor of
+its expert alone.
 """
 
 from typing import NamedTuple
@@ -37,10 +38,11 @@ def train_gates(
     every: int = 0,
     rate: float = RATE,
 ) -> Tensor:
-    """Gates [modules, N, n], each on its own task with all else frozen.
+    """Train gates [modules, N, n], each on its own task, all else frozen.
 
-    With ``every`` the gates after each so many steps, one more axis in front.
-    In one batch, as the experts: no gate sees another's task or vector.
+    With ``every``, return the gates after each ``every`` steps, in one more
+    axis in front. All gates train in one batch, like the experts, but no gate
+    sees another's task or vector.
     """
     gates = torch.zeros(len(MODULES), len(languages), DIM)
     task = torch.arange(len(languages)).repeat_interleave(BATCH)
@@ -65,7 +67,7 @@ def train_gates(
 
 
 class Trained(NamedTuple):
-    """All that one seed trains, before anybody routes."""
+    """All that one seed trains before any routing."""
 
     model: CharModel
     experts: Experts
@@ -80,7 +82,7 @@ def train(
     gate_steps: int = GATE_STEPS,
     every: int = 0,
 ) -> Trained:
-    """Base, experts, the multitask expert, and last of all the gates."""
+    """Train base, experts, the multitask expert, and last the gates."""
     model = train_base(seed, names.BASE, base_steps)
     experts = train_experts(model, names.EXPERTS, seed, expert_steps)
     multitask = train_experts(

@@ -1,9 +1,9 @@
-"""One task per language: to go on with the names of the world's places.
+"""One task per language: to continue the names of the world's places.
 
-Languages, countries and currencies as Unicode's CLDR names them in twenty
-languages (`data/cldr_names/README.md`), lower case, one name a line. Tasks
-differ in nothing but the language. A base model reads eight, six experts
-learn one each, and six more nobody has ever seen: they are held out.
+The names of languages, countries and currencies in twenty languages, from
+Unicode's CLDR (`data/cldr_names/README.md`), in lower case, one name a line.
+Tasks differ in nothing but the language. A base model learns eight languages,
+six experts learn one each, and six more are held out: no model has seen them.
 """
 
 import json
@@ -30,8 +30,8 @@ TITLES = {
 class Split(NamedTuple):
     """A language as numbers; no key is in both parts, in any language.
 
-    Some spellings are, as keys may share one: "palau" is a state and its
-    language. So experts have learned 10 of the 1044 lines of `mixed`.
+    Some spellings are in both, since keys may share one: "palau" is a state
+    and its language. So experts have learned 10 of the 1044 lines of `mixed`.
     """
 
     train: Tensor  # [characters] int64, index into the alphabet
@@ -49,8 +49,8 @@ def alphabet() -> str:
 def split(language: str) -> Split:
     """The names of ``language``, five sixths to learn, the rest to test.
 
-    The key decides, so that what is held back in one language is held back
-    in all. The order is a fixed shuffle.
+    A name's key decides, so that a name held back in one language is held
+    back in all. The order is a fixed shuffle.
     """
     if language not in _names():
         raise ValueError(
@@ -66,7 +66,7 @@ def split(language: str) -> Split:
 
 
 class Mixed(NamedTuple):
-    """Test names of all experts' languages in turn, a line each."""
+    """Test names in the languages of all experts in turn, a line each."""
 
     ids: Tensor  # [characters] int64, index into the alphabet
     language: Tensor  # [characters] int64, index into EXPERTS
@@ -74,7 +74,7 @@ class Mixed(NamedTuple):
 
 @cache
 def mixed() -> Mixed:
-    """A task made of all six: no expert has seen a second language."""
+    """A task made of all six languages; no expert has seen a second one."""
     lines = [decode(split(e).test).splitlines() for e in EXPERTS]
     turns = [
         (place, line + "\n")

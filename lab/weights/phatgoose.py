@@ -9,21 +9,21 @@ steps on the same task:
     gate        y = W u + B A u sigmoid(v . u)        v starts at 0
 
 Nobody trains a router. The gates of all contributors become its rows, for
-every token and module by itself, with LN a layer norm without parameters:
+every token and module separately. LN is a layer norm without parameters:
 
     score_i = LN(v_i) . LN(u) / sqrt(n)
     y = W u + sum of w_i B_i A_i u  over the k = 2 best
     w = softmax over the k scores
 
 Gates are trained on the raw u and used on the standardised one: that is the
-method, not a slip. Dividing the softmax over all N by the sum of the k kept,
-as the authors' code does, is the same up to its epsilon of 1e-6.
+method, not a slip. The authors' code takes a softmax over all N and divides
+by the sum of the k kept; this is the same up to its epsilon of 1e-6.
 
-Different here: the module's update is B A u without the authors' 1 / r, as
-the small model learns little with it; batches of 128 characters in place of
-1024 examples; no T5, no prompts (see `lab.weights.names`). Ties go to the
-lowest index. Experts and gates are trained in `contributors`; what the
-pictures show is in `phatgoose_recorded`.
+Different here: the module's update is B A u without the authors' 1 / r,
+because the small model learns little with it; batches have 128 characters in
+place of 1024 examples; there is no T5, and there are no prompts (see
+`lab.weights.names`). Ties go to the lowest index. Experts and gates are
+trained in `contributors`; what the pictures show is in `phatgoose_recorded`.
 """
 
 from collections.abc import Callable
@@ -119,7 +119,8 @@ def routed(
 class Result(NamedTuple):
     """One seed: every way to use the same experts, in bits per character.
 
-    By method and text: six languages held out, and "mixed" (`names.mixed`).
+    The keys are method and text: six languages held out, and "mixed"
+    (`names.mixed`).
     "oracle" is the best single expert of each language, and on the mixed
     text the expert of each line's language.
     """
@@ -128,7 +129,7 @@ class Result(NamedTuple):
     alike: float  # share of PHATGOOSE's first choices that are the oracle's
 
     def mean(self, method: str) -> float:
-        """Over the languages held out."""
+        """Bits per character, mean over the languages held out."""
         values = [self.bits[method][language] for language in names.HELD_OUT]
         return sum(values) / len(values)
 
@@ -142,7 +143,7 @@ def experiment(
     k: int = 2,
     characters: int = 2048,
 ) -> Result:
-    """Train base, experts and gates, and read what nobody has seen."""
+    """Train base, experts and gates, and measure them on held-out texts."""
     trained = train(seed, base_steps, expert_steps, gate_steps)
     experts, others = trained.experts, ways(trained, k)
     found, alike = {}, []
@@ -210,7 +211,7 @@ def _against(rival: str) -> Callable[..., float]:
 
 
 def _mixed(rival: str) -> Callable[..., float]:
-    """The same on the mixed text."""
+    """Bits of PHATGOOSE minus those of ``rival``, on the mixed text."""
 
     def effect(seed: int, **parameters) -> float:
         found = experiment(seed, **parameters).bits

@@ -19,14 +19,14 @@ from lab.weights.contributors import GATE_STEPS, Trained, train
 from lab.weights.phatgoose import KINDS, read, routed, ways
 
 SNAPSHOT = 25  # gate steps between two recorded gates
-STEPS = tuple(range(SNAPSHOT, 401, SNAPSHOT))  # after which there is one
+STEPS = tuple(range(SNAPSHOT, 401, SNAPSHOT))  # of the recorded gates
 WIDTH = 56  # characters of the picture
 RECORDED = "phatgoose/experts.npz"
 SHOWN = 1024  # characters that the picture's bars are measured on
 
 
 def train_checkpoints(progress: Callable = iter) -> None:
-    """Train the recorded experts and gates anew, seed 0: half a minute."""
+    """Train the recorded experts and gates again, seed 0: half a minute."""
     for seed in progress([0]):
         trained = train(seed, gate_steps=STEPS[-1], every=SNAPSHOT)
         arrays = {
@@ -108,15 +108,15 @@ class Picture(NamedTuple):
     weights: list[list[str]]  # and its weight, in words
     language: list[int] | None  # the expert of each character's language
     bits: dict[str, float]  # bits per character, the routed one last
-    hits: float | None  # percent of first choices of the own language
-    experts: float  # different first choices a character, over modules
+    hits: float | None  # % of first choices that are the own language
+    experts: float  # different first choices per character, over modules
 
     @property
     def hit_words(self) -> str:
-        """The hits in words, nothing where the language has no expert."""
+        """The hits in words; empty where the language has no expert."""
         if self.hits is None:
             return ""
-        return f"; its own language: {self.hits:.0f} %, by lot 17 %"
+        return f"; of its own language: {self.hits:.0f} %, by chance 17 %"
 
     @property
     def saved(self) -> dict[str, float]:

@@ -9,7 +9,7 @@
                          amplifies most (Ostapenko et al. 2024)
 
 The first two are adapters, the last two give the rows of a router. All four
-are rivals in the paper, too; there retrieval takes one expert an example, by
+are rivals in the paper too. There, retrieval takes one expert per example, by
 sentence vectors of 1000 training examples of each expert.
 """
 
@@ -52,8 +52,8 @@ def retrieved(
 ) -> Adapter:
     """One expert for each 64 characters of ids, chosen by the 64 before.
 
-    The first passage has none before it and looks at the last one; what is
-    left over at the end goes with the last whole passage.
+    The first passage has none before it and looks at the last one instead.
+    Characters left over at the end go with the last whole passage.
     """
     stored = [fingerprints(split(language).train) for language in languages]
     queries = fingerprints(ids).roll(1, dims=0)
@@ -65,8 +65,8 @@ def retrieved(
 
 
 def fingerprints(ids: Tensor) -> Tensor:
-    """How often each three characters occur in each whole passage of ids,
-    [passages, buckets], at length 1 so that a product is a cosine."""
+    """How often any three characters in a row occur in each whole passage of
+    ids, [passages, buckets]; rows of length 1, so a product is a cosine."""
     passages = ids[: len(ids) // PASSAGE * PASSAGE].view(-1, PASSAGE)
     a, b, c = (passages[:, i : PASSAGE - 2 + i] for i in range(3))
     bucket = (a * 12343 + b * 113 + c) % BUCKETS
