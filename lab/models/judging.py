@@ -1,7 +1,7 @@
 """What an answer gives away about its own correctness.
 
-A cascade looks at the cheap model's answer before it decides. Here the look
-is twelve numbers: how long the answer is, and whether its sums are right.
+A cascade looks at the cheap model's answer before it decides. Here it sees
+twelve numbers, on the length of the answer and on whether its sums are right.
 Mixtral writes its arithmetic as the benchmark's examples do, ``<<9*2=18>>``,
 so every step can be checked with a pencil, without knowing the problem.
 """
@@ -58,7 +58,7 @@ def prompt_features(prompts) -> Tensor:
 
 
 def value(expression: str) -> float | None:
-    """What a sum such as "3*(4+5)/2" comes to; None if it is no sum."""
+    """The value of a sum such as "3*(4+5)/2"; None if it is not a sum."""
     try:
         tree = ast.parse(_tidy(expression), mode="eval").body
         return float(_value(tree))
@@ -101,7 +101,7 @@ def _checked(answer: str) -> list[bool | None]:
         if left is None or right is None:
             found.append(None)
         else:
-            # answers round to cents
+            # answers are rounded to cents
             found.append(math.isclose(left, right, rel_tol=1e-3, abs_tol=0.01))
     return found
 
@@ -114,7 +114,7 @@ def _tidy(expression: str) -> str:
     for sign, plain in (("$", ""), (",", ""), ("x", "*"), ("\\", "")):
         expression = expression.replace(sign, plain)
     expression = re.sub(r"(\d(?:\.\d+)?)\s*%", r"\1/100", expression)
-    # 007 is a number to a pencil, not to Python
+    # 007 is a number on paper, but not in Python
     return re.sub(r"(?<![\d.])0+(?=\d)", "", expression).strip()
 
 

@@ -8,23 +8,24 @@ router solves one problem:
 
     R* = argmax of E s(q, R(q))   subject to   E C_R(q) <= B
 
-With a multiplier lambda >= 0 for the budget the prompts come apart:
+With a multiplier lambda >= 0 for the budget, each prompt is decided alone:
 
     R(q) = argmax over models M of  s^(q, M) - lambda C_M
 
-What is left is where the guess s^ comes from. Before the answer: from similar
-prompts, a classifier, comparisons, or a bandit's own calls. After it (a
-cascade): the cheap model always answers and is always paid, and its answer
-is judged; passing on costs C_1 + C_2 in all. The survey passes on where the
-answer's confidence is below a threshold; here the answer also says what to
-expect of the dear model, and the rule above decides.
+What is left is where the guess s^ comes from. Before the answer, it comes from
+similar prompts, a classifier, comparisons, or a bandit's own calls. After it
+(in a cascade), the cheap model always answers and is always paid, and its
+answer is judged; passing a prompt on costs C_1 + C_2 in all. The survey passes
+it on where the answer's confidence is below a threshold. Here the answer also
+says what to expect from the dear model, and the rule above decides.
 
-The survey states the problem with a budget per query; operators have one for
-the average, which is what the multiplier prices. Not here: routers that are
-language models themselves, latency and energy (nothing recorded). Costs are
-list prices per token, the dearest model's set to 1; token counts were not
-recorded. Metrics follow RouteLLM (APGR) and RouterBench (area under the hull,
-here over the pool's own range of prices, which is not their formula).
+The survey states the problem with a budget per query; operators have a budget
+for the average, which is what the multiplier prices. Left out are routers that
+are language models themselves, and latency and energy, which were not
+recorded. Costs are list prices per token, with the dearest model's set to 1;
+token counts were not recorded. Metrics follow RouteLLM (APGR) and RouterBench
+(area under the hull, here over the pool's own range of prices, which is not
+their formula).
 """
 
 from functools import cache, partial
@@ -53,7 +54,7 @@ PRICES = 2 * torch.linspace(0, 1, 48, dtype=torch.float64) ** 2
 
 
 class Guess(NamedTuple):
-    """What a strategy believes of the test prompts, and what calls cost."""
+    """A strategy's beliefs about the test prompts, and the costs of calls."""
 
     predicted: Tensor  # [N, M] float64
     truth: Tensor  # [N, M] float64
@@ -71,14 +72,14 @@ def guess(
     """Train a strategy and let it guess the scores of the test prompts.
 
     ``ratio`` is the price of the large model of a pair over the small one's.
-    Without ``broken`` the subject whose answers were not parsed is left out.
+    Without ``broken``, the subject whose answers were not parsed is left out.
     """
     _, test = split(data, broken, seed)
     k = neighbours if strategy == "similarity" else NEIGHBOURS
     scores = predicted(strategy, data, k, broken, seed)
     costs = prices(data, ratio)
     if strategy == "cascade":
-        # the first call is paid whatever comes of it
+        # the first call is paid in any case
         costs = torch.stack([costs[0], costs[0] + costs[1]])
     return Guess(scores, recorded.load(data).scores[test], costs)
 
@@ -89,18 +90,18 @@ def route(guess: Guess, prices_of_money: Tensor = PRICES) -> Frontier:
 
 
 class Result(NamedTuple):
-    """One strategy on one split, beside the best single model."""
+    """One strategy on one split, and the best single model beside it."""
 
     quality: Tensor  # [L] float64, at each of `PRICES`
     cost: Tensor  # [L] float64
     hull: Hull  # with the cheapest model, which anybody can call
     single_quality: float  # of the model that was best in training
     single_cost: float
-    cheap_auc: float  # how well "the first model is right" is foreseen
+    cheap_auc: float  # how well "the first model is right" is predicted
     apgr: float | None  # for pools of two
     area: float  # under the hull, over the pool's prices
     gain: float  # the last model's lead over the first
-    easy_gain: float  # the same on the half where it is foreseen smaller
+    easy_gain: float  # the same on the half where a smaller one is predicted
 
 
 @cache
@@ -146,7 +147,7 @@ class Picture(NamedTuple):
 
     curves: dict[str, tuple[list[float], list[float]]]  # cost %, quality
     models: dict[str, tuple[float, float]]
-    mixing: tuple[list[float], list[float]]  # calling those by lot
+    mixing: tuple[list[float], list[float]]  # calling them at random
     here: tuple[float, float]  # the chosen policy
     load: dict[str, float]  # share of prompts, in percent
     note: str
@@ -209,17 +210,20 @@ def _gain(seed: int, **parameters) -> float:
 
 
 def _price(seed: int, **parameters) -> float:
-    """Its price where money does not matter, in % of the best single's."""
+    """Price where money does not matter, in % of the best single model's."""
     result = experiment(seed, **parameters)
     return 100 * result.cost[0].item() / result.single_cost
 
 
 def _price_of_parity(seed: int, **parameters) -> float:
-    """Least price at half a point below the best single, in % of its own."""
+    """Least price at half a point below the best single model.
+
+    In percent of that model's price.
+    """
     result = experiment(seed, **parameters)
     equal = result.quality >= result.single_quality - 0.005
     if not equal.any():
-        return 100.0  # then one calls the single model
+        return 100.0  # then the single model is called
     return 100 * result.cost[equal].min().item() / result.single_cost
 
 
@@ -237,7 +241,10 @@ def _after_at_half(seed: int, **parameters) -> float:
 
 
 def _easy(seed: int, **parameters) -> float:
-    """The large model's lead where a small one is foreseen, in % of all."""
+    """The large model's lead where a small lead is predicted.
+
+    In percent of its lead on all prompts.
+    """
     result = experiment(seed, **parameters)
     return 100 * result.easy_gain / result.gain
 
@@ -371,7 +378,7 @@ EXERCISES = {
             (torch.tensor([0.9, 0.2, 0.6]), torch.tensor([1, 0, 1])),
             (torch.tensor([0.3, 0.8, 0.1]), torch.tensor([1, 0, 0])),
             (torch.tensor([0, -1, 0, 0, -2]), torch.tensor([1, 1, 0, 1, 0])),
-            # all are equal, whichever comes first
+            # all guesses are equal, whichever comes first
             (torch.zeros(3), torch.tensor([1, 1, 0])),
             (torch.zeros(3), torch.tensor([0, 1, 1])),
         ],

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-SLACK = 1e-6  # relative; a mean of costs is rounded, if only in fp32
+SLACK = 1e-6  # relative; for a mean of costs that is rounded in fp32
 
 
 class Hull(NamedTuple):
@@ -21,7 +21,7 @@ class Hull(NamedTuple):
     quality: Tensor  # [H] float64, rising
 
     def at(self, budget: float) -> float:
-        """The best mean quality within a mean cost; needs no more is kept."""
+        """The best mean quality within a mean cost; spare money is kept."""
         if not self._affords(budget):
             raise ValueError(
                 f"a budget of {budget:g} buys nothing; the cheapest policy"
@@ -33,11 +33,13 @@ class Hull(NamedTuple):
         """Mean quality over the budgets from low to high.
 
         The range is the pool's, not the hull's, so that the figure of one
-        router does not depend on the company it is compared in. Where the
-        hull has no policy as cheap, its quality counts as 0.
+        router does not depend on the routers it is compared with. Where the
+        hull has no policy that cheap, its quality counts as 0.
         """
         if low > high:
-            raise ValueError(f"the budgets {low:g} to {high:g} are no range")
+            raise ValueError(
+                f"low={low:g} is above high={high:g}; swap the two budgets"
+            )
         if low == high:
             return self.at(low) if self._affords(low) else 0.0
         inner = self.cost[(self.cost > low) & (self.cost < high)]
@@ -50,14 +52,16 @@ class Hull(NamedTuple):
         return float(np.trapezoid(y, x)) / (high - low)
 
     def _affords(self, budget: float) -> bool:
-        """Whether it pays for the cheapest policy, but for rounding."""
+        """Whether a budget pays for the cheapest policy, up to rounding."""
         return budget >= float(self.cost[0]) * (1 - SLACK)
 
 
 def hull(cost: Tensor, quality: Tensor) -> Hull:
     """The upper, never falling hull of policies [P] in O(P log P)."""
     if not (torch.isfinite(cost).all() and torch.isfinite(quality).all()):
-        raise ValueError("a policy without a number has no place in a hull")
+        raise ValueError(
+            "a cost or quality is infinite or NaN; leave such policies out"
+        )
     points = sorted(
         zip(cost.double().tolist(), quality.double().tolist(), strict=True),
         key=lambda point: (point[0], -point[1]),
@@ -81,12 +85,12 @@ def _below(one, middle, other) -> bool:
 
 
 def apgr(gain: Tensor, weak: Tensor, strong: Tensor, seed: int = 0) -> float:
-    """Average performance gap recovered (RouteLLM): the mean over all shares.
+    """Average performance gap recovered (RouteLLM), over all shares of calls.
 
     The prompts [N] with the largest predicted ``gain`` go to the strong model
     first; ``weak`` and ``strong`` are the true scores. 0.5 is what chance
     gives, and more than 1 is possible: routing may beat the strong model.
-    Equal gains are drawn in an order that the seed fixes.
+    Prompts of equal gain come in a random order that the seed fixes.
     """
     shuffled = torch.randperm(
         len(gain), generator=torch.Generator().manual_seed(seed)
@@ -105,7 +109,10 @@ def auc(guess: Tensor, right: Tensor) -> float:
     right = right.bool()
     high, low = guess[right], guess[~right].sort().values
     if not len(high) or not len(low):
-        raise ValueError("the AUC needs right and wrong answers, both")
+        raise ValueError(
+            f"{len(high)} right and {len(low)} wrong answers have no AUC; it"
+            " needs both kinds"
+        )
     below = torch.searchsorted(low, high.contiguous())
     upto = torch.searchsorted(low, high.contiguous(), right=True)
     pairs = (below + upto).double().sum() / 2

@@ -2,8 +2,8 @@
 
 Every function learns from features [n, D] (or groups [n]) and the scores
 [n, M] that the models got there, and returns its guess for new prompts,
-[q, M] float64. What they have in common is the decision that follows: take
-the model with the best guess, minus what it costs.
+[q, M] float64. The decision that follows is the same for all: take the model
+with the best guess, minus what it costs.
 """
 
 import math
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-REFRESH = 256  # steps after which the bandit's inverses are made anew
+REFRESH = 256  # steps after which the bandit's inverses are recomputed
 
 
 def nearest(
@@ -20,7 +20,7 @@ def nearest(
 ) -> Tensor:
     """Similarity: mean score of the k most similar prompts (unit rows).
 
-    Equally similar prompts: which of them counts is left to `torch.topk`.
+    Among equally similar prompts, `torch.topk` decides which of them count.
     """
     if not 1 <= k <= len(features):
         raise ValueError(
@@ -56,9 +56,9 @@ def logistic(
 ) -> Tensor:
     """Supervised: sigmoid(w x + b) per model, by Newton's method.
 
-    The features are brought to mean 0 and spread 1; l2 |w|^2 / 2 is added to
-    the cross entropy, without the intercept. Scores between 0 and 1 count as
-    that share of a right answer.
+    The features are brought to mean 0 and deviation 1; l2 |w|^2 / 2, without
+    the intercept, is added to the cross entropy. Scores between 0 and 1 count
+    as that share of a right answer.
     """
     x, mean = features.double(), features.double().mean(dim=0)
     spread = x.std(dim=0).clamp_min(1e-9)
@@ -104,7 +104,7 @@ def lin_ucb(
     alpha: float,
     seed: int,
 ) -> Tensor:
-    """A bandit: hears only how the model did that it called itself.
+    """A bandit, which sees only the scores of the models that it called.
 
     LinUCB sees the prompts once, in an order that the seed fixes, and calls
     argmax theta_m x + alpha sqrt(x A_m^-1 x). The guess for new prompts is
@@ -131,13 +131,13 @@ def lin_ucb(
 
 
 def principal(features: Tensor, new: Tensor, size: int) -> list[Tensor]:
-    """Both feature matrices on the first directions of the old one.
+    """Both matrices in the first principal directions of ``features``.
 
-    Spread 1 along the first direction; no score is looked at.
+    The deviation along the first direction is 1; no score is looked at.
     """
     mean = features.double().mean(dim=0)
     x = features.double() - mean
-    # the eigenvectors of a small matrix, so that one seed means the same bits
+    # the eigenvectors of a small matrix, so that one seed gives the same bits
     values, directions = torch.linalg.eigh(x.T @ x)
     basis = directions[:, -size:].flip(1) / math.sqrt(values[-1] / len(x))
     return [(rows.double() - mean) @ basis for rows in (features, new)]

@@ -1,7 +1,7 @@
 """The survey's families of routers, trained on a recorded benchmark.
 
-`predicted` gives each model's guessed score for the prompts held out; who is
-then called, and for what money, is the chapters' business.
+`predicted` gives each model's predicted score for the prompts held out. Which
+model is then called, and at what price, is decided in the chapters.
 """
 
 from collections.abc import Callable
@@ -38,13 +38,14 @@ def available(data: str) -> tuple[str, ...]:
 
 
 def prices(data: str, ratio: float = RATIO) -> Tensor:
-    """What a call of each model costs [M], the dearest one 1."""
+    """What a call to each model costs [M]; the dearest call costs 1."""
     listed = recorded.load(data).prices
     if listed is not None:
         return listed / listed.max()
     if not 1 <= ratio <= 100:
         raise ValueError(
-            f"ratio={ratio} is not within 1 to 100 times the small model's"
+            f"ratio={ratio}, the large model's price over the small one's, is"
+            " not within 1 to 100"
         )
     return torch.tensor([1 / ratio, 1.0], dtype=torch.float64)
 
@@ -65,9 +66,9 @@ def split(data: str, broken: bool, seed: int) -> tuple[Tensor, Tensor]:
 def predicted(
     strategy: str, data: str, neighbours: int, broken: bool, seed: int
 ) -> Tensor:
-    """The scores [N, M] that a strategy foresees for the test prompts.
+    """The scores [N, M] that a strategy predicts for the test prompts.
 
-    ``neighbours`` matters to "similarity" alone. Without ``broken`` the
+    ``neighbours`` matters only to "similarity". Without ``broken``, the
     subject whose answers were not parsed is left out.
     """
     if strategy not in available(data):
@@ -93,7 +94,7 @@ def predicted(
         wins = routers.preferences(scores)
         return tuned(routers.ridge, x[train], wins, x[test])
     features = _seen(data, strategy)
-    # the cascade's judge and its rival are to be fitted alike
+    # the cascade's judge and its rival must be fitted in the same way
     fit = routers.logistic if known.answers else routers.ridge
     return tuned(fit, features[train], scores, features[test])
 
