@@ -7,6 +7,6 @@ Shared by the chapters of this part:
 ``max_min``     fair rates on shared links, and when the last flow ends
 ==============  =========================================================
 
-Of one chapter: ``spraying_rivals``, ``collective_time`` and
-``packet_spraying_view`` are parts of 39, packet spraying.
+For one chapter only: ``spraying_rivals``, ``collective_time`` and
+``packet_spraying_view`` belong to 39, packet spraying.
 """

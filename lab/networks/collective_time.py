@@ -1,6 +1,6 @@
-"""When a collective has arrived, by rule and by how its subflows share.
+"""When a collective has arrived, by rule and by how its subflows share links.
 
-Time is fluid: no packets, no reordering, no loss.
+Data flow like a fluid: no packets, no reordering, no loss.
 """
 
 import numpy as np
@@ -29,10 +29,10 @@ def transfer(
 ) -> max_min.Fluid:
     """When all subflows have arrived, at max-min fair rates.
 
-    "per subflow" gives every subflow an equal share, "by size" one in
+    "per subflow" gives every subflow an equal share, "by size" a share in
     proportion to its size. A sprayed flow stays one connection, over all
-    spines as one fat link: by symmetry its pieces share one rate. ``pause``
-    trades exactness for time, see `max_min.drain`.
+    spines as one fat link: by symmetry its pieces have the same rate.
+    ``pause`` trades exactness for running time, see `max_min.drain`.
     """
     if fairness not in FAIRNESS:
         raise ValueError(
@@ -49,7 +49,7 @@ def transfer(
 
 
 def least_time(flows: Flows, fabric: Fabric) -> float:
-    """No routing ends sooner: the fullest NIC, or C*."""
+    """The time of the fullest NIC, or C*: no routing ends sooner."""
     nics = fabric.leaves * fabric.hosts
     empty = torch.zeros(nics, dtype=torch.float64)
     out = empty.index_add(0, flows.source, flows.size)

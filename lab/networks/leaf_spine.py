@@ -1,9 +1,10 @@
 """A leaf-spine fabric and the flows that collectives send through it.
 
-Hosts hang on leaves, every leaf has one link up to and one down from every
-spine. A path between two leaves is fixed by its spine; a flow inside a leaf
-meets none. Host h hangs on leaf h // hosts. All links and NICs carry one unit
-of data in one unit of time, unless `Fabric.capacity` says otherwise.
+Hosts hang on leaves, and every leaf has one link up to every spine and one
+link down from it. A path between two leaves is fixed by its spine; a flow
+inside a leaf meets no spine. Host h hangs on leaf h // hosts. All links and
+NICs carry one unit of data in one unit of time, unless `Fabric.capacity` says
+otherwise.
 """
 
 from typing import NamedTuple
@@ -25,7 +26,7 @@ class Fabric(NamedTuple):
 
 
 class Flows(NamedTuple):
-    """What a collective step sends, all at once."""
+    """The flows of one collective step, which all start together."""
 
     source: Tensor  # [F] int64, host
     target: Tensor  # [F] int64, another host
@@ -72,13 +73,13 @@ def flows(source, target, size) -> Flows:
     if (source == target).any():
         host = int(source[source == target][0])
         raise ValueError(
-            f"host {host} sends to itself; leave such flows out, they meet"
-            " no link"
+            f"host {host} sends to itself; leave such flows out, because they"
+            " meet no link"
         )
     if not size.isfinite().all() or (size < 0).any():
         raise ValueError(
-            "sizes hold entries that are negative, infinite or NaN; a"
-            " flow's size is at least 0"
+            "some flow sizes are negative, infinite or NaN; use finite sizes"
+            " of 0 or more"
         )
     return Flows(source, target, size)
 
@@ -159,8 +160,8 @@ def paths(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The four links of every subflow [4, G], and their capacities [M].
 
-    NIC out, NIC in, up, down; inside a leaf the last two are a link of
-    infinite capacity. What `max_min` works on.
+    The links are NIC out, NIC in, up and down; inside a leaf the last two are
+    a link of infinite capacity. `max_min` works on these arrays.
     """
     L, S, hosts = fabric.leaves, fabric.spines, fabric.leaves * fabric.hosts
     leaf, other = (x[subflows.flow] for x in ends(flows, fabric))

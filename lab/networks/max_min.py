@@ -8,15 +8,15 @@ weight, is the lowest level on the path of each of its subflows:
     level_l = (capacity_l - rates already fixed) / sum of the open weights
     l is a bottleneck if level_l = min over l' on the path of f, for all f
 
-All bottlenecks of a round are fixed together, so a few rounds do. When a
-subflow ends, the rates are computed anew.
+All bottlenecks of a round are fixed together, so a few rounds are enough. When
+a subflow ends, the rates are computed again.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
-CLOSE = 1e-9  # levels nearer than this, relatively, are the same
+CLOSE = 1e-9  # levels this close, relatively, count as the same
 
 
 class Fluid(NamedTuple):
@@ -32,8 +32,8 @@ def fair_rates(
 ) -> np.ndarray:
     """Weighted max-min rates [G] of subflows over ``links`` [H, G].
 
-    ``links`` are indices into ``capacity`` [M], H of them a subflow; a
-    shorter path names a link of infinite capacity. O(H G) a round.
+    ``links`` are indices into ``capacity`` [M], H of them per subflow; a
+    shorter path names a link of infinite capacity. O(H G) per round.
     """
     H, G = links.shape
     M = len(capacity)
@@ -45,8 +45,8 @@ def fair_rates(
         np.divide(spare, total, out=level, where=total > 0)
         at = level[path]  # [H, open]
         lowest = at.min(0)
-        # a subflow that is held lower elsewhere keeps this link from being
-        # its bottleneck
+        # a link is no bottleneck if one of its subflows is held to a lower
+        # level elsewhere
         held = at > lowest * (1 + CLOSE)
         blocked = np.zeros(M, dtype=bool)
         blocked[path[held]] = True
@@ -60,7 +60,7 @@ def fair_rates(
 
 
 def _sum(path: np.ndarray, amount: np.ndarray, links: int) -> np.ndarray:
-    """What each link carries when every subflow puts its amount on all."""
+    """The load of each link if every subflow puts its amount on its path."""
     amounts = np.broadcast_to(amount, path.shape).ravel()
     return np.bincount(path.ravel(), amounts, links)
 
@@ -74,9 +74,10 @@ def drain(
 ) -> Fluid:
     """Send ``size`` [G] over ``links`` [H, G] until all has arrived.
 
-    Exact, with rates computed anew whenever a subflow ends. With a ``pause``
-    they are kept for at least so long, which is faster where all sizes
-    differ, and at most that much slower for each subflow that ends between.
+    Exact, with rates computed again whenever a subflow ends. With a ``pause``
+    they are kept for at least that long. This runs faster where all sizes
+    differ; the data arrive at most that much later for each subflow that ends
+    in between.
     """
     left, end = size.astype(float), np.zeros(len(size))
     now, arrived = 0.0, 0.0
@@ -85,7 +86,7 @@ def drain(
     while len(open_):
         rate = fair_rates(links[:, open_], capacity, weight[open_])
         wait = left[open_] / rate
-        # no longer than until the last one has ended
+        # no longer than until the last subflow has ended
         step = min(max(wait.min(), pause), wait.max())
         sent = np.minimum(rate * step, left[open_])
         done = wait <= step * (1 + CLOSE)

@@ -5,27 +5,27 @@ Large-Scale Distributed Training", arXiv 2407.00550 (version 1, 2024; version
 2, with Schmid, calls the algorithm Ethereal). The flows of a collective start
 together and are of equal size. Then pinning each flow to one spine, and
 cutting only the few that are left over, loads every link exactly as ideal
-spraying does. Per group of N flows with the same two leaves and S spines:
+spraying does. For N flows between the same two leaves (a group) and S spines:
 
     q = floor(N / S), r = N - q S      the first q S flows stay whole
-    g = gcd(r, S)                      each of the r others: S / g equal parts
+    g = gcd(r, S)                      the r others: S / g equal parts each
     per spine: q z + (r / g) (z g / S) = N z / S,   as with spraying
     max congestion: C* = max over leaves of max(out, in) / S
 
 All r S / g parts go round the spines, r / g on each. Fewer equal parts cannot
-be shared out equally. Overhead: r (S / g - 1) subflows a group.
+be shared out equally. Overhead: r (S / g - 1) subflows per group.
 
-The papers' abstracts state the result, and the rule above was derived from it
-and proved here (no code was released). It is that of version 2, Theorem 1, of
-whose proof others quote: each of the r flows is split into s / g of equal
-size, r / g of them to each uplink. "leaf" groups by the two leaves, so the
-hosts of a leaf share counters; "nic" groups by source host and target leaf, so
-that every NIC decides alone. Time is fluid: no packets, no reordering, no
-loss. Data that does not divide into equal bytes would go to the last part;
-here sizes are real numbers.
+The papers' abstracts state the result; the rule above was derived from it and
+proved here (no code was released). It is the rule of version 2, Theorem 1, as
+others quote from its proof: each of the r flows is split into s / g parts of
+equal size, with r / g parts to each uplink. "leaf" groups by the two leaves,
+so the hosts of a leaf share counters; "nic" groups by source host and target
+leaf, so that every NIC decides alone. Data flow like a fluid: no packets, no
+reordering, no loss. Bytes that cannot be divided equally would go to the last
+part; here sizes are real numbers.
 
-The other rules are in `spraying_rivals`, the time is that of
-`collective_time`, and what the widget shows is in `packet_spraying_view`.
+The other rules are in `spraying_rivals`, times come from `collective_time`,
+and what the widget shows is in `packet_spraying_view`.
 """
 
 import math
@@ -52,7 +52,7 @@ from lab.networks.spraying_rivals import BLIND, ecmp, greedy, spray
 
 
 def pieces(count: int, spines: int) -> int:
-    """Subflows that ``count`` equal flows between two leaves become."""
+    """The number of subflows of ``count`` equal flows between two leaves."""
     r = count % spines
     return count - r + r * spines // math.gcd(r, spines)
 
@@ -103,7 +103,7 @@ RULES = {
 
 
 def assign(rule: str, flows: Flows, fabric: Fabric, seed: int) -> Subflows:
-    """Cut and place the flows by one of `RULES`; chance needs the seed."""
+    """Cut and place flows by one of `RULES`; random ones use the seed."""
     if rule not in RULES:
         raise ValueError(
             f"rule={rule!r} is unknown; use one of {', '.join(RULES)}"
@@ -112,7 +112,7 @@ def assign(rule: str, flows: Flows, fabric: Fabric, seed: int) -> Subflows:
 
 
 class Arm(NamedTuple):
-    """What one rule made of one collective."""
+    """How one rule did on one collective."""
 
     congestion: float  # largest link load, 1 is ideal spraying
     time: float  # of the last arrival, 1 is ideal spraying
@@ -180,7 +180,7 @@ def _worst_load(seed: int, spines, rules=("leaf rule",), **options) -> float:
 
 
 def _worst_time(seed: int, spines, rule="leaf rule", **options) -> float:
-    """Percent after ideal spraying: worst collective and fabric."""
+    """Percent later than ideal spraying: worst collective and fabric."""
     found = [
         experiment(seed, one, S, rules=(rule,), **options)[rule].time
         for one in WORKLOADS
@@ -198,7 +198,7 @@ def _against_blind(seed: int, spines, **parameters) -> float:
     """Percent more than the leaf rule when cutting as often, but blindly.
 
     Every flow is cut into as many pieces as the leaf rule has subflows per
-    flow, rounded up; the least over all collectives and fabrics.
+    flow, rounded up. The result is the least over all collectives and fabrics.
     """
     least = math.inf
     for one in WORKLOADS:

@@ -28,7 +28,7 @@ class Picture(NamedTuple):
     cut: int  # flows in more than one piece
     crossing: int  # flows that leave their leaf
     time: list[float]  # moments, for both curves
-    used: dict[str, list[float]]  # % of what all NICs could send then
+    used: dict[str, list[float]]  # % of what all NICs could send at that time
     end: float  # of this rule
     sprayed: float  # end of ideal spraying
     title: str  # the same in words

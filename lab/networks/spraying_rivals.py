@@ -1,7 +1,7 @@
 """The rivals of the splitting rule: chance, greed and ideal spraying.
 
-    ECMP       every flow, or so many pieces of it, on a random spine
-    greedy     whole flows in random order, each where it fills least
+    ECMP       every flow, or each of its pieces, on a random spine
+    greedy     whole flows in random order, each on the least full spine
     spraying   1 / S of every flow on every spine, packet by packet
 
 ECMP is a lottery, and `lottery` draws it many times in one kernel call.
@@ -28,9 +28,9 @@ def ecmp(flows: Flows, fabric: Fabric, seed: int, cuts: int = 1) -> Subflows:
 
 
 def greedy(flows: Flows, fabric: Fabric, seed: int) -> Subflows:
-    """Whole flows in random order, each to the spine that it fills least.
+    """Whole flows in random order, each to the spine that is least full.
 
-    Least is max(up, down) at its two leaves; ties go to the lowest spine.
+    Least in max(up, down) at the flow's leaves; ties go to the lowest spine.
     """
     leaf, other = (x.tolist() for x in ends(flows, fabric))
     S, size = fabric.spines, flows.size.tolist()
@@ -68,9 +68,9 @@ def lottery(
     seed: int = 0,
     device: str = "cpu",
 ) -> Tensor:
-    """Largest link load [draws] of ECMP with as many different hashes.
+    """Largest link load of ECMP for each of many random hashes [draws].
 
-    The flows stay; that many fabrics carry them in one call of the kernel.
+    The flows stay the same; one kernel call loads ``draws`` fabrics with them.
     """
     flows = collective(workload, fabric, seed)
     leaf = [x.int().to(device) for x in ends(flows, fabric)]
