@@ -1,6 +1,6 @@
 """Heatmaps for tours: how likely is each edge to be in the best tour?
 
-A heatmap is H [n, n], symmetric, 0 or more. From none at all to a perfect one:
+A heatmap H [n, n] is symmetric and at least 0. From none to a perfect one:
 
     zero      no opinion
     flat      1/5 for each of the five nearest cities
@@ -9,11 +9,11 @@ A heatmap is H [n, n], symmetric, 0 or more. From none at all to a perfect one:
     learned   a small network looks at each edge's surroundings
     oracle    the edges of an optimal tour
 
-Before use H becomes (H + H^T) / 2, as in the solver. The learned heatmap
-stands in for the published networks, whose weights cannot be had: it learns
-from nine TSPLIB instances. No claim searches one of them, but `tsp_mcts.tune`
-does: rd100 and kroC100 are learned from and tuned on. A network that learned
-from the seven others was given the same settings.
+Before use, H becomes (H + H^T) / 2, as in the solver. The learned heatmap
+replaces the published networks, whose weights are not available. It learns
+from nine TSPLIB instances. No claim searches any of them, but `tsp_mcts.tune`
+does: rd100 and kroC100 are used for learning and for tuning. A network that
+learned from the seven others was given the same settings.
 """
 
 from functools import cache
@@ -38,7 +38,7 @@ TRAINED_ON = (
     "eil51", "st70", "eil76", "pr76", "rd100", "kroC100", "kroD100",
     "eil101", "lin105",
 )  # fmt: skip
-NEIGHBOURS = 10  # edges a city that the network looks at
+NEIGHBOURS = 10  # edges per city that the network looks at
 FEATURES = 6
 KINDS = ("zero", "flat", "softdist", "prior", "learned", "oracle")
 
@@ -67,7 +67,7 @@ def by_rank(instance: Instance, shares) -> Tensor:
     n = len(instance.points)
     shares = torch.tensor(shares[: n - 1])
     if not (shares.isfinite().all() and (shares >= 0).all()):
-        raise ValueError("a share is negative or no number; use 0 to 1")
+        raise ValueError("a share is negative, infinite or NaN; use 0 to 1")
     near = knn_prior(whole(instance.points)[None], len(shares))[0]
     heat = torch.zeros(n, n)
     return heat.scatter_(1, near.long(), shares.expand(n, -1))
@@ -78,7 +78,7 @@ def soft_distances(instance: Instance, tau: float = 0.0) -> Tensor:
 
     Xia et al. search tau for each size: 0.0066, 0.0051 and 0.0018 for 500,
     1000 and 10 000 cities in the unit square, about a third of that distance.
-    The nearest other place counts: cities may stand on one another.
+    The nearest other place counts, since cities may stand on one another.
     """
     points = instance.points
     d = torch.cdist(points, points)
@@ -114,8 +114,8 @@ def learned(instance: Instance) -> Tensor:
 def edge_features(instance: Instance) -> tuple[Tensor, Tensor]:
     """Neighbours [n, K] and what surrounds each edge [n, K, FEATURES].
 
-    Ranks from both ends, length against the neighbourhoods of both ends, and
-    how many cities lie nearer to both ends than these to each other.
+    Ranks from both ends, length relative to the neighbourhoods of both ends,
+    and how many cities lie nearer to both ends than the ends to each other.
     """
     K = NEIGHBOURS
     near = knn_prior(whole(instance.points)[None], K)[0].long()
@@ -141,7 +141,7 @@ def edge_features(instance: Instance) -> tuple[Tensor, Tensor]:
 
 @cache
 def network(steps: int = 300, width: int = 16) -> list[Tensor]:
-    """Train two layers on `TRAINED_ON`, about a second, always the same."""
+    """Train two layers on `TRAINED_ON`: about a second, always the same."""
     rows, wanted = [], []
     for name in TRAINED_ON:
         near, features = edge_features(tsplib(name))

@@ -1,27 +1,27 @@
 """Monte Carlo tree search for tours, many tours of one instance in step.
 
-Weights start at W = 100 H, visits Q and tries M at 0. A tour starts at
-random with probability ~ e^W, goes to a 2-opt optimum, and then k-opt actions
-are simulated until one shortens it. The next city a of b is drawn with
-probability ~ Z where Z >= 1, among the candidates:
+Weights start at W = 100 H, visits Q and tries M at 0. A tour is drawn at
+random with probability ~ e^W and taken to a 2-opt optimum; then k-opt actions
+are simulated until one shortens it. The city a to which b is joined next is
+drawn from the candidates where Z >= 1, with probability ~ Z:
 
     Z = W[b, a] / mean of W[b] + alpha sqrt(ln(M + 1) / (Q[b, a] + 1))
 
 Q counts how often an edge was tried, M the moves that 2-opt tried and then the
 simulated actions, as in the authors' solver; an action tries several edges.
 A move that shortens a tour of length L by g adds beta (e^(g/L) - 1) to W of
-the edges it joins. After H_p n actions in vain the tour starts anew; W, Q and
-M stay. The budget counts tried edges, the steps of all simulated actions:
-what the time of a run is made of, on any machine.
+the edges that it joins. After H_p n failed actions the search starts from a
+new tour; W, Q and M stay. The budget counts tried edges, that is, the steps of
+all simulated actions: they make up the time of a run on any machine.
 
-Different from the authors' solver, which runs one action after another: a
-pool of actions sees the visits of the pools before it, and what lies behind
-the first success of a pool is thrown away. 2-opt takes the best move, not the
-first, and only its last pass counts, each city with each of its candidates;
-theirs counts in every pass, the edge between the next cities of both as well,
-and skips cities that are adjacent in the tour. Probabilities are in steps of
-1/1024 of Z; theirs, in steps of 1/1000, give what rounding loses to the last
-candidate. Without any weight W / mean is 0 here and 0/0 there.
+The authors' solver runs one action after another. Here a pool of actions sees
+the visits of the pools before it, and what comes after the first success of a
+pool is thrown away. 2-opt takes the best move, not the first. Only its last
+pass is counted, each city with each of its candidates; theirs counts in every
+pass, counts the edge between the next cities of both as well, and skips cities
+that are adjacent in the tour. Probabilities are in steps of 1/1024 of Z;
+theirs are in steps of 1/1000 and give what rounding loses to the last
+candidate. Where all weights are 0, W / mean is 0 here and 0/0 there.
 """
 
 from typing import NamedTuple
@@ -39,8 +39,8 @@ from lab.paths.tours import (
 )
 
 POOL = 32  # actions simulated at once on each tour
-STEPS = 1024  # of the fixed point of a potential
-LEAST = 1e-4  # of a heatmap for its edge to be a candidate
+STEPS = 1024  # per unit of a potential, in fixed point
+LEAST = 1e-4  # heat that an edge needs to be a candidate
 POINTS = 20  # of a curve
 
 
@@ -49,7 +49,7 @@ class Settings(NamedTuple):
 
     alpha: float = 1.0  # weight of rarely tried edges
     beta: float = 10.0  # what success adds to an edge
-    patience: int = 10  # H_p, actions in vain per city before a new start
+    patience: int = 10  # H_p, failed actions per city before a new start
     candidates: int = 1000  # at most, for each city
     by_heatmap: bool = True  # candidates by heatmap, else by distance
     depth: int = 10  # steps of an action, at most
@@ -68,13 +68,13 @@ class Found(NamedTuple):
 
     curves: Tensor  # [B, POINTS + 1] best length after each part of budget
     tours: Tensor  # [B, n] the best tours
-    starts: Tensor  # [B] times that a search started anew
+    starts: Tensor  # [B] tours that a search has started from
 
 
 def search(instance: Instance, arms: list[Arm], budget: int) -> Found:
     """Search with every arm until it has tried ``budget`` edges.
 
-    One that meets the optimum stops at once. Arms run in groups of the same
+    An arm that meets the optimum stops there. Arms run in groups of the same
     depth and number of candidates; the result of an arm depends on its seed
     alone, not on the arms beside it.
     """
@@ -103,19 +103,21 @@ def check(arm: Arm, n: int) -> None:
     if heat.shape != (n, n) or not bool((heat >= 0).all()):
         raise ValueError(
             f"a heatmap of shape {tuple(heat.shape)} with least entry"
-            f" {heat.min():.3g} is not allowed; use {(n, n)}, 0 or more"
+            f" {heat.min():.3g} is not allowed; use shape {(n, n)} and"
+            " entries of 0 or more"
         )
     if settings.candidates < 1 or settings.depth < 1 or settings.patience < 1:
         raise ValueError(
             f"{settings} allows no action; candidates, depth and patience"
-            " are 1 or more"
+            " must be 1 or more"
         )
 
 
 def candidates(instance: Instance, heat: Tensor, settings: Settings) -> Tensor:
     """The candidates [n, C] of each city, best first, -1 for none.
 
-    Without any heat they go by distance; heat that leaves none is refused.
+    Without any heat they are ranked by distance. A heatmap that leaves no
+    candidate at all is refused.
     """
     n = len(heat)
     by_heatmap = settings.by_heatmap and bool((heat > 0).any())
@@ -128,8 +130,8 @@ def candidates(instance: Instance, heat: Tensor, settings: Settings) -> Tensor:
         order = order[:, : int((order >= 0).sum(1).max())]
         if not order.shape[1]:
             raise ValueError(
-                f"no edge of the heatmap has {LEAST:g} or more, so that no"
-                " city has a candidate; use larger entries, or 0 for all"
+                f"no edge of the heatmap has {LEAST:g} or more, so no city has"
+                " a candidate; use larger entries, or 0 everywhere"
             )
     return order.to(torch.int32)
 
@@ -190,7 +192,7 @@ class _State:
             self.sums.index_put_((rows, one), more, accumulate=True)
 
     def potentials(self, rows: Tensor) -> Tensor:
-        """Z [B, n, C] of the candidates in fixed point, 0 below 1."""
+        """Z [B, n, C] of the candidates in fixed point, 0 if Z is below 1."""
         near = self.candidates[rows]
         at = near.long().clamp_min(0)
         n = at.shape[1]
@@ -206,7 +208,7 @@ class _State:
         return (STEPS * z).round().clamp_max(2**31 // n - 1).to(torch.int32)
 
     def simulate(self, rows: Tensor, draws: Tensor) -> Tensor:
-        """Simulate a pool for each of these rows; return what it cost."""
+        """Simulate a pool for each of these rows; return its cost in edges."""
         n = self.tours.shape[1]
         pool = kopt_simulate(
             self.tours[rows].to(torch.int32), self.candidates[rows],

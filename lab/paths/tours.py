@@ -46,7 +46,7 @@ def tsplib(name: str) -> Instance:
 def instance(name: str, points: Tensor, best_tour: Tensor) -> Instance:
     """An instance from points [n, 2] and its best tour [n]."""
     if not points.isfinite().all():
-        raise ValueError(f"{name} has a coordinate that is no finite number")
+        raise ValueError(f"{name} has a coordinate that is infinite or NaN")
     if len(points.unique(dim=0)) < 5:
         raise ValueError(f"{name} has fewer than 5 different places")
     apart = points[:, None] - points[None]
@@ -72,12 +72,12 @@ def lengths(tours: Tensor, distances: Tensor) -> Tensor:
 
 
 def gap(length, optimum: int):
-    """How much longer than the best tour, in percent."""
+    """How much longer a tour is than the best one, in percent."""
     return 100 * (length / optimum - 1)
 
 
 def random_tours(weights: Tensor, generator: torch.Generator) -> Tensor:
-    """Tours [B, n] from city 0; next is j with probability ~ e^w[i, j].
+    """Tours [B, n] from city 0; j follows i with probability ~ e^w[i, j].
 
     ``weights`` [B, n, n]. The maximum of each row is subtracted first, so
     that no exponential overflows.
@@ -146,7 +146,7 @@ def two_opt(tours: Tensor, candidates: Tensor, distances: Tensor) -> TwoOpt:
 
 
 def reversed_prefixes(path: Tensor, prefixes: Tensor) -> Tensor:
-    """Paths [B, n] after reversing their first p places, p by p [B, D]."""
+    """Paths [B, n] after reversing their first p places, for each p [B, D]."""
     at = torch.arange(path.shape[1], device=path.device)
     for p in prefixes.long().unbind(1):
         p = p[:, None]

@@ -4,8 +4,8 @@ Pan, Wang, Ying, Xue, Yu, "Beyond the Heatmap: A Rigorous Evaluation of
 Component Impact in MCTS-Based TSP Solvers", ICLR 2026; its first version, of
 2024, is "Rethinking the Heatmap + Monte Carlo Tree Search Paradigm for Solving
 Large Scale TSP". Learned heatmaps say which edges are likely in the best tour,
-and a tree search makes a tour of them. The paper asks which of the two does
-the work: it replaces the network by a count, the k-nearest prior,
+and a tree search makes a tour from them. The paper asks which of the two does
+the work. It replaces the network by a count, the k-nearest prior,
 
     H[i, r-th nearest city of i] = p_r
 
@@ -15,11 +15,11 @@ and tunes the search. The heatmaps are in `tour_heatmaps`, the search in
 Tuned here means the best of 24 settings on two instances that no claim uses,
 the same 24 for every heatmap. The learned heatmap has learned from both, as
 `tour_heatmaps` says. The paper tunes six settings for every heatmap and size
-(the code of 2024 with SMAC3, over 50 trials), with depths up to 200; here beta
-and what candidates go by stay as they are, and a depth is at most 20, since
-lock-step simulations wait for the deepest. A budget is a number of tried
-edges, not a time, so a result does not depend on the machine. Candidates,
-alpha, patience, depth and beta mean what they mean in the solver.
+(the code of 2024 with SMAC3, over 50 trials), with depths up to 200. Here beta
+and the ranking of candidates are not tuned, and a depth is at most 20, since
+simulations in lock-step wait for the deepest one. A budget is a number of
+tried edges, not a time, so a result does not depend on the machine.
+Candidates, alpha, patience, depth and beta mean what they mean in the solver.
 """
 
 from collections.abc import Callable
@@ -57,8 +57,8 @@ CANDIDATES = (5, 10, 20, 1000)
 ALPHAS = (0.0, 1.0)
 DEPTHS = (10, 20)
 SHOWN_SEEDS = 3
-SHOWN_BUDGET = 300  # tried edges a city
-SOME_HEAT = 0.05  # of an edge that is drawn
+SHOWN_BUDGET = 300  # tried edges per city
+SOME_HEAT = 0.05  # least heat of an edge that is drawn
 RECORDED = "tsp_mcts/{}.npz"
 
 
@@ -104,7 +104,7 @@ def mean_gaps(
 ) -> list[float]:
     """The gap of each arm in percent, mean over the named instances.
 
-    ``budget`` is in tried edges a city. ``together`` searches with all arms
+    ``budget`` is in tried edges per city. ``together`` searches with all arms
     of the chapter at once, which is quicker if all are wanted.
     """
     block, place = divmod(seed, BLOCK)
@@ -141,7 +141,7 @@ class Picture(NamedTuple):
     hot: list[tuple]  # (city, city, heat) of the edges with some heat
     tour: Tensor  # [n] the best tour of seed 0
     gaps: list[list[float]]  # a curve for each seed, percent
-    spent: list[float]  # tried edges a city, for each point of a curve
+    spent: list[float]  # tried edges per city, for each point of a curve
 
 
 def picture(
@@ -214,7 +214,7 @@ def _tuned_share(seed: int, kind: str, **parameters) -> float:
     """The tuned gap in percent of the default one, same heatmap."""
     arms = ((kind, "default"), (kind, "tuned"))
     before, after = mean_gaps(seed, arms, **parameters)
-    # where both meet the optimum there is nothing to share
+    # where both meet the optimum, the share would be 0 / 0
     return 100 * max(after, LEAST_GAP) / max(before, LEAST_GAP)
 
 
@@ -233,7 +233,7 @@ def _settings_against_heatmap(seed: int, **parameters) -> float:
 
 
 def _within_five(seed: int) -> float:
-    """Percent of the optimal edges that go to one of the five nearest."""
+    """Percent of optimal edges that go to one of the five nearest cities."""
     name = MAPS[seed % len(MAPS)]
     return 100 * shares_by_rank(tsplib(name), 5).sum().item()
 

@@ -471,7 +471,7 @@ def test_every_recorded_tour_is_as_long_as_its_curve_says(name):
             lambda: instance(
                 "nan", torch.full((8, 2), math.nan).double(), torch.arange(8)
             ),
-            "no finite number",
+            "infinite or NaN",
         ),
         (
             lambda: instance(
