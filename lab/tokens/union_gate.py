@@ -48,7 +48,7 @@ def select(scores: Tensor, k: int, c: int, capacity: float = 1.0) -> Tensor:
 
 def places(share: float, tokens: int) -> int:
     """c, how many tokens a slice takes: floor(share S), but at least 1."""
-    # 0.7 * 10 is a hair below 7
+    # 0.29 * 100 is a hair below 29
     return max(1, int(share * tokens + 1e-9))
 
 
