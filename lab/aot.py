@@ -1,16 +1,17 @@
 """Compiles every kernel for GPUs that are not here, and reads the result.
 
-Triton needs no GPU to compile for one. From the declarations of the kernels
-follow, for each GPU a kernel is meant for: the registers, the bytes spilled
-to the stack, the shared memory and the instructions that matter. They are
-kept in ``data/aot.csv``, so that a change which costs registers, or loses the
-matrix units, is seen in a test and not on somebody's GPU.
+Triton needs no GPU to compile for one. So every declared kernel is compiled
+for each GPU that it is meant for, and its registers, the bytes it spills to
+the stack, its shared memory and the instructions that matter are kept in
+``data/aot.csv``. A change that costs registers, or loses the matrix units, is
+then seen in a test and not on somebody's GPU.
 
-Interpreted kernels cannot be compiled, so the work runs in processes of its
-own; Triton's cache makes a second run of the same kernels quick.
+Interpreted kernels cannot be compiled, so the work runs in separate
+processes. Triton's cache makes a second run of the same kernels quick.
 
-Each version of Triton compiles to other code, so each has rows of its own and
-is compared with those. To record another than the one installed, unpack it:
+Each version of Triton compiles to different code, so each has its own rows
+and is compared with those. To record a version that is not the installed one,
+unpack it:
 
     pip install --no-deps --target triton-3.9.0 triton==3.9.0
     PYTHONPATH=triton-3.9.0 python -m lab.aot --update
@@ -39,8 +40,9 @@ COLUMNS = (
 )  # fmt: skip
 MATRIX = ("hmma", "hgmma", "utchmma", "mfma")
 WORKERS = 2
-# shared memory of a block, the least of what runs a target's code: a T4; an
-# RTX 30 or 40 (an A100 has more); H100 and H200; B200; MI300X
+# bytes of shared memory for a block, on the GPU that has least among those
+# that run a target's code: a T4; an RTX 30 or 40 (an A100 has more); an H100
+# or H200; a B200; an MI300X
 SHARED = {
     "sm_75": 65536,
     "sm_80": 101376,
@@ -49,17 +51,18 @@ SHARED = {
     "sm_100": 232448,
     "gfx942": 65536,
 }
-# a kernel that does anything has more; less is a fault of the compiler
+# a kernel that does anything has more; fewer are a fault of the compiler
 LEAST_INSTRUCTIONS = 20
 UNRECORDED = "Triton {} has no rows in the ledger: nothing to compare"
 
-# the assembler seems to stay below the count of registers that lets one more
-# block run at a time (80 of 8 warps, say) and moves a few values to the stack
+# the assembler seems to stay below the number of registers that lets one more
+# block run at a time (80 with 8 warps, say), and to move a few values to the
+# stack
 ONE_MORE_BLOCK = "at most 5 loads and 6 stores, for one more block at a time"
-# on an A100 the parts of fp32 are operands in registers, and Triton 3.8 turns
-# them around in shared memory first; other tiles would take more instructions
-# or leave more of their rows empty
-PARTS_TURNED = "fp32 in parts, more of them under way than in other versions"
+# on an A100 the bf16 parts of fp32 numbers are operands in registers, and
+# Triton 3.8 rearranges them in shared memory first; other tiles would take
+# more instructions or leave more of their rows empty
+PARTS_TURNED = "fp32 in bf16 parts, more in flight than in other versions"
 # (kernel, configuration, target, triton): why it may spill to the stack
 MAY_SPILL: dict[tuple[str, str, str, str], str] = dict.fromkeys(
     (
@@ -95,16 +98,16 @@ def row(declaration, entry, target: str) -> dict:
 
 
 def kernel_name(entry) -> str:
-    """The kernel's name in the ledger; interpreted or not, it wraps `fn`."""
+    """The kernel's name in the ledger; it wraps `fn`, interpreted or not."""
     return entry.kernel.fn.__name__.removesuffix("_kernel")
 
 
 def faults(found: dict, recorded: dict | None, matrix_units: bool) -> list:
-    """What is wrong with a row, in sentences; nothing if all is well."""
+    """What is wrong with a row, in sentences; none if all is well."""
     where = "{kernel} {configuration} on {target}".format(**found)
     wrong = []
     known = tuple(found[name] for name in KEY) in MAY_SPILL
-    # a spill that is known may not grow
+    # a known spill is allowed, but not a larger one
     allowed = recorded["stack"] if known and recorded else 0
     if found["stack"] > allowed:
         wrong.append(
@@ -126,19 +129,20 @@ def faults(found: dict, recorded: dict | None, matrix_units: bool) -> list:
         return wrong
     if found["registers"] > recorded["registers"] + 8:
         wrong.append(
-            f"{where} takes {found['registers']} registers, recorded are"
-            f" {recorded['registers']}; 8 more are allowed"
+            f"{where} takes {found['registers']} registers, but"
+            f" {recorded['registers']} are recorded; 8 more are allowed"
         )
     if found["instructions"] > 1.1 * recorded["instructions"]:
         wrong.append(
-            f"{where} has {found['instructions']} instructions, recorded are"
-            f" {recorded['instructions']}; a tenth more is allowed"
+            f"{where} has {found['instructions']} instructions, but"
+            f" {recorded['instructions']} are recorded; a tenth more is"
+            " allowed"
         )
     return wrong
 
 
 def read_ledger(path: Path = LEDGER) -> dict[tuple, dict]:
-    """The recorded rows by kernel, configuration, target and Triton."""
+    """The recorded rows, by kernel, configuration, target and Triton."""
     if not path.exists():
         return {}
     with open(path, newline="") as file:
@@ -159,7 +163,7 @@ def write_ledger(rows: dict[tuple, dict], path: Path = LEDGER) -> None:
 
 
 def jobs(only: str) -> list[tuple]:
-    """Declaration, entry and target of all that one operation compiles."""
+    """Declaration, entry and target of each compile, of ``only`` or of all."""
     from lab.kernels.declaration import all_declarations
 
     return [
@@ -181,7 +185,7 @@ def work(share: int, only: str) -> None:
 def compile_all(only: str = "") -> list[tuple[dict, bool]]:
     """A row for every kernel, configuration and target, sorted by key.
 
-    ``only`` is the name of one operation, where one is enough.
+    ``only`` names one operation; if it is empty, all are compiled.
     """
     environment = os.environ | {"TRITON_INTERPRET": "0"}
     workers = [
@@ -206,9 +210,10 @@ def compile_all(only: str = "") -> list[tuple[dict, bool]]:
 
 
 def foreign(keys: Iterable[tuple], only: str) -> set[tuple]:
-    """Those that compiling ``only`` one operation says nothing about.
+    """The keys that compiling the operation ``only`` says nothing about.
 
-    An operation may have several kernels, and a kernel several operations.
+    An operation may have several kernels, and a kernel may serve several
+    operations.
     """
     if not only:
         return set()
@@ -234,7 +239,7 @@ def report(found: list[tuple[dict, bool]]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Compile, compare with the ledger, or rewrite it with --update."""
+    """Compile all and compare with the ledger, or rewrite it by --update."""
     parser = argparse.ArgumentParser(
         prog="python -m lab.aot", description=main.__doc__
     )
@@ -242,7 +247,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--update", action="store_true", help=f"rewrite {LEDGER.name}"
     )
     parser.add_argument(
-        "--only", default="", metavar="NAME", help="one operation, topk_gate"
+        "--only", default="", metavar="NAME", help="one operation, by name"
     )
     parser.add_argument("--share", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -260,12 +265,12 @@ def main(arguments: list[str] | None = None) -> int:
     covered = ledger.keys() - foreign(ledger, options.only)
     known = {key for key in covered if key[-1] == here}
     if options.update:
-        # what is gone is gone for every Triton
+        # a kernel that is gone is gone for every version of Triton
         gone = {key for key in covered if key[:-1] not in compiles}
         kept = ledger.keys() - known - gone
         write_ledger({key: ledger[key] for key in kept} | rows)
         for other in sorted({key[-1] for key in covered} - {here}):
-            print(f"The rows of Triton {other} are as they were")
+            print(f"The rows of Triton {other} are left as they were")
         known, ledger = set(rows), rows
     wrong = []
     for figures, matrix_units in found:
@@ -275,13 +280,13 @@ def main(arguments: list[str] | None = None) -> int:
         unrecorded = sorted(rows.keys() - known)
         gone = sorted(known - rows.keys())
         wrong += [f"{' '.join(key)} is not recorded" for key in unrecorded]
-        wrong += [f"{' '.join(key)} is recorded and gone" for key in gone]
+        wrong += [f"{' '.join(key)} is recorded but gone" for key in gone]
     else:
         print(UNRECORDED.format(here))
     for sentence in wrong:
         print(f"fault: {sentence}")
     if wrong and not options.update:
-        print("If that is meant: python -m lab.aot --update")
+        print("If this is intended: python -m lab.aot --update")
     return bool(wrong)
 
 

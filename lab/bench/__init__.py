@@ -2,18 +2,18 @@
 
 =============  ===============================================================
 ``timing``     a clock, providers in turn, and what the machine can do at best
-``peers``      the layer as other packages compute it, each found by import
+``peers``      the layer as other packages compute it, where they are installed
 ``passes``     one pass of a layer as a call: eager, or from a CUDA graph
-``sizes``      the layer's benchmarked sizes, and the least each costs
+``sizes``      the layer's benchmarked sizes, and the least that each costs
 ``layers``     the layer beside its peers, checked and timed
 ``kernels``    each kernel beside its reference, checked and timed
-``agreement``  when two results are the same but for rounding
+``agreement``  whether two results are the same except for rounding
 ``work``       pieces of work one after the other, as long as there is time
 ``suite``      what is measured, in which order, and the command
 ``table``      the rows of `data/bench/`, one file per machine
-``record``     the rows of a run as they come, so that none is lost
-``limits``     what no GPU can beat there, by data sheet
-``tiles``      the experts' kernels with other tiles than those they choose
+``record``     the rows of a run, kept as they come so that none is lost
+``limits``     times that no GPU can beat at these sizes, from data sheets
+``tiles``      the experts' kernels with tiles that they do not choose
 ``picture``    one operation beside its floor, for a notebook
 =============  ===============================================================
 """

@@ -1,4 +1,4 @@
-"""When two results are the same but for rounding."""
+"""Whether two results are the same except for rounding."""
 
 from collections.abc import Iterable
 
@@ -14,14 +14,14 @@ TOLERANCE = {
 
 
 def relative_error(found, expected) -> float:
-    """The largest error over the largest entry, over all tensors."""
+    """The largest error divided by the largest entry, worst of all tensors."""
     found, expected = (
         [x] if isinstance(x, Tensor) else list(x) for x in (found, expected)
     )
     worst = 0.0
     for left, right in zip(found, expected, strict=True):
         if right.numel():
-            # fp32 at least; float64 of what is large would fill a GPU
+            # at least fp32; float64 of a large tensor would fill a GPU
             wide = torch.float64
             if right.is_floating_point():
                 wide = torch.promote_types(right.dtype, torch.float32)
@@ -32,9 +32,9 @@ def relative_error(found, expected) -> float:
 
 
 def are_equal(found, expected, fields: Iterable[str]) -> bool:
-    """Whether these fields agree bit for bit, "result" being a lone tensor.
+    """Whether these fields agree bit for bit; "result" is a lone tensor.
 
-    An index off by one may be a small error and is a wrong answer.
+    An index that is off by one may be a small error, but is a wrong answer.
     """
     found, expected = (
         {"result": x} if isinstance(x, Tensor) else x._asdict()

@@ -1,8 +1,8 @@
-"""Each kernel beside its reference, from the declarations.
+"""Times each declared kernel beside its reference.
 
-On a GPU each runs at its large examples, in every dtype. On a CPU there is no
-kernel to run, the interpreter's time means nothing: only the references are
-timed, at their small examples, in fp32.
+On a GPU each kernel runs at its large examples, in every dtype. On a CPU
+there is no kernel to time, because the interpreter's time means nothing. Only
+the references are timed there, at their small examples and in fp32.
 """
 
 import time
@@ -17,7 +17,7 @@ from lab.bench.table import row, version
 from lab.bench.timing import in_turn, name
 from lab.kernels.declaration import all_declarations
 
-# the longest to draw, and the layer's rows say most of it already
+# the slowest inputs to draw, and the layer's rows say most of it already
 LAST = "expert_mlp", "expert_mlp_backward"
 SLOW_TO_DRAW = 1.0  # seconds
 
@@ -25,7 +25,7 @@ SLOW_TO_DRAW = 1.0  # seconds
 def pieces(
     device, dtypes, roofs, effort, quick, only=""
 ) -> Iterator[work.Piece]:
-    """One example of one kernel in all of its dtypes, after the other."""
+    """One piece for each example of each kernel, in all its dtypes."""
     declarations = all_declarations()
     for declaration in sorted(declarations, key=lambda d: d.name in LAST):
         if only not in ("", declaration.name):
@@ -41,7 +41,7 @@ def pieces(
 
 def piece(declaration, example, device, dtypes, roofs, effort) -> work.Piece:
     providers = ["triton"] * (device == "cuda") + ["reference"]
-    # a kernel tested in one precision only knows no other
+    # a kernel that is tested in only one precision has no other
     if len(declaration.tolerance) == 1:
         dtypes = [torch.float32]
     keys = {
@@ -73,10 +73,11 @@ def piece(declaration, example, device, dtypes, roofs, effort) -> work.Piece:
 
 
 def drawn(declaration, example, device, dtypes) -> Iterator[tuple]:
-    """Each dtype with the inputs in it.
+    """Each dtype together with its inputs.
 
-    Hundreds of millions of random numbers take a CPU long. Then the first
-    dtype's are used again, cast where they have that dtype.
+    A CPU takes long to draw hundreds of millions of random numbers. Once a
+    draw was slow, its inputs are used again for the dtypes that follow, and
+    those that have the dtype they were drawn in are cast.
     """
     first, slow = None, False
     for dtype in dtypes:
@@ -130,12 +131,12 @@ def kernel_rows(key, declaration, calls, inputs, dtype, roofs, effort):
 
 
 def checked(declaration, call, inputs, dtype, expected) -> dict:
-    """The error of one provider, or a note of what it dies of."""
+    """The error of one provider, or a note that says why it failed."""
     try:
         found = declaration.specified(call(**inputs), **inputs)
         error = relative_error(found, expected)
         equal = are_equal(found, expected, declaration.exact)
-    # the others go on, and the row says so
+    # the other providers continue, and the row says what failed
     except Exception as problem:
         return {"note": work.reason(problem)}
     limit = max(declaration.tolerance.get(dtype, 0.0), TOLERANCE[dtype])

@@ -1,4 +1,4 @@
-"""The layer as each installed peer computes it, forward and backward."""
+"""Times the layer of each installed peer, forward and backward."""
 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -17,7 +17,7 @@ MODES = tuple(EAGER)  # forward, backward
 
 
 def piece(case, T, dtype, device, roofs, effort) -> work.Piece:
-    """One size in one dtype, all peers in turn."""
+    """One size in one dtype, with all peers in turn."""
 
     def measure():
         return layer_rows(case, T, dtype, device, roofs, effort)
@@ -70,7 +70,7 @@ class Checked(NamedTuple):
     """One pass of one peer."""
 
     mode: str
-    prepare: Callable | None  # what `in_turn` times, if it came so far
+    prepare: Callable | None  # what `in_turn` times, if it got that far
     columns: dict  # its error, memory and note
 
 
@@ -82,7 +82,7 @@ def checked(peer, inputs, pull, expected) -> Iterator[Checked]:
         try:
             layer = layer or peer.make(*inputs)
             prepare = peer.passes[mode](layer, pull)
-            # who tries tiles does so now, with memory of its own
+            # a peer that tries tiles does so now, with memory of its own
             prepare()()
             before = start_of_peak(device)
             result = prepare()()
@@ -92,7 +92,7 @@ def checked(peer, inputs, pull, expected) -> Iterator[Checked]:
             columns["error"] = relative_error(result, expected[mode])
             if not columns["error"] <= TOLERANCE[pull.dtype]:
                 columns["note"] = "wrong"
-        # whatever a peer dies of, the others go on and the row says so
+        # whatever a peer fails with, the others continue and its row says so
         except Exception as problem:
             columns["note"] = work.reason(problem)
         if "error" not in columns:
@@ -101,14 +101,14 @@ def checked(peer, inputs, pull, expected) -> Iterator[Checked]:
 
 
 def of_filled_slots(gradients, gate) -> tuple:
-    """The gradients, without those of weights in slots left empty: a peer
-    that computes some expert there has one, but nothing hangs on it."""
+    """The gradients, with 0 for weights in empty slots: a peer that computes
+    some expert there has a gradient, but nothing depends on it."""
     tokens, weights, *experts = gradients
     return tokens, weights.masked_fill(gate.experts < 0, 0.0), *experts
 
 
 def start_of_peak(device: str) -> int:
-    """Forget earlier peaks; the bytes in use now."""
+    """Forget earlier peaks, and return the bytes in use now."""
     if device == "cpu":
         return 0
     torch.cuda.reset_peak_memory_stats()
@@ -116,14 +116,14 @@ def start_of_peak(device: str) -> int:
 
 
 def peak_since(before: int, device: str) -> float | None:
-    """MiB in use at most since then, beyond what was; None on a CPU."""
+    """The most MiB in use since then, beyond ``before``; None on a CPU."""
     if device == "cpu":
         return None
     return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
 def reference(inputs, pull) -> dict[str, object]:
-    """What each mode must give, from the reference in fp32."""
+    """What each mode must return, from the reference in fp32."""
     tokens, gate, *experts = inputs
     leaves = [
         x.detach().float().requires_grad_()

@@ -1,7 +1,7 @@
-"""What the layer cannot be faster than, from data sheets, with no GPU.
+"""The least time that the layer can take, from data sheets, with no GPU.
 
-Counted are the least bytes and FLOPs of each benchmarked size, as in a
-measured table; a data sheet's bandwidth and dense matrix rate turn them into
+The least bytes and FLOPs of each benchmarked size are counted as in a
+measured table. A data sheet's bandwidth and dense matrix rate turn them into
 the least milliseconds. Nothing here was measured, and no GPU reaches its data
 sheet: copies get about 90 % of it, large matrix products 70 to 80 %.
 
@@ -19,7 +19,7 @@ from lab.bench.timing import Roofs
 from lab.kernels.dispatch import few
 from lab.kernels.moe_layer import LAUNCHES, LAUNCHES_BACKWARD, LAUNCHES_FEW
 
-# TB/s, and TFLOP/s in bf16 (a T4, which has none: in fp16), without sparsity
+# TB/s, and TFLOP/s in bf16 (in fp16 on a T4, which has no bf16), not sparse
 SHEETS = {
     "T4": (0.32, 65),
     "A100 80 GB": (2.04, 312),

@@ -1,7 +1,8 @@
 """One pass of a layer as a call to time: eager, or replayed from a graph.
 
-Each function here prepares, untimed, as `timing.in_turn` wants it, and the
-call that it returns gives the result, so that what is timed can be checked.
+Each function here returns what `timing.in_turn` takes: a function that
+prepares, untimed, and returns the call to time. The call returns its result,
+so that what is timed can be checked.
 """
 
 from collections.abc import Callable
@@ -17,11 +18,11 @@ class Layer(NamedTuple):
 
     leaves: tuple[Tensor, ...]  # all carry a gradient
     run: Callable[..., Tensor]  # from the leaves to [T, H]
-    transposed: bool = False  # the experts' weights, against the lab's
+    transposed: bool = False  # the experts' weights, compared with the lab's
 
 
 def forward(layer: Layer, pull: Tensor) -> Callable:
-    """A forward pass without a gradient, as in use: the output [T, H]."""
+    """A forward pass without a gradient, as in inference: output [T, H]."""
 
     def call():
         with torch.no_grad():
@@ -31,8 +32,8 @@ def forward(layer: Layer, pull: Tensor) -> Callable:
 
 
 def backward(layer: Layer, pull: Tensor) -> Callable:
-    """A backward pass from the output's gradient ``pull`` [T, H], in the
-    lab's layout; the forward pass before it is not timed."""
+    """A backward pass from the output's gradient ``pull`` [T, H] to gradients
+    in the lab's layout; the forward pass before it is not timed."""
 
     def prepare():
         y = layer.run(*layer.leaves)
@@ -69,7 +70,7 @@ def replayed_forward(layer: Layer, pull: Tensor) -> Callable:
 
 
 def replayed_backward(layer: Layer, pull: Tensor) -> Callable:
-    """The backward pass replayed; the forward pass before it as well."""
+    """The backward pass replayed, as is the forward pass before it."""
     run = torch.cuda.make_graphed_callables(layer.run, layer.leaves)
     return backward(layer._replace(run=run), pull)
 

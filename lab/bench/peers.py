@@ -2,11 +2,12 @@
 
 Each peer takes the lab's inputs, lays the weights out as its package wants
 them (untimed), and returns the leaves and a function from them to the output.
-A package that is not installed has no peer here. All compute SwiGLU experts.
+A package that is not installed has no peer here. All peers compute SwiGLU
+experts.
 
-Where a gate leaves slots empty, most packages have no way to say so: they
-get some expert there with weight 0, and compute it (`all_filled`). What is
-written here, and not in a package, leaves them out.
+Most packages have no way to say that a gate left a slot empty: they get some
+expert there with weight 0, and compute it (`all_filled`). The layers that are
+written here, and not in a package, leave empty slots out.
 """
 
 import importlib.machinery
@@ -25,8 +26,8 @@ from lab.bench.passes import EAGER, REPLAYED, Layer
 from lab.kernels.moe_layer import moe_layer
 from lab.kernels.topk_gate import Gate
 
-# of weights, gathered by `batched_mm`, in bytes; the backward pass takes
-# twice as much again
+# bytes of weights that `batched_mm` may gather; its backward pass takes twice
+# as much again
 MOST_GATHERED = 20 * 2**30
 
 
@@ -43,7 +44,7 @@ def ready(*leaves):
 
 
 def all_filled(gate: Gate, E: int) -> Tensor:
-    """The experts [T, S], and in empty slots one after the other of them."""
+    """The experts [T, S], with one after the other put into empty slots."""
     T, S = gate.experts.shape
     device = gate.experts.device
     spare = torch.arange(T * S, device=device).view(T, S) % E
@@ -58,7 +59,7 @@ def lab(tokens, gate, w_up, w_down):
 
 
 def lab_bounded(tokens, gate, w_up, w_down):
-    """The lab's layer where it must not wait for the number of rows."""
+    """The lab's layer for a graph, which must not wait for a row count."""
     max_rows = None
     if gate.experts.shape[1] == len(w_up):  # top-p
         max_rows = int((gate.experts >= 0).sum())
@@ -71,7 +72,7 @@ def lab_bounded(tokens, gate, w_up, w_down):
 
 
 def torch_loop(tokens, gate, w_up, w_down):
-    """The loop found in most model files: who chose me, add up there."""
+    """The loop of most model files: each expert adds to those who chose it."""
 
     def run(x, weights, up, down):
         y = torch.zeros_like(x)
@@ -87,7 +88,7 @@ def torch_loop(tokens, gate, w_up, w_down):
 
 
 def torch_grouped_mm(tokens, gate, w_up, w_down):
-    """PyTorch's product of sorted rows, and what it needs around it."""
+    """PyTorch's grouped_mm of sorted rows, and what it needs around it."""
     E, (T, S) = len(w_up), gate.experts.shape
 
     def of_rows(expert, x, up, down):
@@ -109,13 +110,13 @@ def torch_grouped_mm(tokens, gate, w_up, w_down):
         return (out * weights[..., None].to(out.dtype)).sum(dim=1)
 
     def filled_slots(x, weights, up, down):
-        pair = torch.where(gate.experts.flatten() >= 0)[0]  # waits
+        pair = torch.where(gate.experts.flatten() >= 0)[0]  # waits for the GPU
         expert, order = gate.experts.flatten()[pair].sort(stable=True)
         pair = pair[order]
         token = pair // S
         out = of_rows(expert, x.index_select(0, token), up, down)
         weight = weights.flatten().index_select(0, pair)[:, None]
-        # back in place would be S rows a token, most of them empty
+        # to put rows back in place would take S a token, most of them empty
         return torch.zeros_like(x).index_add(
             0, token, out * weight.to(out.dtype)
         )
@@ -145,7 +146,7 @@ def transformers(implementation):
         with torch.device("meta"):
             experts = modeling_qwen3_moe.Qwen3MoeExperts(config)
         chosen = all_filled(gate, E).long()
-        if implementation == "grouped_mm":  # E: no expert, costs nothing
+        if implementation == "grouped_mm":  # E is no expert: no cost
             chosen = gate.experts.long().masked_fill(gate.experts < 0, E)
 
         def run(x, weights, up, down):
@@ -161,7 +162,7 @@ def transformers(implementation):
 
 
 def liger(tokens, gate, w_up, w_down):
-    # its autotuner takes minutes a shape; one fixed choice, as ours is
+    # its autotuner takes minutes a shape; one choice is fixed, as ours is
     os.environ.setdefault("LIGER_FUSED_MOE_AUTOTUNE", "0")
     from liger_kernel.ops.fused_moe import LigerFusedMoEFunction
 
@@ -195,7 +196,7 @@ def scattermoe(tokens, gate, w_up, w_down):
 
 
 def scattermoe_operations():
-    """The kernels alone: the package around them imports much more."""
+    """ScatterMoE's kernels alone: the package around them imports more."""
     found = importlib.util.find_spec("fms_acceleration_moe")
     folder = Path(found.origin).parent / "utils" / "scattermoe_utils"
     if "khd" not in sys.modules:

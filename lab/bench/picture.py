@@ -1,8 +1,8 @@
-"""The bar of one operation beside its floor, for a notebook.
+"""Draws the times of one operation beside its floor, for a notebook.
 
-On a GPU the operation is measured on the spot; elsewhere the recorded row is
-shown, of a GPU if there is one in `data/bench/`, else of a CPU, with machine
-and date in the title.
+On a GPU the operation is measured on the spot. Elsewhere recorded rows are
+shown, those of a GPU if `data/bench/` has any, else those of a CPU, with
+machine and date in the title.
 """
 
 import plotly.graph_objects as go
@@ -17,7 +17,7 @@ def roofline(operation: str) -> go.Figure:
     """Microseconds of each implementation of ``operation``, and the floor.
 
     The case shown is the one that moves most bytes, forward, whatever its
-    dtype. An operation that nothing is known of is refused.
+    dtype. An operation of which no time is known is refused.
     """
     here = torch.cuda.is_available()
     rows = run(quick=True, only=operation) if here else recorded()
@@ -26,12 +26,12 @@ def roofline(operation: str) -> go.Figure:
         for row in rows
         if row["operation"] == operation and row["mode"] == "forward"
     ]
-    # who failed here has no time at all
+    # a provider that failed has no time
     measured = [row for row in rows if row.get("ms")]
     if not measured:
         raise ValueError(
             f"no time of {operation} was recorded on any machine;"
-            " `lab bench --record` measures this one"
+            " `lab bench --record` measures this machine"
         )
     on_gpu = [row for row in measured if row["clock"] == "GPU events"]
     largest = max(on_gpu or measured, key=lambda row: row["bytes"])

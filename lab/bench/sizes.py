@@ -8,16 +8,16 @@ from lab.kernels.declaration import Cost
 from lab.kernels.topk_gate import Gate, topk_gate_reference
 from lab.kernels.topp_gate import topp_gate_reference
 
-MASS = 0.4  # of a top-p gate, the paper's
-ZIPF = 1.2  # exponent: the first expert is asked most, the next ones less
+MASS = 0.4  # p of a top-p gate, as in the paper
+ZIPF = 1.2  # exponent: the first expert is chosen most, the next ones less
 
 
 class Case(NamedTuple):
     """Sizes of one mixture-of-experts layer, and how its gate chooses.
 
-    ``gate`` is "top-k"; "skewed", a top-k whose experts are as popular as
-    words are; "null", a top-k over as many null experts as true ones; or
-    "top-p". The last two route a number of experts that differs by token.
+    ``gate`` is "top-k"; "skewed", a top-k whose experts differ in popularity
+    as words do; "null", a top-k over as many null experts as true ones; or
+    "top-p". With the last two, the number of experts differs by token.
     """
 
     name: str
@@ -49,7 +49,7 @@ ON_CPU = (
 
 
 def drawn_gate(case: Case, T: int, device: str = "cpu") -> Gate:
-    """The gate of T tokens at random, the same on every call."""
+    """A random gate of T tokens, the same on every call."""
     generator = torch.Generator(device).manual_seed(0)
     columns = 2 * case.E if case.gate == "null" else case.E
     logits = torch.randn(T, columns, generator=generator, device=device)
@@ -58,8 +58,8 @@ def drawn_gate(case: Case, T: int, device: str = "cpu") -> Gate:
     if case.gate == "null":
         return topk_gate_reference(logits, case.k, null_experts=case.E)
     if case.gate == "skewed":
-        # the k largest of log(share / Exp(1)) are k draws by share, none
-        # of them twice
+        # the k largest of log(share / Exp(1)) are k draws by share, without
+        # repetition
         wait = torch.empty_like(logits).exponential_(generator=generator)
         expert = torch.arange(1, case.E + 1, device=device)
         logits = -ZIPF * expert.log() - wait.log()
@@ -67,10 +67,11 @@ def drawn_gate(case: Case, T: int, device: str = "cpu") -> Gate:
 
 
 def layer_costs(case, T, dtype, gate) -> dict[str, Cost]:
-    """The least bytes and FLOPs; only what is routed counts.
+    """The least bytes and FLOPs of each mode; only what is routed counts.
 
-    Weights are read of experts in use, work is done for filled slots. The
-    gradients of all weights are written, those of idle experts as zeros.
+    Only the weights of experts in use are read, and work is done only for
+    filled slots. The gradients of all weights are written, those of idle
+    experts as zeros.
     """
     routed = gate.experts[gate.experts >= 0]
     expert = 3 * case.H * case.F  # three matrices [H, F]

@@ -1,12 +1,12 @@
 """The rows of `data/bench/`: one file per machine, one line per figure.
 
-Long form: operation, case, dtype, mode and provider say what was measured;
-``ms`` is the median, ``ms20`` and ``ms80`` its spread; ``floor_ms`` the least
-the machine could take, from ``bytes`` and ``flops`` and the limits measured in
-the same run. On a GPU ``host_us`` is the median until the call came back, with
-nothing waiting for its result, and ``peak_mib`` the memory of a layer's pass:
-forward without a gradient, or forward and backward. A provider that failed,
-was wrong or had no time left has a ``note`` and no time.
+Long form: operation, case, dtype, mode and provider say what was measured.
+``ms`` is the median, and ``ms20`` and ``ms80`` are its spread. ``floor_ms`` is
+the least time the machine could take, from ``bytes`` and ``flops`` and the
+limits measured in the same run. On a GPU ``host_us`` is the median time until
+the call returned, without waiting for its result, and ``peak_mib`` the memory
+of a layer's pass: forward without a gradient, or forward and backward. A
+provider that failed, was wrong or had no time left has a ``note`` and no time.
 """
 
 import csv
@@ -38,7 +38,7 @@ COLUMNS = (
 
 
 def machine() -> str:
-    """What the machine is, without its name."""
+    """The kind of machine this is, without its own name."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     kind = platform.machine().replace("_", "-")
@@ -54,9 +54,9 @@ def version(package: str) -> str:
 
 
 def commit() -> str:
-    """The commit of this clone, "-dirty" if lab/ differs, or empty.
+    """The commit of this clone, with "-dirty" if lab/ differs, or empty.
 
-    A copy without its history may be told: LAB_COMMIT.
+    A copy without its history takes the commit from LAB_COMMIT.
     """
 
     def git(*arguments):
@@ -86,13 +86,13 @@ def circumstances() -> dict[str, str]:
 
 
 def floor_ms(bytes_moved: int, flops: int, roofs: Roofs, dtype: str) -> float:
-    """The least time: moving the bytes or doing the work, the longer one."""
+    """The least time: of moving the bytes or of the work, the longer one."""
     work = flops / roofs.flops_per_s.get(dtype, float("inf"))
     return 1e3 * max(bytes_moved / roofs.bytes_per_s, work)
 
 
 def row(key: dict, cost, roofs: Roofs, timing: Timing | None, **rest) -> dict:
-    """One line of the table, without what all lines share."""
+    """One line of the table, without the columns that all lines share."""
     limits = {
         "bytes": cost.bytes,
         "flops": cost.flops,
@@ -109,7 +109,7 @@ def path_of(machine_name: str) -> Path:
 
 
 def write(rows: list[dict], path: Path | None = None) -> Path:
-    """Write the table of one machine, replacing the one before at once."""
+    """Write the table of one machine, replacing the old one in one step."""
     path = path or path_of(rows[0]["machine"])
     path.parent.mkdir(exist_ok=True)
     file = io.StringIO()
@@ -127,7 +127,7 @@ def write_lines(rows: list[dict], file) -> None:
 
 
 def _written(column: str, value: object) -> object:
-    """Four digits of a measurement, all of a count."""
+    """A value as written: four digits of a measurement, all of a count."""
     if not isinstance(value, float):
         return value
     return int(value) if column in COUNTS else f"{value:.4g}"

@@ -1,11 +1,11 @@
-"""The expert network's kernels with other tiles than those they choose.
+"""Times the expert network's kernels with tiles that they do not choose.
 
 `choose_tiles` follows tables that others measured on kernels like these, and
-times of an H200; on a GPU this tells whether they hold there. Each kernel of
-the layer, forward and backward, runs with the chosen tile and with every
-other of the list that suits the rows of an expert, in turn. Nothing is timed
-that does not agree with the chosen one, and a tile that the GPU has no room
-for says so.
+times of an H200. On a GPU this shows whether its choices hold there.
+Each kernel of the layer, forward and backward, runs in turn with the chosen
+tile and with every other tile of the list that suits the rows of an expert. A
+tile is timed only if its result agrees with the chosen one's, and a tile that
+the GPU has no room for is marked so.
 
     lab bench --tiles
 """
@@ -84,7 +84,7 @@ def sweep(
         expected = launch(chosen)
         calls, notes = {chosen: _prepare(launch, chosen)}, {}
         for tiles in OTHERS:
-            # half to twice the rows: others are beaten without a look
+            # half to twice the chosen rows: others are not worth a try
             if tiles == chosen or not chosen.m <= 2 * tiles.m <= 4 * chosen.m:
                 continue
             try:
@@ -92,7 +92,7 @@ def sweep(
             except OutOfResources:
                 notes[tiles] = "no room"
                 continue
-            # of a tile that does not compile, or dies: the next one may live
+            # a tile that does not compile or run: the next one may
             except Exception as problem:
                 notes[tiles] = reason(problem)
                 settle(device, f"{kernel}, {tiles}")
@@ -119,7 +119,7 @@ def _prepare(launch, tiles):
 def _kernels(
     tokens, gate, w_up, w_down, pull
 ) -> Iterator[tuple[str, Callable[..., Tiles], Callable[[Tiles], Tensor]]]:
-    """Name, who chooses, and launch of each, which returns one result."""
+    """Name, chooser of tiles and launch of each kernel, for one result."""
     S, E = gate.experts.shape[1], len(w_up)
     _, offsets, pairs, rows = dispatch(gate.experts, E)
     active, hidden = up(tokens, pairs, rows, offsets, w_up, "swiglu", True)

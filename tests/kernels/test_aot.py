@@ -96,9 +96,9 @@ def test_what_the_ledger_holds_is_no_fault():
         ({"stack": 8}, "spills 8 bytes"),
         ({"shared": 65537}, "there are 65536"),
         ({"hmma": 0}, "no matrix instruction"),
-        ({"registers": 73}, "takes 73 registers, recorded are 64"),
+        ({"registers": 73}, "takes 73 registers, but 64 are recorded"),
         ({"instructions": 3}, "3 instructions: it was compiled to nothing"),
-        ({"instructions": 111}, "has 111 instructions, recorded are 100"),
+        ({"instructions": 111}, "has 111 instructions, but 100 are recorded"),
     ],
 )
 def test_each_regression_is_a_fault(changes, words):
