@@ -1,7 +1,7 @@
 """The `lab` command.
 
-Everything heavy is imported by the command that needs it, so that help and
-lists come at once. A mistake of the user's is one sentence and status 2.
+Each command imports the heavy modules that it needs, so that help and lists
+appear immediately. A user's mistake gets one sentence and status 2.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ except ModuleNotFoundError as error:
         "repository, or run `make lab` once"
     )
 
-# click's base class of wrong options; typer may carry a click of its own
+# click's base class of usage errors; typer may bundle its own copy of click
 MISUSE = next(c for c in typer.BadParameter.__mro__ if "Click" in c.__name__)
 
 app = typer.Typer(
@@ -32,7 +32,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-# what is printed is meant as it is: "[lab]" is no style, ":key:" no picture
+# print text literally: "[lab]" is not a style and ":key:" not an emoji
 out = Console(markup=False, emoji=False)
 err = Console(
     stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False
@@ -45,22 +45,24 @@ WhichNotebook = Annotated[
     str, typer.Argument(help="number or slug (02, adamoe), or a .ipynb file")
 ]
 SomeChapters = Annotated[
-    list[str] | None, typer.Argument(help="numbers or slugs; all if none")
+    list[str] | None,
+    typer.Argument(help="numbers or slugs; all chapters if left out"),
 ]
 SomeNotebooks = Annotated[
     list[str] | None,
-    typer.Argument(help="numbers, slugs or .ipynb files; all if none"),
+    typer.Argument(help="numbers, slugs or .ipynb files; all if left out"),
 ]
 Values = Annotated[
     list[str] | None,
-    typer.Option("-p", help="name=value, of the notebook's parameters"),
+    typer.Option("-p", help="name=value, sets a parameter; repeatable"),
 ]
 Grid = Annotated[
     list[str] | None,
     typer.Option(
         "-p",
-        help="name=values: 4, or 0,4,8, or 1:4, or 1:9:2, or a,b; "
-        "a text with a comma in it goes in quotes: '\"a, b\",c'",
+        help="name=values: one value (4), a list (0,4,8 or a,b) or a range "
+        "(1:4, or 1:9:2 in steps of 2); repeatable; put a text that contains "
+        "a comma in quotes: '\"a, b\",c'",
     ),
 ]
 Folder = Annotated[
@@ -73,7 +75,7 @@ def main() -> None:
     try:
         status = app(standalone_mode=False)
     except MISUSE as error:
-        # without a command the help is there already, and nothing to say
+        # without a command the help is printed already, and that is enough
         if sentence := error.format_message().rstrip("."):
             say(f"{sentence}; see `lab --help`")
         status = 2
@@ -83,30 +85,30 @@ def main() -> None:
         say(str(error))
         status = 2
     except RuntimeError as error:
-        # a notebook's own sentence; any other one keeps its traceback
+        # a notebook's own sentence; any other error keeps its traceback
         if type(error).__name__ != "NotebookFailed":
             raise
         say(str(error))
         status = 1
-    # typer answers Ctrl-C by this status, or by Abort
+    # typer reports Ctrl-C by this status or by Abort
     if status == 130:
         say("stopped")
     sys.exit(status if isinstance(status, int) else 0)
 
 
 def say(sentence: str) -> None:
-    """One sentence on the error stream, as it is."""
+    """Prints one sentence, unchanged, on the error stream."""
     err.print(sentence)
 
 
 def tell(sentence: str) -> None:
-    """One line on the output stream, however long the paths in it."""
+    """Prints one line on the output stream, however long its paths are."""
     out.print(sentence, soft_wrap=True)
 
 
 @app.command("list")
 def list_chapters() -> None:
-    """All chapters by part, and which are ready."""
+    """List all chapters by part and show which are ready."""
     from lab.catalogue import CHAPTERS, PAGES, PARTS
 
     for part in PARTS:
@@ -126,7 +128,7 @@ def list_chapters() -> None:
             state = Text("to come", "dim")
             if one.ready:
                 state = Text("ready", "green")
-            # a closing notebook has no number, only its slug
+            # a closing notebook has no number, only a slug
             number = one.number if one in CHAPTERS else ""
             row = (number, one.title, one.slug, str(one.minutes))
             table.add_row(*row, state)
@@ -145,7 +147,7 @@ def run(chapter: WhichNotebook, p: Values = None, out_: Folder = None) -> None:
     several = [name for name, some in values.items() if len(some) > 1]
     if several:
         raise ValueError(
-            f"{several[0]} has several values and `lab run` takes one; "
+            f"{several[0]} has several values, but `lab run` takes one; "
             "use `lab sweep`"
         )
     parameters = {name: some[0] for name, some in values.items()}
@@ -163,12 +165,12 @@ def sweep(
     chapter: WhichNotebook,
     p: Grid = None,
     out_: Folder = None,
-    workers: Annotated[int, typer.Option(help="processes")] = 2,
+    workers: Annotated[int, typer.Option(help="local worker processes")] = 2,
     scheduler: Annotated[
         str | None, typer.Option(help="address of a running Dask scheduler")
     ] = None,
 ) -> None:
-    """Run a notebook for each combination of values; call again to go on."""
+    """Run a notebook for each combination of values; repeat to resume."""
     from lab import grid, headless, results
 
     notebook = headless.notebook_of(chapter)
@@ -179,20 +181,24 @@ def sweep(
             notebook, values, folder, scheduler, workers, progress=True
         )
     except KeyboardInterrupt:
-        say(f"{folder} keeps what is done, the same command goes on")
+        say(
+            f"{folder} keeps what has finished; the same command resumes the "
+            "sweep"
+        )
         raise
     for job, sentence in done.failed.items():
         say(f"{job}: {sentence}")
     tell(
         f"{done.done} of {done.total} combinations done, {done.reused} of "
-        f"them before; everything is in {folder}"
+        f"them in an earlier run; everything is in {folder}"
     )
     if done.failed:
         say(f"{len(done.failed)} failed; the same command tries them again")
         for name, some in values.items():
             if len(some) > 1 and isinstance(some[0], str):
                 say(
-                    f"a text with a comma goes in quotes: -p '{name}=\"a, b\"'"
+                    "put a text that contains a comma in quotes: "
+                    f"-p '{name}=\"a, b\"'"
                 )
         raise typer.Exit(1)
 
@@ -202,16 +208,18 @@ def claims(
     chapters: SomeChapters = None,
     run: Annotated[
         bool,
-        typer.Option("--run", help="measure and record again; takes minutes"),
+        typer.Option(
+            "--run", help="measure and record them again; takes minutes"
+        ),
     ] = False,
 ) -> None:
-    """The ledger: what the papers claim and what came out here."""
+    """Show the ledger: what the papers claim and what came out here."""
     from lab import ledger
     from lab.catalogue import PAGES, chapter
     from lab.claims import run as run_claim
     from lab.data import must_keep
 
-    # one named twice is still one
+    # a chapter named twice counts once
     chosen = list(dict.fromkeys(chapter(one) for one in chapters or []))
     for one in chosen:
         if not one.ready:
@@ -231,7 +239,7 @@ def claims(
     if chapters:
         limits = ledger.limits(numbers)
         table += f"\n\nWhat this scale cannot show:\n\n{limits}"
-    # as Markdown where it goes into a file
+    # plain Markdown if the output goes into a file
     if out.is_terminal:
         out.print(Markdown(table))
     else:
@@ -246,7 +254,7 @@ def claims(
     }
 )
 def bench(context: typer.Context) -> None:
-    """Measure the kernels; `lab bench --help` shows what can be asked."""
+    """Measure the kernels; `lab bench --help` lists the options."""
     from lab.bench import main as measure
 
     measure(context.args)
@@ -254,7 +262,7 @@ def bench(context: typer.Context) -> None:
 
 @app.command()
 def doctor() -> None:
-    """What this machine will run, and why."""
+    """Report what this machine will run, and why."""
     from lab.doctor import findings, look
 
     colours = {"ok": "green", "note": "yellow", "problem": "red"}
@@ -293,7 +301,7 @@ def render(notebooks: SomeNotebooks = None) -> None:
                 say(f"{path.name}: {error}")
                 failed += 1
                 continue
-            state = "stored anew" if changed else "unchanged"
+            state = "updated" if changed else "unchanged"
             out.print(f"{path.name}: {state}")
     if failed:
         raise typer.Exit(1)
@@ -301,7 +309,7 @@ def render(notebooks: SomeNotebooks = None) -> None:
 
 @app.command()
 def train(chapter: WhichChapter) -> None:
-    """Train again, and keep, the models that a chapter's pictures use."""
+    """Retrain and keep the models that a chapter's pictures use."""
     from tqdm import tqdm
 
     from lab.catalogue import chapter as known
@@ -321,7 +329,7 @@ def train(chapter: WhichChapter) -> None:
 
 @app.command()
 def readme() -> None:
-    """Make the pictures and the table of verdicts in README.md again."""
+    """Regenerate the pictures and the table of verdicts in README.md."""
     from lab.catalogue import NO_CLONE
     from lab.data import ROOT, must_keep
     from lab.readme import README, refresh

@@ -14,7 +14,7 @@ from importlib import metadata
 from typing import NamedTuple
 
 GIB = 2**30
-TRIED = ("3.6", "3.7", "3.8", "3.9")  # Tritons of the tests and of aot.csv
+TRIED = ("3.6", "3.7", "3.8", "3.9")  # versions in the tests and in aot.csv
 
 
 class Facts(NamedTuple):
@@ -23,12 +23,12 @@ class Facts(NamedTuple):
     python: tuple[int, int, int]
     system: str  # "Linux", "Darwin", "Windows"
     versions: dict[str, str]  # of the packages that are installed
-    gpu: str  # its name, "" for none that torch can use
+    gpu: str  # its name, "" if there is none that torch can use
     capability: tuple[int, int]  # (0, 0) without an NVIDIA GPU
     gpu_gib: float
     rocm: bool
-    driver: bool  # an NVIDIA driver is there
-    interpret: bool | None  # what TRITON_INTERPRET says; None if not set
+    driver: bool  # whether an NVIDIA driver is installed
+    interpret: bool | None  # value of TRITON_INTERPRET; None if not set
     cores: int
     memory_gib: float
     disk_gib: float
@@ -57,7 +57,7 @@ PACKAGES = (
 
 
 def look() -> Facts:
-    """The facts of this machine; takes a second, for torch is imported."""
+    """The facts of this machine; takes a second because it imports torch."""
     from lab.rendering import browser
 
     versions = {}
@@ -168,7 +168,8 @@ def _packages(facts: Facts) -> list[Finding]:
                 "note",
                 f"Triton {triton} is untried: the kernels are tested with "
                 f"{TRIED[0]} to {TRIED[-1]}",
-                "if one fails, pip install torch triton -c constraints.txt",
+                "if one fails, run `pip install torch triton "
+                "-c constraints.txt`",
             )
         )
     return found
@@ -179,9 +180,10 @@ def _gpu(facts: Facts) -> list[Finding]:
         return [
             Finding(
                 "problem",
-                "an NVIDIA driver is here, but this torch cannot use a GPU",
-                "remove .venv and run `make lab`, which then takes the CUDA "
-                "build",
+                "an NVIDIA driver is installed, but this torch cannot use a "
+                "GPU",
+                "remove .venv and run `make lab`, which then installs the "
+                "CUDA build",
             )
         ]
     if not facts.gpu:
@@ -189,7 +191,7 @@ def _gpu(facts: Facts) -> list[Finding]:
             Finding(
                 "note",
                 "no GPU: every chapter runs, at its small sizes",
-                "for a GPU without one, open a chapter on Colab",
+                "to use a GPU elsewhere, open a chapter on Colab",
             )
         ]
     kind = (
@@ -203,8 +205,9 @@ def _gpu(facts: Facts) -> list[Finding]:
         found.append(
             Finding(
                 "note",
-                "below capability 8.0 Triton has no tensor cores: matrix "
-                "products go through torch, everything else through Triton",
+                "below compute capability 8.0 Triton uses no tensor cores: "
+                "matrix products go through torch, everything else through "
+                "Triton",
                 "times of matrix products here say nothing about the kernels",
             )
         )
@@ -222,8 +225,8 @@ def _kernels(facts: Facts) -> Finding:
     if not facts.gpu and facts.interpret is False:
         return Finding(
             "problem",
-            "TRITON_INTERPRET is off: the kernels cannot run, for there is "
-            "no GPU either",
+            "TRITON_INTERPRET is off: the kernels cannot run, because there "
+            "is no GPU either",
             "unset TRITON_INTERPRET",
         )
     if facts.gpu:
@@ -249,19 +252,22 @@ def _room(facts: Facts) -> list[Finding]:
     cores = f"{facts.cores} core" + ("s" if facts.cores > 1 else "")
     memory = f"{facts.memory_gib:.0f} GiB of memory"
     found = [Finding("ok", f"{cores}, {memory}")]
-    # a kernel with torch and a live figure takes 0.4 GiB, the server 0.1
+    # a notebook's kernel with torch and a live figure needs 0.4 GiB of
+    # memory, the server 0.1
     if 0 < facts.memory_gib < 3:
         found = [
             Finding(
                 "note",
-                f"{cores}, only {memory}: three open chapters fit",
+                f"{cores}, only {memory}: enough for three open chapters",
                 "shut down kernels you have finished with",
             )
         ]
     disk = f"{facts.disk_gib:.0f} GiB free on this disk"
     if facts.disk_gib < 1:
         found.append(
-            Finding("problem", f"only {disk}", "free some; runs leave files")
+            Finding(
+                "problem", f"only {disk}", "free some space; runs leave files"
+            )
         )
     else:
         found.append(Finding("ok", disk))

@@ -1,6 +1,6 @@
 """Parameter values from outside: `-p top_k=1:4 -p null_experts=0,4,8`.
 
-papermill accepts any name and any type without a word; here both are
+papermill accepts any name and any type without complaint; here both are
 checked against the notebook's `parameters` cell before anything runs.
 """
 
@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 TYPES = {"int": int, "float": float, "bool": bool, "str": str}
 BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
-LIMIT = 10_000  # combinations; a longer list is a slip of the finger
+LIMIT = 10_000  # combinations; more than that are taken for a typing error
 
 
 class Parameter(NamedTuple):
@@ -48,7 +48,7 @@ def declared(notebook: Path) -> dict[str, Parameter]:
 
 
 def one_value(text: str, parameter: Parameter) -> object:
-    """The value that `text` means for `parameter`."""
+    """Reads `text` as a value of `parameter`."""
     name, kind = parameter.name, parameter.type
     if kind not in TYPES:
         raise ValueError(
@@ -79,19 +79,19 @@ def _range(text: str, parameter: Parameter) -> list[object]:
         ends.append(type(ends[0])(1))
     if len(ends) != 3:
         raise ValueError(
-            f"{name}={text} is no range; write low:high:step, or low:high for"
-            " whole numbers"
+            f"{name}={text} is not a range; write low:high:step, or low:high "
+            "for whole numbers"
         )
     low, high, step = ends
     if step <= 0 or high < low:
         raise ValueError(
             f"{name}={text} is an empty range; write low:high:step with "
-            "low up to high and a step above 0"
+            "low at most high and a step above 0"
         )
     if high - low >= LIMIT * step:
         raise ValueError(
-            f"{name}={text} are more than {LIMIT} values; make the range "
-            "shorter or its step longer"
+            f"{name}={text} has more than {LIMIT} values; make the range "
+            "shorter or its step larger"
         )
     # the small excess keeps 0.5 in 0.1:0.5:0.1
     count = math.floor((high - low) / step + 1e-9) + 1
@@ -102,13 +102,13 @@ def _range(text: str, parameter: Parameter) -> list[object]:
 
 
 def _parts(name: str, text: str) -> list[str]:
-    """The values with commas between them; a quoted one keeps its own."""
+    """Splits `text` at its commas, except for those in quotes."""
     try:
         (parts,) = csv.reader([text], skipinitialspace=True, strict=True)
     except (csv.Error, ValueError):
         raise ValueError(
-            f"{name}={text} has a quote too few or too many; a text with a "
-            f"comma in it is written -p '{name}=\"one, two\",three'"
+            f"{name}={text} has a missing or misplaced quote; write a text "
+            f"that contains a comma as -p '{name}=\"one, two\",three'"
         ) from None
     return parts
 
@@ -116,11 +116,11 @@ def _parts(name: str, text: str) -> list[str]:
 def parse(
     texts: list[str], notebook: Path, single: bool = False
 ) -> dict[str, list[object]]:
-    """The grid in `texts`, each `name=values` with values `4`, `0,4,8`,
+    """Reads the grid in `texts`, each `name=values` with values `4`, `0,4,8`,
     `1:4` or `1:9:2` (both ends included); strings have no ranges.
 
-    A string with commas in it is quoted, as in a table of CSV; where a
-    `single` value is wanted it may go without.
+    A string that contains commas is quoted, as in a CSV file; if a `single`
+    value is wanted, the quotes may be left out.
     """
     known = declared(notebook)
     grid: dict[str, list[object]] = {}
@@ -128,7 +128,7 @@ def parse(
         name, equals, right = (part.strip() for part in text.partition("="))
         if not equals or not name or not right:
             raise ValueError(
-                f"-p {text} is not name=value; for example -p top_k=1:4"
+                f"-p {text} is not name=value; write for example -p top_k=1:4"
             )
         check_name(name, known)
         if name in grid:
@@ -151,7 +151,7 @@ def parse(
 
 
 def check_name(name: str, known: dict[str, Parameter]) -> None:
-    """Refuses a `name` that is not among the `known` ones, or is `out`."""
+    """Refuses `out` and every other `name` that is not among the `known`."""
     if name == "out":
         raise ValueError(
             "out is set by the runner; use --out to choose the folder"
@@ -159,7 +159,7 @@ def check_name(name: str, known: dict[str, Parameter]) -> None:
     if name not in known:
         names = [one for one in known if one != "out"]
         near = difflib.get_close_matches(name, names, n=1)
-        hint = f"did you mean {near[0]}?" if near else "there are"
+        hint = f"did you mean {near[0]}?" if near else "use one of"
         raise ValueError(
             f"the notebook has no parameter {name}; {hint} "
             f"({', '.join(names)})"
@@ -169,8 +169,8 @@ def check_name(name: str, known: dict[str, Parameter]) -> None:
 def check_values(
     values: dict[str, object], known: dict[str, Parameter]
 ) -> dict[str, object]:
-    """`values` with whole numbers made floats where a float is declared;
-    refuses unknown names and wrong types.
+    """Returns `values`, with whole numbers turned into floats where a float
+    is declared; refuses unknown names and wrong types.
     """
     checked = {}
     for name, value in values.items():
@@ -188,12 +188,12 @@ def check_values(
 
 
 def combinations(grid: dict[str, list[object]]) -> list[dict[str, object]]:
-    """Every combination of the values in `grid`, the last name fastest."""
+    """Every combination of values in `grid`; the last name varies fastest."""
     count = math.prod(len(values) for values in grid.values())
     if count > LIMIT:
         raise ValueError(
-            f"the grid has {count} combinations; at most {LIMIT} are "
-            "allowed, make a range shorter or its step longer"
+            f"the grid has {count} combinations, but at most {LIMIT} are "
+            "allowed; make a range shorter or its step larger"
         )
     return [
         dict(zip(grid, values, strict=True))

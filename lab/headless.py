@@ -1,8 +1,8 @@
 """Runs notebooks without a browser: one run, or a sweep on Dask.
 
-A run is papermill's; a sweep is one run per combination of parameters on a
-Dask cluster, embedded by default or any running scheduler by its address.
-Each finished run is one file, so a sweep goes on where it was stopped.
+papermill executes a run. A sweep is one run per combination of parameters on a
+Dask cluster: a local one by default, or that of the scheduler at an address.
+Each finished run is one file, so a sweep resumes where it was stopped.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ QUIET = ["--IPKernelApp.log_level=CRITICAL"]
 
 
 class NotebookFailed(RuntimeError):
-    """A notebook stopped; the message is its own sentence and its cell."""
+    """A notebook failed; the message is its own sentence and the cell."""
 
 
 class Run(NamedTuple):
-    """What one run left."""
+    """The results of one run."""
 
     scores: dict[str, object]
     notebook: Path  # executed, with its outputs
@@ -41,18 +41,18 @@ class Run(NamedTuple):
 
 
 class Sweep(NamedTuple):
-    """What a sweep left; `failed` maps parameters as text to a sentence."""
+    """The results of a sweep; `failed` maps parameters to a sentence."""
 
     table: Path | None  # Parquet, None if nothing has finished
     figure: Path | None  # HTML, None without a numeric score
     done: int
-    reused: int  # of `done`, found finished from an earlier start
+    reused: int  # of `done`, those that an earlier start had finished
     total: int
     failed: dict[str, str]
 
 
 def notebook_of(which: Page | str | int | Path) -> Path:
-    """The notebook of a chapter, or the notebook itself, given its path."""
+    """The path of a chapter's notebook, or of the .ipynb file so named."""
     if str(which).endswith(".ipynb"):
         path = Path(which)
         if not path.is_file():
@@ -74,7 +74,7 @@ def notebook_of(which: Page | str | int | Path) -> Path:
 
 
 def _check(path: Path) -> None:
-    """Refuses a file that is called a notebook and is none."""
+    """Refuses a file that is named like a notebook but is not one."""
     import nbformat
 
     try:
@@ -82,8 +82,8 @@ def _check(path: Path) -> None:
     except (AttributeError, ValueError, nbformat.ValidationError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ValueError(
-            f"{path} is no notebook ({reason}); save it from Jupyter, or name "
-            "a chapter"
+            f"{path} is not a notebook ({reason}); save it from Jupyter, or "
+            "name a chapter"
         ) from None
 
 
@@ -147,7 +147,7 @@ def _execute(
                 parameters={**parameters, "out": str(out)},
                 cwd=str(working),
                 progress_bar=progress,
-                # 5 MB of plotly.js for each live figure otherwise
+                # otherwise each live figure adds 5 MB of plotly.js
                 store_widget_state=False,
                 extra_arguments=QUIET,
             )
@@ -157,7 +157,7 @@ def _execute(
         raise failure(error, cells) from None
     except DeadKernelError:
         raise NotebookFailed(
-            "the notebook's process died, perhaps for want of memory"
+            "the notebook's process died, perhaps for lack of memory"
         ) from None
     if not out.is_file():
         raise NotebookFailed(
@@ -168,8 +168,8 @@ def _execute(
 
 
 def failure(error, cells: list[dict]) -> NotebookFailed:
-    """The one sentence in `error`, papermill's or nbclient's, and the cell
-    among the executed `cells` that stopped.
+    """Makes one sentence of `error`, which comes from papermill or nbclient,
+    and names the cell among the executed `cells` that failed.
     """
     sentence = error.evalue.strip().split("\n")[0]
     if error.ename != "ValueError":
@@ -187,10 +187,10 @@ def failure(error, cells: list[dict]) -> NotebookFailed:
 def run_one(
     source: str, working: str, parameters: dict[str, object]
 ) -> dict[str, object]:
-    """One run of a sweep, on a worker: the notebook comes as text and the
-    scores go back as a value, so a worker needs no common file system.
+    """Does one run of a sweep on a worker: the notebook arrives as text and
+    the scores are returned as a value, so no shared file system is needed.
 
-    A failing notebook is an answer, {"error": its sentence}.
+    A notebook that fails returns {"error": its sentence}.
     """
     begin = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="lab-sweep-") as scratch:
@@ -217,13 +217,15 @@ def sweep(
 ) -> Sweep:
     """Runs every combination of the values in `grid`, each once.
 
-    Call it again with the same arguments to go on after an interruption:
+    Call it again with the same arguments to resume after an interruption:
     finished combinations are kept, failed ones are tried again. A folder
     that holds another sweep or another version of the code is refused.
     """
     notebook = notebook_of(which)
     if not grid:
-        raise ValueError("the grid is empty; give for example -p top_k=1:4")
+        raise ValueError(
+            "the grid is empty; give a parameter, for example -p top_k=1:4"
+        )
     known = grids.declared(notebook)
     jobs = [grids.check_values(one, known) for one in grids.combinations(grid)]
     if workers < 1:
@@ -246,7 +248,7 @@ def sweep(
             else:
                 results.store(folder, job, answer)
     finally:
-        # also after Ctrl-C: what has finished is in the table
+        # even after Ctrl-C the table has all that has finished
         done = results.finished(folder, jobs)
         table, figure = results.summarise(
             folder, jobs, list(grid), notebook.stem

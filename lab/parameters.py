@@ -1,8 +1,8 @@
 """The parameters of a notebook, checked before any work.
 
-Papermill checks nothing: a misspelled name becomes a new variable and a word
-goes in where a number was meant. So the import cell of each notebook says
-what it takes, and `check_parameters` refuses the rest in one sentence.
+Papermill checks nothing: a misspelled name becomes a new variable, and a word
+is accepted where a number was meant. So the import cell of each notebook says
+what is allowed, and `check_parameters` refuses the rest in one sentence.
 """
 
 import ast
@@ -13,7 +13,7 @@ from numbers import Integral, Real
 
 @dataclass(frozen=True)
 class Rule:
-    """What one parameter may be: `accepts` decides, `allowed` says it."""
+    """What one parameter may be: `accepts` decides, `allowed` is in words."""
 
     accepts: object
     allowed: str
@@ -22,8 +22,8 @@ class Rule:
 def span(low, high):
     """A number from `low` to `high`, both included.
 
-    Whole bounds ask for a whole number; one bound with a decimal point lets
-    every number in between pass, whole ones too. An infinite bound is open.
+    If both bounds are whole, only whole numbers are accepted. If one has a
+    decimal point, every number in between is. An infinite bound is no limit.
     """
     whole = all(isinstance(b, Integral) or math.isinf(b) for b in (low, high))
     kind, name = (Integral, "a whole number") if whole else (Real, "a number")
@@ -40,8 +40,8 @@ def span(low, high):
 def choice(*values):
     """One of `values`; `True` does not stand for 1, nor 1 for `True`.
 
-    Whole numbers ask for a whole one; one with a decimal point among them
-    lets 1.0 stand for 1, too.
+    If all numbers in `values` are whole, only whole numbers are accepted. If
+    one has a decimal point, 1.0 may stand for 1 too.
     """
     numbers = [v for v in values if isinstance(v, Real)]
     whole = all(isinstance(v, Integral) for v in numbers)
@@ -54,23 +54,25 @@ def choice(*values):
 
 
 def some_of(*names):
-    """Any of `names`, or none, as one text with commas between."""
+    """Any of `names`, or none, as one text, separated by commas."""
 
     def accepts(value):
         return isinstance(value, str) and all(
             name in names for name in listed(value)
         )
 
-    return Rule(accepts, "any of " + ", ".join(names) + ", commas between")
+    return Rule(
+        accepts, "any of " + ", ".join(names) + ", separated by commas"
+    )
 
 
 def listed(value):
-    """The names in a text with commas between them."""
+    """The names in a text that separates them by commas."""
     return [name.strip() for name in value.split(",") if name.strip()]
 
 
 def text():
-    """Any string, also the empty one."""
+    """Any string, including the empty one."""
     return Rule(lambda value: isinstance(value, str), "a text")
 
 
@@ -80,10 +82,10 @@ def flag():
 
 
 def check_parameters(names, **rules):
-    """Refuse what in `names`, a notebook's `globals()`, breaks its rule.
+    """Refuse values in `names`, a notebook's `globals()`, that break a rule.
 
-    A name that papermill injected and no rule knows is refused as well: it is
-    read from IPython's history, the only place that still tells.
+    A name that papermill injected and that has no rule is refused as well.
+    IPython's history is the only place that still shows such names.
     """
     for name in _injected(names.get("In", ())):
         if name not in rules:
@@ -106,7 +108,7 @@ def check_parameters(names, **rules):
 def _injected(history):
     """The names assigned in the cell that papermill put into `history`.
 
-    The last one counts: a reader may have corrected it and run it again.
+    The last such cell counts: a reader may have corrected it and rerun it.
     """
     cells = [cell for cell in history if cell.startswith("# Parameters\n")]
     for node in ast.walk(ast.parse("".join(cells[-1:]))):

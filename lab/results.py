@@ -40,7 +40,7 @@ def as_text(job: dict[str, object]) -> str:
 def version(notebook: Path) -> str:
     """A digest of the notebook's code and of all it imports from `lab`.
 
-    Words, outputs and cells that nothing runs do not count.
+    Markdown cells, raw cells and outputs do not count.
     """
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     code = [
@@ -50,7 +50,7 @@ def version(notebook: Path) -> str:
     ]
     seen: dict[str, str] = {}
     for cell in code:
-        # IPython's own lines are no Python
+        # lines in IPython's own syntax are not Python
         _follow(TransformerManager().transform_cell(cell), seen)
     return _digest([code, sorted(seen.items())])
 
@@ -87,7 +87,7 @@ def _source(module: str) -> str | None:
 
 
 def make_folder(folder: Path) -> None:
-    """Makes `folder`, or says that it cannot be one."""
+    """Makes `folder`, or says why it cannot be used."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
@@ -102,7 +102,7 @@ def make_folder(folder: Path) -> None:
 def run_folder(notebook: Path, parameters: dict[str, object]) -> Path:
     """Where a single run goes, such as runs/02-adamoe/top_k=4.
 
-    The run's key tells apart values that a folder's name cannot spell.
+    The run's key is appended where a folder's name cannot spell the values.
     """
     name = re.sub(r"[^\w=.-]+", ",", as_text(parameters)) or "defaults"
     values = map(str, parameters.values())
@@ -112,7 +112,7 @@ def run_folder(notebook: Path, parameters: dict[str, object]) -> Path:
 
 
 def default_folder(notebook: Path, grid: dict[str, list[object]]) -> Path:
-    """The same sweep of the same code has the same folder, to go on in."""
+    """A sweep's folder: the same for the same code and grid, to resume in."""
     name = f"{notebook.stem}-{_digest([version(notebook), grid])[:8]}"
     return Path("runs") / name
 
@@ -120,7 +120,7 @@ def default_folder(notebook: Path, grid: dict[str, list[object]]) -> Path:
 def open_folder(
     folder: Path, notebook: Path, grid: dict[str, list[object]]
 ) -> Path:
-    """Makes `folder` a sweep's, or checks that it is this very sweep's."""
+    """Makes `folder` for this sweep, or checks that it belongs to it."""
     another = "give another folder with --out"
     mine = {
         "notebook": notebook.name,
@@ -141,13 +141,13 @@ def open_folder(
                     "this one"
                 )
     elif folder.is_dir() and any(
-        # a start that was killed leaves half a manifest, if anything
+        # a sweep that is killed at its start leaves at most half a manifest
         not one.name.startswith(PART)
         for one in folder.iterdir()
     ):
         raise ValueError(f"{folder} holds something else; {another}")
     make_folder(folder)
-    # first of all, so that the same command knows the folder again
+    # written first, so that the same command recognises the folder
     write_json(manifest, mine)
     (folder / "results").mkdir(exist_ok=True)
     return folder
@@ -160,7 +160,7 @@ def store(folder: Path, job: dict[str, object], answer: dict) -> None:
 
 
 def finished(folder: Path, jobs: list[dict]) -> dict[str, dict]:
-    """The finished ones of `jobs`, by key."""
+    """What those `jobs` that have finished left, by key."""
     found = {}
     for job in jobs:
         path = folder / "results" / f"{key(job)}.json"
@@ -172,7 +172,7 @@ def finished(folder: Path, jobs: list[dict]) -> dict[str, dict]:
 
 
 def _read(path: Path, names: Iterable[str], way_out: str) -> dict:
-    """What `path` has under these `names`; a file without is named."""
+    """What `path` has under `names`; the error names a file without them."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         return {name: found[name] for name in names}
@@ -217,7 +217,7 @@ def summarise(
 
 
 def _row(run: dict) -> dict[str, object]:
-    """A line of the table; a score keeps clear of what has its name."""
+    """A row of the table; a score whose name is taken becomes score_..."""
     row = dict(run["parameters"])
     for name, value in flat(run["scores"]).items():
         while name in row or name == "seconds":
@@ -264,7 +264,7 @@ def _draw(table, folder: Path, swept: list[str], name: str) -> Path | None:
         y=dict(title_text=score),
     )
     html = folder / "figure.html"
-    # the 5 MB of plotly.js lie beside it once, not inside; works offline
+    # the 5 MB of plotly.js lie beside the page, not in it; works offline
     write_bytes(folder / "plotly.min.js", get_plotlyjs().encode("utf-8"))
     page = figure.to_html(include_plotlyjs="directory")
     write_bytes(html, page.encode("utf-8"))

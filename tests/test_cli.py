@@ -158,10 +158,10 @@ def test_a_sweep_on_the_command_line_ends_in_a_table(tiny_notebook, tmp_path):
     words = ["sweep", str(tiny_notebook()), "-p", "top_k=1:2", "--out", "s"]
     done = lab(*words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "2 of 2 combinations done, 0 of them before" in done.stdout
+    assert "2 of 2 combinations done, 0 of them in an earl" in done.stdout
     begin = time.monotonic()
     again = lab(*words, cwd=tmp_path)
-    assert "2 of 2 combinations done, 2 of them before" in again.stdout
+    assert "2 of 2 combinations done, 2 of them in an earl" in again.stdout
     assert time.monotonic() - begin < 60
     assert (tmp_path / "s/results.parquet").is_file()
 
@@ -175,7 +175,9 @@ def test_after_failed_texts_the_quotes_are_explained(
     with pytest.raises(cli.typer.Exit):
         cli.sweep(str(tiny_notebook()), ["loss=k = 2, learned"], tmp_path)
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last == "a text with a comma goes in quotes: -p 'loss=\"a, b\"'"
+    assert last == (
+        "put a text that contains a comma in quotes: -p 'loss=\"a, b\"'"
+    )
 
 
 @pytest.mark.parametrize(

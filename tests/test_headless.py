@@ -105,7 +105,7 @@ def test_a_notebook_whose_process_dies_is_an_error(tiny_notebook, tmp_path):
     notebook = tiny_notebook(
         "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"
     )
-    with pytest.raises(NotebookFailed, match="process died, perhaps for want"):
+    with pytest.raises(NotebookFailed, match="process died, perhaps for lack"):
         run_chapter(notebook, {}, tmp_path / "out")
 
 
@@ -134,7 +134,7 @@ def test_wrong_parameters_are_refused_before_anything_runs(
 def test_a_file_that_is_no_notebook_is_named(tmp_path, content):
     path = tmp_path / "mine.ipynb"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"mine\.ipynb is no notebook \("):
+    with pytest.raises(ValueError, match=r"mine\.ipynb is not a notebook \("):
         notebook_of(path)
 
 
@@ -225,7 +225,7 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in said
-    assert said.endswith("the same command goes on\nstopped\n")
+    assert said.endswith("the same command resumes the sweep\nstopped\n")
     finished = {p: p.stat().st_mtime_ns for p in out.glob("results/*.json")}
     assert 1 <= len(finished) < 6
     done = sweep(notebook, {"top_k": [1, 2, 3, 4, 5, 6]}, out, workers=2)
