@@ -1,4 +1,4 @@
-"""Routing Lab: who goes where? 57 papers, one mechanism a file.
+"""Routing Lab: who goes where? 57 papers, one mechanism per file.
 
 The parts are folders (`tokens`, `serving`, `weights`, `models`, `networks`,
 `paths`), the GPU kernels are in `kernels`, and the modules beside this one

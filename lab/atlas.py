@@ -1,8 +1,8 @@
-"""The atlas: all chapters on one map, and in one table, by three axes.
+"""The atlas: all chapters on one map and in one table, along three axes.
 
-What is routed (the part), who decides, and what holds the decision back. Two
-of the three span a grid; a chapter is a numbered circle in its cell, filled
-where its notebook exists. All of it comes from the catalogue.
+The axes are what is routed (the part), who decides, and what holds the
+decision back. Any two of them span a grid. A chapter is a numbered circle in
+its cell, filled if its notebook exists. All data come from the catalogue.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from lab.figures.theme import COLOURS, SERIES, drawn
 
 DOT = 23  # pixels across, room for two digits
 SIDE = 2  # circles side by side in a cell
-BESIDE = 0.47  # of a column, from one of them to the other
+BESIDE = 0.47  # distance between two of them, in widths of a column
 GAP = 0.3  # lines between two rows of the grid
 HEIGHT = 450  # pixels of the grid
 LEFT, RIGHT = 122, 14  # pixels beside it
@@ -93,7 +93,7 @@ def laid_out(chapters: Sequence[Chapter], down: Axis, across: Axis) -> Map:
 
 
 def figure(chapters: Sequence[Chapter] = CHAPTERS):
-    """The map: three views behind three buttons, a part a colour.
+    """The map: three views behind three buttons, one colour per part.
 
     Works without a kernel. Hovering shows title, paper, year and minutes; a
     click on a part below hides or shows it.
@@ -122,11 +122,11 @@ def figure(chapters: Sequence[Chapter] = CHAPTERS):
 
 
 def table(chapters: Sequence[Chapter] = CHAPTERS, base: str = "") -> str:
-    """All chapters as Markdown, a part folded away each, with links.
+    """All chapters as Markdown with links, in one folding block per part.
 
-    `base` leads from where the table stands to the folder `notebooks/`; where
-    there is none, as on Colab, links lead to Colab. Parts with a ready chapter
-    are open; a closing notebook stands below its part.
+    `base` is the path from the table's place to the folder `notebooks/`. If
+    the folder is missing, as on Colab, the links lead to Colab. Parts with a
+    ready chapter are open; a closing notebook is listed below its part.
     """
     blocks = []
     for part in PARTS:
@@ -141,7 +141,8 @@ def table(chapters: Sequence[Chapter] = CHAPTERS, base: str = "") -> str:
             "\n|---|---|---|---|---|---:|---|\n"
             + "\n".join(_line(one, base) for one in mine)
             + "".join(
-                f"\n\nTo close: {_link(one, base)}, {one.minutes} minutes"
+                f"\n\nTo close the part: {_link(one, base)}, "
+                f"{one.minutes} minutes"
                 for one in CLOSINGS
                 if one.part == part and one.ready
             )
@@ -207,7 +208,7 @@ def _dots(chapters, where: Map, shade: str) -> dict:
 
 
 def _key(part, shade: str) -> dict:
-    """A trace without points, for a legend that is always filled."""
+    """A trace without points, whose circle in the legend is always filled."""
     return dict(
         type="scatter",
         mode="markers",

@@ -29,15 +29,15 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """`value` as the JSON file `path`, with sorted keys."""
+    """Writes `value` as the JSON file `path`, with sorted keys."""
     text = json.dumps(value, indent=1, sort_keys=True) + "\n"
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_arrays(path: Path, /, **arrays: np.ndarray | str) -> None:
-    """The .npz file `path` with these `arrays`.
+    """Writes these `arrays` as the .npz file `path`.
 
-    The folders above it are made. O(bytes).
+    Missing folders above it are made. O(bytes).
     """
     content = io.BytesIO()
     np.savez_compressed(content, **arrays)

@@ -17,9 +17,9 @@ class Stopped(Exception):
 class Background:
     """Work in a thread of its own that can be stopped.
 
-    A subclass says in `work` what is done: it calls `step` as it goes on,
-    which raises `Stopped` once the reader wants an end, and returns what
-    there is to say. `error` holds the sentence of work that failed.
+    A subclass implements `work`, which calls `step` along the way and returns
+    the sentence to show. `step` raises `Stopped` once the reader has pressed
+    Stop. If the work fails, `error` says why in one sentence.
     """
 
     def __init__(self, label, total, hint=""):
@@ -29,11 +29,11 @@ class Background:
         self._thread = None
 
     def work(self):
-        """Do it all and return the sentence to show."""
+        """Do all the work and return the sentence to show."""
         raise NotImplementedError
 
     def show(self, otherwise):
-        """Show button and progress, or the text where nobody looks."""
+        """Show button and progress; without a front end, show `otherwise`."""
         if not has_front_end():
             display(Markdown(otherwise))
             return self
@@ -49,10 +49,10 @@ class Background:
         return self
 
     def _ipython_display_(self):
-        """Nothing more: `show` has put everything on the page."""
+        """Display nothing: `show` has already put everything on the page."""
 
     def start(self):
-        """Start, unless it runs already."""
+        """Start, unless it is already running."""
         if self._thread is None or not self._thread.is_alive():
             self._stop.clear()
             self.error = ""
@@ -69,7 +69,7 @@ class Background:
             self._thread.join(timeout)
 
     def step(self, done, text=""):
-        """Tell that `done` of the total are done; raise if it is to stop."""
+        """Report that `done` of the total are done; raise if asked to stop."""
         if self._stop.is_set():
             raise Stopped
         self._tell(text, done)
@@ -77,7 +77,7 @@ class Background:
     def _clicked(self, _button):
         if self._thread is not None and self._thread.is_alive():
             self.stop()
-            self._tell("stops at the next step")
+            self._tell("stopping at the next step")
         else:
             self.start()
 
@@ -86,13 +86,13 @@ class Background:
         try:
             said = self.work()
         except Stopped:
-            said = "stopped, nothing kept"
+            said = "stopped, nothing was kept"
         except Exception as error:
             said = self.error = sentence(error)
         self._tell(said, button=self.label)
 
     def _tell(self, text, done=None, button=""):
-        """Show progress, where there is something to show it on."""
+        """Show progress, if the widgets for it exist."""
         if not hasattr(self, "_said"):
             return
         if text:

@@ -1,7 +1,8 @@
-"""A kernel compiled for a GPU that is not here, and what the binary uses.
+"""Compiles a kernel for a GPU that is not here; reads what the binary uses.
 
-Triton needs no GPU to compile for one, and it brings NVIDIA's tools, which
-read a binary back; AMD's compiler writes the same figures into its assembly.
+Triton can compile for a GPU without having one, and it brings NVIDIA's tools
+for reading a binary back. AMD's compiler writes the same figures into its
+assembly.
 """
 
 import re
@@ -29,7 +30,7 @@ def compiled(entry, target: str):
             continue
         kind, _, multiple = entry.signature[name].partition(":")
         signature[name] = kind
-        # PyTorch aligns its tensors; an integer says so itself: "i32:16"
+        # PyTorch aligns its tensors; a divisible integer is marked "i32:16"
         if kind.startswith("*") or multiple:
             divisible[position,] = [["tt.divisibility", 16]]
     source = ASTSource(entry.kernel, signature, constants, divisible)
@@ -50,7 +51,7 @@ def usage(binary, target: str) -> dict:
 
 
 def read_nvidia(binary) -> dict:
-    """Registers and instruction counts, by NVIDIA's tools in Triton."""
+    """Registers and instruction counts, read by the NVIDIA tools in Triton."""
     import triton
 
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -81,7 +82,7 @@ def read_nvidia(binary) -> dict:
 
 
 def read_amd(binary) -> dict:
-    """The same from AMD's assembly, with its vector registers first."""
+    """The same from AMD's assembly; `registers` are its vector registers."""
     code = binary.asm["amdgcn"]
 
     def field(name):

@@ -2,8 +2,8 @@
 
 A part may have a closing notebook too, which compares its chapters.
 
-The records are `data/catalogue.toml`; everything with a list of chapters in
-it (the command line, the README's table, the atlas, the tests) asks here.
+The records are in `data/catalogue.toml`. Everything that lists chapters (the
+command line, the README's table, the atlas, the tests) takes them from here.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from lab.data import PACKAGE, ROOT, read_text
 
 REPOSITORY = "routing-lab/routing-lab"
 BRANCH = "main"
-# said where only the package is installed, as on Colab
+# the message where only the package is installed, as on Colab
 NO_CLONE = (
-    "README and notebooks are not here, only the package; clone "
+    "the README and the notebooks are not here, only the package; clone "
     f"https://github.com/{REPOSITORY}"
 )
 DECIDES = (
@@ -102,7 +102,7 @@ class Page:
 
     @property
     def source(self) -> Path:
-        """The mechanism's file on this machine; it may be still to come."""
+        """The mechanism's file on this machine; it may not exist yet."""
         return PACKAGE / self.part.name / f"{self.mechanism}.py"
 
     @property
@@ -112,9 +112,9 @@ class Page:
 
     @property
     def keeper(self) -> str:
-        """The module that trains again what the pictures use.
+        """The module that retrains the models that the pictures use.
 
-        `lab.tokens.adamoe_recorded` where there is one, else the mechanism.
+        `lab.tokens.adamoe_recorded` if it exists, else the mechanism.
         """
         recorded = self.source.with_stem(f"{self.mechanism}_recorded")
         return f"{self.module}_recorded" if recorded.is_file() else self.module
@@ -149,14 +149,14 @@ class Chapter(Page):
 
 @dataclass(frozen=True, kw_only=True)
 class Closing(Page):
-    """A notebook without a number that closes a part: its chapters compared.
+    """A notebook without a number; it closes a part by comparing its chapters.
 
-    The command line knows it by its slug, as it knows a chapter.
+    The command line finds it by its slug, like a chapter.
     """
 
     @property
     def number(self) -> str:
-        """What stands before the title, and the ledger's name for it."""
+        """The slug, used where a chapter's number would be."""
         return self.slug
 
     @property
@@ -198,5 +198,5 @@ def chapter(key: str | int) -> Page:
     near += [n for n in names if n.replace("_", "").startswith(wanted)]
     if near and wanted and not wanted.isdigit():
         one = names[near[0]]
-        message += f", did you mean {one.slug} ({one.number})?"
+        message += f"; did you mean {one.slug} ({one.number})?"
     raise ValueError(message)

@@ -1,7 +1,7 @@
 """From a paper's sentence to a verdict, by a rule fixed beforehand.
 
-A `Claim` says what is measured, on which side of which threshold the paper
-puts it, and how. `run` measures it once a seed; each measurement compares the
+A `Claim` says what is measured, how, and on which side of which threshold the
+paper puts it. `run` measures it once per seed. Each measurement compares the
 method with its baseline within that seed, so the effects are paired. The
 verdict follows from their 95 % interval alone.
 """
@@ -13,11 +13,11 @@ from datetime import date
 
 from lab.front_end import has_front_end
 
-# a notebook shows what was `recorded`, or asks `run` for it anew
+# a notebook shows the `recorded` verdict, or measures again with `run`
 from lab.ledger import recorded as recorded
 from lab.verdict import Verdict, interval, machine, versions, word
 
-FEWEST = 3  # seeds below which an interval says next to nothing
+FEWEST = 3  # seeds; with fewer an interval says next to nothing
 SAID = (
     "chapter",
     "sentence",
@@ -35,8 +35,8 @@ class Claim:
 
     `experiment(seed, **parameters)` measures it for one seed, the method
     against its baseline. `parameters` are those of the full run, `reduced`
-    those that a notebook can wait for. A claim that needs more than one
-    machine has says so in `out_of_reach` and is never run.
+    those of a run short enough for a notebook. A claim that needs more than
+    a single machine has says so in `out_of_reach` and is never run.
     """
 
     slug: str
@@ -68,11 +68,12 @@ class Claim:
 
 
 def run(claim, seeds=None, progress=True, **parameters):
-    """Measure `claim` once a seed and return the `Verdict`.
+    """Measure `claim` once per seed and return the `Verdict`.
 
-    `seeds` is their list or their number, by default as many as the full run
-    has; `parameters` replace those of the full run (`**claim.reduced` for the
-    short one). A claim out of reach is answered at once. Nothing is written.
+    `seeds` is a list or a number of seeds, by default the number of the full
+    run. `parameters` replace those of the full run (`**claim.reduced` for the
+    short one). A claim out of reach gets its verdict without a run. Nothing
+    is written.
     """
     seeds, parameters = _plan(claim, seeds, parameters)
     if claim.out_of_reach:
@@ -83,7 +84,7 @@ def run(claim, seeds=None, progress=True, **parameters):
 
 
 def measure(claim, seed, parameters):
-    """The effect of one seed as a number; one that is none is refused."""
+    """The effect of one seed as a number; NaN and infinity are refused."""
     effect = float(claim.experiment(seed, **parameters))
     if not math.isfinite(effect):
         raise ValueError(
@@ -94,10 +95,10 @@ def measure(claim, seed, parameters):
 
 
 def judge(claim, seeds, effects, parameters):
-    """The verdict on `effects`, one a seed, by the rule alone.
+    """The verdict on `effects`, one per seed, by the rule alone.
 
     Confirmed if the whole interval lies on the claimed side of the threshold,
-    refuted if it lies wholly on the other, undecided if it straddles it.
+    refuted if it lies wholly on the other side, otherwise undecided.
     """
     said = {name: getattr(claim, name) for name in SAID}
     said |= dict(claim=claim.slug, date=date.today().isoformat())
@@ -122,8 +123,8 @@ def judge(claim, seeds, effects, parameters):
 def full_run_button(claim, seeds=None, **parameters):
     """A button that runs the full experiment while the notebook stays usable.
 
-    Returns the `FullRun`, whose `verdict` is there when it is done. Without a
-    front end it leaves the command that does the same.
+    Returns the `FullRun`, whose `verdict` is set when it is done. Without a
+    front end it shows the command that does the same.
     """
     from IPython.display import Markdown, display
 
@@ -137,15 +138,15 @@ def full_run_button(claim, seeds=None, **parameters):
 
 
 def _plan(claim, seeds, parameters):
-    """The list of seeds and all parameters; refuses what makes no verdict."""
+    """The list of seeds and all parameters; refuses wrong ones of either."""
     if claim.out_of_reach:
         return [], {}
     seeds = claim.seeds if seeds is None else seeds
     seeds = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     if len(seeds) < FEWEST or len(set(seeds)) < len(seeds):
         raise ValueError(
-            f"seeds={seeds} make no verdict; "
-            f"give at least {FEWEST} different ones"
+            f"seeds={seeds} cannot give a verdict; "
+            f"use at least {FEWEST} different ones"
         )
     for name in parameters:
         if name not in claim.parameters:
@@ -157,7 +158,7 @@ def _plan(claim, seeds, parameters):
 
 
 def _bar(seeds, name):
-    """A progress bar over `seeds`, silent where nobody looks."""
+    """A progress bar over `seeds`, silent where nobody sees it."""
     if has_front_end():
         from tqdm.notebook import tqdm
 

@@ -12,7 +12,7 @@ class CopyCommand(anywidget.AnyWidget):
     async function copy(text) {
       try { await navigator.clipboard.writeText(text); return true; }
       catch (error) {
-        // no clipboard for a page without https: select and copy instead
+        // a page without https has no clipboard: select and copy instead
         const area = document.createElement("textarea");
         area.value = text;
         document.body.append(area);

@@ -32,7 +32,7 @@ def data_path(name: str) -> Path:
 
 
 def must_keep(folder: Path = DATA) -> None:
-    """Refuses work, before it begins, that `folder` could not keep."""
+    """Refuses work, before it begins, if `folder` cannot keep its results."""
     if not os.access(folder, os.W_OK):
         raise ValueError(
             f"{folder} cannot be written to, so nothing would be kept; use a "
@@ -46,7 +46,7 @@ def read_text(name: str) -> str:
 
 
 def read_json(name: str) -> object:
-    """The JSON file `data/<name>`; a broken one is named in the error."""
+    """The JSON file `data/<name>`; the error names a broken file."""
     try:
         return json.loads(read_text(name))
     except json.JSONDecodeError as error:

@@ -1,4 +1,4 @@
-"""Adam with a one-cycle learning rate, as every model of the lab learns."""
+"""Adam with a one-cycle learning rate, used to train every model here."""
 
 from collections.abc import Callable, Iterable
 
@@ -14,10 +14,10 @@ def one_cycle_adam(
     progress: Callable[[Iterable], Iterable] = iter,
     fused: bool = False,
 ) -> None:
-    """Change ``weights`` in place, ``steps`` times, against ``loss(step)``.
+    """Change ``weights`` in place, ``steps`` times, to lower ``loss(step)``.
 
     The rate rises to ``peak_rate`` and falls to almost nothing. ``progress``
-    wraps the steps (a progress bar). ``fused`` takes PyTorch's one kernel
+    wraps the steps (a progress bar). ``fused`` uses PyTorch's single kernel
     for all weights, which rounds differently.
     """
     optimizer = torch.optim.Adam(weights, lr=peak_rate, fused=fused or None)

@@ -1,4 +1,4 @@
-"""Questions that check themselves, and never stand in a notebook's way."""
+"""Exercises that check themselves and never stop a notebook."""
 
 import copy
 import dis
@@ -22,7 +22,7 @@ class Exercise:
 
     `answer` is the value, or the reference function; a case is a tuple of its
     arguments. Numbers may differ by `tolerance`, absolute or relative,
-    whichever is wider; whole numbers may not.
+    whichever is wider; whole numbers may not differ.
     """
 
     slug: str
@@ -47,7 +47,7 @@ def judge(exercise, attempt):
     try:
         return _judge(exercise, attempt)
     except Exception as error:
-        return f"it cannot be compared: {_first_line(error)}"
+        return f"the answer cannot be compared: {_first_line(error)}"
 
 
 def _judge(exercise, attempt):
@@ -82,7 +82,7 @@ def _try(exercise, attempt, case):
     if found is Ellipsis:
         return UNTOUCHED
     if found is None and expected is not None:
-        return "it returned nothing; end it with return"
+        return "it returned nothing; end it with a return statement"
     return _difference(found, expected, exercise.tolerance)
 
 
@@ -92,7 +92,7 @@ def _first_line(error):
 
 
 def _is_empty(function):
-    """Whether the body is `...`, so that nobody has tried yet."""
+    """Whether the body is still empty, so that nothing has been tried yet."""
     try:
         code = function.__code__
     except AttributeError:
@@ -140,7 +140,7 @@ def _array_difference(found, expected, tolerance):
         same = (found == expected) & (found.dtype == expected.dtype)
     else:
         slack = 0 if expected.dtype.kind in "iu" else tolerance
-        # numpy would add both tolerances up
+        # numpy would add the two tolerances
         same = np.isclose(found, expected, rtol=slack, atol=0)
         same |= np.isclose(found, expected, rtol=0, atol=slack)
     if np.all(same):
@@ -160,7 +160,7 @@ def _set_difference(found, expected):
     if not missing and not extra:
         return CORRECT
     parts = [f"{_short(missing)} missing"] if missing else []
-    parts += [f"{_short(extra)} too much"] if extra else []
+    parts += [f"{_short(extra)} not expected"] if extra else []
     return "the sets differ: " + ", ".join(parts)
 
 

@@ -1,9 +1,9 @@
 """Live figures: knobs, a pure `draw`, and one figure that follows them.
 
 `explore(draw, chapter="02", top_k=IntSlider(...))` calls `draw(top_k=...)`
-whenever a knob moves and updates its figure in place. Whatever a knob does
-`view.set(top_k=4)` does too, so that a notebook cell, a test or papermill
-can move it. Without a front end the same call leaves a static picture.
+whenever a knob moves and updates its figure in place. `view.set(top_k=4)`
+does whatever a knob does, so that a notebook cell, a test or papermill can
+move the knob. Without a front end the same call leaves a static picture.
 """
 
 import html
@@ -33,15 +33,15 @@ def explore(draw, chapter, fixed=None, **controls):
     """Show `draw(**values)` with a knob for each value; return the `View`.
 
     `draw` takes the values of `controls` by name and returns a figure; it
-    must not depend on anything else that moves. `fixed` are the parameters
-    by name that it depends on and no knob moves. `chapter` is the number or
-    the slug whose notebook takes the same names as parameters, or the path
-    of a notebook that is no chapter.
+    must not depend on anything else that changes. `fixed` are the parameters,
+    by name, that it depends on but no knob moves. `chapter` is the number or
+    slug of the chapter whose notebook takes the same names as parameters, or
+    the path of a notebook that is not a chapter.
     """
     if not 0 < len(controls) <= KNOBS:
         raise ValueError(
             f"{len(controls)} knobs are not allowed; give 1 to {KNOBS}, "
-            "the one that shows the idea first"
+            "beginning with the one that shows the idea"
         )
     notebook = str(chapter)
     if not notebook.endswith(".ipynb"):
@@ -53,12 +53,12 @@ def explore(draw, chapter, fixed=None, **controls):
 
 
 class LiveBox(widgets.VBox):
-    """What needs a kernel. A page that is shown without one, on GitHub or as
-    HTML, has nothing of it but this text.
+    """A box of widgets that need a kernel. A page that is shown without one,
+    on GitHub or as HTML, has only the text below in their place.
     """
 
     def __repr__(self):
-        return "Run this cell: what belongs here needs a running kernel."
+        return "Run this cell: its widgets need a running kernel."
 
 
 class View:
@@ -70,7 +70,7 @@ class View:
         self._fixed = fixed
         self._controls = controls
         self._ghosts = Picture([], {})
-        # callbacks may come from another thread than the cells
+        # callbacks may run in another thread than the cells
         self._lock = threading.RLock()
         self._held = False
         self.error = ""
@@ -79,7 +79,7 @@ class View:
         self._milliseconds = 1e3 * (time.perf_counter() - start)
         self._drawn = self.values
         self._picture = picture(first)
-        # traces, ghosts and layout; None where a change was broken off
+        # traces, ghosts and layout; None if a change was broken off
         self._shown = self._picture
         self._live = has_front_end()
         self.figure = (go.FigureWidget if self._live else go.Figure)(first)
@@ -95,12 +95,12 @@ class View:
 
     @property
     def values(self):
-        """What the knobs stand on, by name."""
+        """The present values of the knobs, by name."""
         return {name: c.value for name, c in self._controls.items()}
 
     @property
     def title(self):
-        """What the figure says, on one line."""
+        """The title of the figure, on one line."""
         text = self.figure.layout.title.text or ""
         return text.partition("<br><span")[0].replace("<br>", " ")
 
@@ -109,7 +109,7 @@ class View:
         """The papermill command that runs the notebook at these values."""
         words = ["papermill", shlex.quote(self._notebook), "out.ipynb"]
         for name, value in (self._fixed | self.values).items():
-            # -r hands a text over as it is, -p would read "1" as a number
+            # -r passes a string unchanged, -p would read "1" as a number
             words += ["-r" if isinstance(value, str) else "-p", name]
             words.append(shlex.quote(_written(value)))
         return " ".join(words)
@@ -128,7 +128,7 @@ class View:
                 self._assign(values)
                 self._redraw()
             except BaseException:
-                # also after Stop
+                # BaseException: also when the reader interrupts the kernel
                 self._assign(before)
                 raise
             self._tell()
@@ -136,8 +136,8 @@ class View:
     def pin(self):
         """Keep the present curves as pale ghosts; a second call clears them.
 
-        Only what is drawn with bars, lines or points can be compared so;
-        a heatmap has no ghost. Returns the number of ghosts.
+        Only bars, lines and points can be compared in this way; a heatmap
+        has no ghost. Returns the number of ghosts.
         """
         with self._lock:
             now = self._picture
@@ -169,11 +169,11 @@ class View:
             self._held = False
 
     def _redraw(self):
-        """Draw the present values, unless that is what is shown already.
+        """Draw the present values, unless they are shown already.
 
-        While a slider is dragged its front end sends one value and keeps the
-        newest until this is done, so redraws cannot pile up and the last
-        value wins.
+        While a slider is dragged, the front end sends one value and holds
+        the newest back until the redraw is done. So redraws cannot pile up,
+        and the last value wins.
         """
         values = self.values
         if values == self._drawn and self._shown and not self.error:
@@ -212,7 +212,7 @@ class View:
         """The knobs, the figure, and the line of buttons below it."""
         for name, control in self._controls.items():
             control.description = control.description or name.replace("_", " ")
-            # ticks are laid out by themselves
+            # ticks have a layout of their own
             if not isinstance(control, Ticks):
                 control.style.description_width = "120px"
                 control.layout.width = "360px"
@@ -242,18 +242,18 @@ class View:
         self._tell()
 
     def _tell(self):
-        """Say under the figure what is shown, how it ran and how long."""
+        """Say under the figure what it shows, what it ran on and how long."""
         if not self._live:
             return
         shown = ", ".join(f"{n} = {_short(v)}" for n, v in self._drawn.items())
         words = [shown, implementation(), f"{self._milliseconds:.0f} ms"]
         text = " · ".join(word for word in words if word)
-        # the front end's own grey, where it has one, is right in the dark, too
+        # the front end's own grey, if it has one, also suits a dark theme
         colour = f"var(--jp-ui-font-color2, {figures.COLOURS['quiet']})"
         if self.error:
             text = f"{self.error} The picture still shows {shown}."
             colour = figures.COLOURS["cut"]
-        # a slider of words has only their position for a screen reader to say
+        # of a slider of words, a screen reader can only say the position
         self._badge.value = (
             '<div role="status" aria-live="polite" class="routing-lab-badge" '
             f'style="color:{colour};line-height:1.4">{html.escape(text)}</div>'
@@ -262,7 +262,7 @@ class View:
 
 
 def implementation():
-    """What the kernels ran on; nothing for a chapter without kernels."""
+    """What the kernels ran on; empty for a chapter without kernels."""
     runtime = sys.modules.get("lab.kernels.runtime")
     return runtime.implementation() if runtime else ""
 
@@ -274,13 +274,13 @@ def compiles():
 
 
 def sentence(error):
-    """`error` as one sentence: its kind and the first line it says."""
+    """`error` as one sentence: its type and the first line of its message."""
     first = (str(error).strip().splitlines() or ["no message"])[0]
     return f"{type(error).__name__}: {first.rstrip('.')}."
 
 
 def _rule(control):
-    """What `control` can be set to, or `None` where any value goes."""
+    """The rule for the values of `control`, or `None` if any value goes."""
     if isinstance(control, Ticks):
         return control.rule
     if hasattr(control, "_options_values"):
@@ -302,5 +302,5 @@ def _short(value):
 
 
 def _written(value):
-    """`value` as typed: a slider's 0.3999999999999999 is meant as 0.4."""
+    """`value` as one types it: a slider's 0.3999999999999999 means 0.4."""
     return f"{value:.10g}" if isinstance(value, float) else str(value)

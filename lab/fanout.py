@@ -1,7 +1,7 @@
-"""One function over many jobs, on Dask: embedded, or any scheduler's workers.
+"""Runs one function over many jobs on Dask, locally or on any scheduler.
 
-It knows nothing of notebooks. A worker that is killed is started again and
-its job with it; a job that kills its worker each time is given up.
+It knows nothing of notebooks. A worker that is killed is restarted, and so is
+its job; a job that kills its worker each time is given up.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from contextlib import contextmanager, suppress
 from queue import SimpleQueue
 
 KILLED = (
-    "its worker process died again and again, perhaps for want of memory; "
+    "its worker process died again and again, perhaps for lack of memory; "
     "try fewer workers"
 )
 
-START_SECONDS = 30  # that a worker may take to start, on a busy machine
+START_SECONDS = 30  # a worker on a busy machine may take that long to start
 
-CTRL_C = object()  # among the jobs that have ended
+CTRL_C = object()  # stands among the jobs that have ended
 
-# Ctrl-C reaches every process of a terminal; only ours is to answer it
+# Ctrl-C reaches every process of a terminal; only ours should answer it
 IGNORE = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
 
 
@@ -35,10 +35,10 @@ def fan_out(
     workers: int = 2,
     title: str = "",
 ) -> Iterator[tuple[dict, dict]]:
-    """Yields each of `jobs` with `function(job)` as soon as it is there.
+    """Yields each of `jobs` with its answer, `function(job)`, as it finishes.
 
     An exception becomes the answer {"error": one sentence}. `scheduler` is
-    the address of a running Dask scheduler; a `title` shows a progress bar.
+    the address of a running Dask scheduler; a `title` adds a progress bar.
     """
     if not jobs:
         return
@@ -56,7 +56,7 @@ def fan_out(
                 running[future] = job
                 future.add_done_callback(ended.put)
 
-        # one for each thread, so that a stop has little to cancel
+        # one job for each thread, so that a stop has little to cancel
         submit(sum(client.nthreads().values()) or workers)
         suspects = []
         while running:
@@ -68,10 +68,10 @@ def fan_out(
                 continue
             advance("error" in answer)
             yield job, answer
-        # who shared a worker with a deadly job is blamed with it: each of
-        # them gets a second chance, alone
+        # a job that shared a worker with a deadly one is blamed with it, so
+        # each suspect gets a second chance, alone
         for job in suspects:
-            # named, for Dask cancels what nobody holds
+            # held in a variable, or Dask would cancel it
             future = client.submit(function, job, pure=False)
             future.add_done_callback(ended.put)
             answer = _answer(_next(ended))
@@ -80,7 +80,7 @@ def fan_out(
 
 
 def _next(ended: SimpleQueue):
-    """The next job that has ended, as soon as one has."""
+    """Waits until a job has ended and returns its future."""
     future = ended.get()
     if future is CTRL_C:
         raise KeyboardInterrupt
@@ -93,10 +93,10 @@ def _answer(future) -> dict[str, object]:
     except CancelledError:
         raise ConnectionError(
             "the Dask scheduler went away; what has finished is kept, so "
-            "start it again and repeat the command"
+            "restart the scheduler and repeat the command"
         ) from None
     except Exception as error:
-        # whatever a job raises is its answer, so that the others go on
+        # whatever a job raises is its answer, so that the others continue
         if type(error).__name__ == "KilledWorker":
             return {"error": KILLED}
         return {"error": f"{type(error).__name__}: {error}".split("\n")[0]}
@@ -104,10 +104,11 @@ def _answer(future) -> dict[str, object]:
 
 @contextmanager
 def _ctrl_c_into(ended: SimpleQueue):
-    """Ctrl-C comes out of this queue, after what has ended before it.
+    """Puts Ctrl-C into this queue, behind the jobs that ended before it.
 
-    An exception, as Python has it, would be lost in a destructor, and
-    Dask's futures have some. Only the main thread may ask for signals.
+    The exception that Python raises would be lost if it came during a
+    destructor, and Dask's futures have some. Only the main thread may ask
+    for signals.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -121,7 +122,7 @@ def _ctrl_c_into(ended: SimpleQueue):
 
 @contextmanager
 def _client(scheduler: str | None, workers: int):
-    """A Dask client: of the scheduler at this address, or of a local one."""
+    """A Dask client of the scheduler at this address, or of a local one."""
     from distributed import Client, LocalCluster
 
     if scheduler:
@@ -135,7 +136,7 @@ def _client(scheduler: str | None, workers: int):
         with client:
             yield client
         return
-    # its own complaints about dying workers would cover the progress bar
+    # Dask's own complaints about dying workers would cover the progress bar
     quiet = logging.CRITICAL
     with (
         LocalCluster(
@@ -149,7 +150,7 @@ def _client(scheduler: str | None, workers: int):
         Client(cluster) as client,
     ):
         yield client
-        # a worker that is just being started again cannot be closed
+        # a worker that is just being restarted cannot be closed
         with suppress(TimeoutError):
             client.wait_for_workers(workers, timeout=START_SECONDS)
 

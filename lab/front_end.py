@@ -1,4 +1,4 @@
-"""Whether anybody is looking at this kernel."""
+"""Whether anybody looks at this kernel through a front end."""
 
 import os
 import sys
@@ -24,9 +24,9 @@ def has_front_end():
 
 @contextmanager
 def without_front_end():
-    """A kernel that is started in the `with` block knows of no JupyterLab.
+    """Hides JupyterLab from the kernels that are started in the `with` block.
 
-    It would inherit the name of the session that started it.
+    They would otherwise inherit the name of the session that started them.
     """
     name = os.environ.pop("JPY_SESSION_NAME", None)
     try:

@@ -5,9 +5,9 @@ from lab.background import Background
 
 
 class FullRun(Background):
-    """A claim measured seed by seed; `verdict` is there when all are done.
+    """A claim measured seed by seed; `verdict` is set when all are done.
 
-    A run that was stopped or that failed leaves none.
+    A run that was stopped or that failed leaves it at `None`.
     """
 
     def __init__(self, claim, seeds, parameters):

@@ -1,7 +1,7 @@
 """Weights kept in `data/` in half precision, and read back in single.
 
-It halves the files and costs a small model a hundredth of a percent of its
-loss.
+This halves the files, at the cost of a hundredth of a percent more loss for a
+small model.
 """
 
 import json
@@ -18,7 +18,7 @@ from lab.data import DATA, read_arrays
 def write_halves(name: str, weights: Mapping[str, Tensor], **about) -> None:
     """Keep ``weights`` in `data/<name>`, an .npz file, as fp16.
 
-    The facts ``about`` their training, if any, lie beside them as JSON.
+    The facts ``about`` their training, if any, are kept beside them as JSON.
     """
     halves = {
         key: weight.detach().cpu().numpy().astype(np.float16)

@@ -1,4 +1,4 @@
-"""The ledger: one recorded verdict a claim, in `data/ledger/`."""
+"""The ledger: one recorded verdict per claim, in `data/ledger/`."""
 
 import json
 import textwrap
@@ -15,7 +15,7 @@ LEDGER = DATA / "ledger"
 def record(verdict, folder=None):
     """Write `verdict` into the ledger, whole or not at all; return the path.
 
-    The ledger is `data/ledger/`, one file a claim, unless `folder` is given.
+    The ledger is `data/ledger/`, one file per claim, unless `folder` is given.
     """
     folder = Path(folder or LEDGER)
     folder.mkdir(parents=True, exist_ok=True)
@@ -41,7 +41,7 @@ def verdicts(chapters=("*",), folder=None):
 
 
 def in_a_row(verdict):
-    """What the figure of many verdicts needs to know of this one."""
+    """What the figure of many verdicts needs to know about this one."""
     said = textwrap.wrap(f"{verdict.sentence} | {verdict.measured}", 64)
     return dict(
         name=f"{verdict.chapter} {verdict.claim.replace('-', ' ')}",
@@ -70,8 +70,8 @@ def out_of_date(claim, verdict):
 def table(chosen, folder=None):
     """The ledger as a Markdown table.
 
-    `chosen` are claims, of which those without a verdict are listed too, or
-    the numbers of chapters, for what the ledger has of them.
+    `chosen` are either claims, which are listed even without a verdict, or
+    numbers of chapters, which list all verdicts that the ledger has on them.
     """
     lines = [
         "| chapter | the paper says | measured here | verdict |",
@@ -88,7 +88,7 @@ def table(chosen, folder=None):
 def limits(chapters, folder=None):
     """What the scale of these `chapters` cannot show, as a Markdown list.
 
-    What several claims have in common stands once, with their names unless
+    A limit that several claims share is listed once, with their names unless
     it holds for the whole chapter.
     """
     lines = []
@@ -105,7 +105,7 @@ def limits(chapters, folder=None):
 
 
 def _read(path):
-    """The verdict in the file `path`; a file that is none is named."""
+    """The verdict in the file `path`; the error names a file without one."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         known = {f.name for f in fields(Verdict)}
@@ -119,7 +119,7 @@ def _read(path):
 
 
 def _line(claim, verdict):
-    """One line of the table; a verdict on an older claim is marked so."""
+    """One line of the table; a verdict on an older claim is marked."""
     if verdict is None:
         said, measured = "not run yet", f"`lab claims {claim.chapter} --run`"
         if claim.out_of_reach:

@@ -1,7 +1,7 @@
 """The generated parts of the README: its pictures and its table of verdicts.
 
-The pictures are those that the notebooks store, the table comes from the
-recorded ledger; so what the README shows is what the lab computed.
+The pictures are those that the notebooks store, and the table comes from the
+recorded ledger. So the README shows what the lab computed.
 """
 
 import base64

@@ -10,8 +10,8 @@ def record(scores, out=""):
     """Print `scores`, and write them to the file `out` as JSON, if given.
 
     A score is a number, a text, a truth value, None, or a list or dictionary
-    of such. What is not, or is NaN or infinite, is refused before anything is
-    written; the file is written whole or not at all.
+    of these. Anything else, as well as NaN and infinity, is refused before
+    anything is written; the file is written whole or not at all.
     """
     for name, value in scores.items():
         _check(name, value)
@@ -26,7 +26,9 @@ def record(scores, out=""):
 
 def _check(name, value):
     if not isinstance(name, str):
-        raise ValueError(f"the name {name!r} is no text; name scores by words")
+        raise ValueError(
+            f"the name {name!r} is not a text; name scores in words"
+        )
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(
             f"score {name} is {value}; record a finite number or leave it out"
@@ -45,7 +47,7 @@ def _check(name, value):
 
 
 def _shown(value):
-    """`value` for the eye: four digits of every float in it."""
+    """`value` as it is printed: four digits of every float in it."""
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, list | tuple):

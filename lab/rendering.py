@@ -1,7 +1,7 @@
 """Stored outputs: each figure as a picture, each checked number as text.
 
 A code host runs no JavaScript, so `lab render` executes a notebook, turns
-its figures into PNG and drops everything else: widget state (5 MB a live
+its figures into PNG and drops everything else: widget state (5 MB per live
 figure), time stamps, random ids. `normalised` is the form that is committed.
 """
 
@@ -64,9 +64,9 @@ def one_browser():
             "no Chromium or Chrome was found to draw the pictures; install "
             "one, or run `playwright install chromium`"
         )
-    # kaleido asks for it; what the user named there may not exist
+    # kaleido reads this variable; the user's own value may name no file
     os.environ["BROWSER_PATH"] = found
-    # no figure has formulas; its script would come from the network
+    # no figure has formulas; MathJax would be loaded from the network
     kaleido.start_sync_server(silence_warnings=True, mathjax=False)
     try:
         yield
@@ -75,11 +75,11 @@ def one_browser():
 
 
 def render(path: Path) -> bool:
-    """Executes the notebook at `path` at its defaults and stores pictures
-    and checked text in it; says whether the file changed.
+    """Executes the notebook at `path` with its default parameters and stores
+    pictures and checked text in it; returns whether the file changed.
 
-    Call it inside `with one_browser():`. A notebook that fails keeps its
-    file as it was.
+    Call it inside `with one_browser():`. If the notebook fails, its file
+    stays as it was.
     """
     import nbformat
 
@@ -115,7 +115,7 @@ def execute(notebook, folder: Path) -> None:
     )
     try:
         with without_front_end():
-            # figures arrive as data, and are drawn here by one browser for all
+            # figures arrive as data; here one browser draws all of them
             env = os.environ | {"PLOTLY_RENDERER": "plotly_mimetype"}
             client.execute(env=env)
     except CellExecutionError as error:
@@ -147,7 +147,7 @@ def _as_picture(output):
 
 def _fewer_colours(png: bytes) -> bytes:
     """The picture with a palette of 256 colours: a third of the bytes, and
-    no difference to be seen in a drawing.
+    no visible difference in a drawing.
     """
     from PIL import Image
 
@@ -158,8 +158,8 @@ def _fewer_colours(png: bytes) -> bytes:
 
 
 def _refuse_unstable(cell) -> None:
-    """nbval compares a checked cell's outputs kind by kind, so it may only
-    leave text.
+    """Refuses a checked cell that leaves anything but text, because nbval
+    compares its outputs kind by kind.
     """
     if CHECKED not in cell.metadata.get("tags", []):
         return
@@ -190,7 +190,7 @@ def normalised(notebook: dict) -> dict:
         if old["cell_type"] == "code":
             count += 1
             cell["outputs"] = _kept(old, count)
-            # nbval refuses outputs of a cell without a count
+            # nbval refuses outputs of a cell without an execution count
             cell["execution_count"] = count if cell["outputs"] else None
         cells.append(cell)
     return {
@@ -253,7 +253,7 @@ def _joined(text: str | list[str]) -> str:
 
 
 def text_of(notebook: dict) -> str:
-    """The bytes that a normalised notebook has on disk."""
+    """The text that a normalised notebook has on disk."""
     lines = copy.deepcopy(notebook)
     for cell in lines["cells"]:
         cell["source"] = cell["source"].splitlines(keepends=True)

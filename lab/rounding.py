@@ -1,13 +1,14 @@
-"""Numbers rounded to what they are worth."""
+"""Numbers rounded to the digits that mean something."""
 
 import math
 
 
 def rounded(mean, low, high):
-    """The three as texts, to the first digit of the interval's half width.
+    """The three as text, rounded at the first digit of the half width.
 
-    A leading 1 or 2 keeps a second digit, or rounding would move the bounds
-    visibly. Further digits mean nothing and differ between machines.
+    If that digit is 1 or 2, a second one is kept, or rounding would move the
+    interval's bounds visibly. Further digits mean nothing and differ between
+    machines.
     """
     half = (high - low) / 2
     size = half or abs(mean) / 100 or 1
@@ -17,6 +18,6 @@ def rounded(mean, low, high):
 
 
 def fixed(value, places):
-    """`value` as text with so many `places`, and never as "-0.00"."""
+    """`value` as text with that many `places`, and never as "-0.00"."""
     # adding 0 turns -0.0, which no reader expects, into 0.0
     return f"{round(value, places) + 0:.{places}f}"

@@ -1,4 +1,4 @@
-"""Shows a piece of the package as it stands there, with its place."""
+"""Shows the source of a piece of the package, with its place."""
 
 import inspect
 import linecache
@@ -25,8 +25,9 @@ class Source:
 def show_source(shown):
     """The source of a function, a class or a Triton kernel of the package.
 
-    Works for kernels compiled or interpreted, tuned, and for operators and
-    functions behind decorators: the innermost Python function is shown.
+    Works for kernels, be they compiled, interpreted or tuned, and for
+    operators and functions behind decorators: the innermost Python function
+    is shown.
     """
     inner = unwrapped(shown)
     try:

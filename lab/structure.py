@@ -1,8 +1,8 @@
-"""The rules that every notebook keeps, read without running it.
+"""The rules that every notebook keeps, checked without running it.
 
-`problems(path)` returns one sentence for each broken rule. The rules for
-chapters and closing notebooks ask for their fixed cells; the others hold for
-every notebook.
+`problems(path)` returns one sentence for each broken rule. Chapters and
+closing notebooks must have fixed cells; the other rules hold for every
+notebook.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CELLS = (
     "exercise-2 check-2 exercise-3 check-3 onward record"
 ).split()
 # a notebook that compares the chapters of its part has no mechanism of its
-# own: its budget, its entrants and its recorded table stand in that place
+# own: its budget, its entrants and its recorded table take that place
 CLOSING = (
     "title install parameters imports problem budget entrants by-hand table "
     "explore-md draw explore explore-check claim-md claim claim-figure "
@@ -94,7 +94,7 @@ def problems(path: Path, fixed: list[str] | None = None) -> list[str]:
         found += [*_fixed_cells(cells, fixed), *_ends_with_out(cells)]
     size = path.stat().st_size // 1000
     if size > KILOBYTES:
-        found.append(f"{size} kB are too much; at most {KILOBYTES}")
+        found.append(f"{size} kB is too large; at most {KILOBYTES}")
     if not is_normalised(path):
         found.append("not in its committed form: run `lab render` on it")
     return found
@@ -112,9 +112,9 @@ def _ids(cells):
     ids = [cell["id"] for cell in cells]
     for name in dict.fromkeys(ids):
         if not WORD.fullmatch(name):
-            yield f'cell id "{name}" is no word; write one such as `draw`'
+            yield f'cell id "{name}" is not a word; use one such as `draw`'
         if ids.count(name) > 1:
-            yield f'cell id "{name}" stands {ids.count(name)} times'
+            yield f'cell id "{name}" occurs {ids.count(name)} times'
 
 
 def _fixed_cells(cells, fixed):
@@ -130,7 +130,7 @@ def _fixed_cells(cells, fixed):
         name, kind = cell["id"], cell["cell_type"]
         if name in PROSE and kind != "markdown":
             yield f'cell "{name}" should be Markdown'
-        # a grid is a sentence or a figure; a figure may follow it
+        # the cell "grid" is a sentence or a figure, or both
         if name in fixed and name not in PROSE | {"grid"} and kind != "code":
             yield f'cell "{name}" should be code'
         needed = TAGS.get(name, set()) if name in fixed else set()
@@ -154,7 +154,7 @@ def _tags(cells):
             )
         if CHECKED in tags and not cell.get("outputs"):
             yield (
-                f'cell "{cell["id"]}" is to be checked but stores no text, '
+                f'cell "{cell["id"]}" is checked but stores no text, '
                 "so nothing would be compared: run `lab render`"
             )
     tagged = [c for c in _code_cells(cells) if "parameters" in _tags_of(c)]
@@ -210,7 +210,7 @@ def _code(cells):
 
 
 def _parsed(cell: dict) -> ast.Module:
-    # a line of IPython's own becomes a `pass` with the same indent
+    # a line in IPython's own syntax becomes a `pass` with the same indent
     lines = [
         re.sub(r"^(\s*)[%!].*", r"\1pass", line)
         for line in cell["source"].split("\n")
@@ -226,10 +226,10 @@ def _pictures(cells, path: Path):
         if cell["cell_type"] != "markdown":
             continue
         if cell.get("attachments"):
-            yield f'cell "{cell["id"]}" has a pasted picture; make it by code'
+            yield f'cell "{cell["id"]}" has a pasted picture; draw it by code'
         for groups in PICTURE.findall(cell["source"]):
             picture = next(filter(None, groups))
             if "://" in picture or picture.startswith("data:"):
                 yield f'cell "{cell["id"]}" shows a foreign picture: {picture}'
             elif not (path.parent / picture).is_file():
-                yield f'cell "{cell["id"]}" shows {picture}, not to be found'
+                yield f'cell "{cell["id"]}" shows {picture}, which is missing'

@@ -1,4 +1,4 @@
-"""A knob of several ticks: any of a few names, one box for each."""
+"""A knob of several tick boxes: any of a few names, one box for each."""
 
 import ipywidgets as widgets
 import traitlets
@@ -9,8 +9,8 @@ from lab.parameters import listed, some_of
 class Ticks(widgets.VBox):
     """A box for each of `names`; `value` lists the ticked ones as one text.
 
-    The text has commas between, in the order of `names`, so that it can be a
-    parameter of a notebook: "top-k, THOR".
+    The text separates them by commas, in the order of `names`, so that it can
+    be a parameter of a notebook: "top-k, THOR".
     """
 
     value = traitlets.Unicode()
@@ -60,7 +60,7 @@ class Ticks(widgets.VBox):
     @traitlets.observe("value")
     def _tick(self, _change=None):
         wanted = listed(self.value)
-        # the boxes would answer one by one
+        # or each box would report its own change
         self._held = True
         for name, box in self._boxes.items():
             box.value = name in wanted

@@ -1,14 +1,14 @@
-"""A button that trains a model anew, from within a chapter."""
+"""A button that trains a model again from within a chapter."""
 
 from lab.background import Background
 
 
 def train_button(train, steps, otherwise):
-    """Show a button that calls ``train(progress)`` and says what it returns.
+    """Show a button that calls ``train(progress)`` and shows what it returns.
 
     ``progress`` wraps the ``steps`` training steps, as in
     ``train(..., progress=progress)`` of the character model. Without a front
-    end the text ``otherwise`` is left, which says how to do the same.
+    end the text ``otherwise`` is shown, which says how to do the same.
     """
     return TrainAgain(train, steps).show(otherwise)
 

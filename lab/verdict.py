@@ -16,7 +16,7 @@ PACKAGES = ("routing-lab", "torch", "triton", "numpy")
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What came out, and all that is needed to make it come out again."""
+    """What came out, and all that is needed to reproduce it."""
 
     claim: str
     chapter: str
@@ -26,7 +26,7 @@ class Verdict:
     unit: str
     threshold: float
     side: str
-    effects: tuple = ()  # one a seed
+    effects: tuple = ()  # one per seed
     mean: float | None = None
     low: float | None = None
     high: float | None = None
@@ -76,7 +76,7 @@ class Verdict:
 
 
 def word(low, high, threshold, side):
-    """The rule: where the interval lies to the threshold."""
+    """The rule: on which side of the threshold the whole interval lies."""
     if low > threshold:
         return "confirmed" if side == "above" else "refuted"
     if high < threshold:
@@ -85,8 +85,8 @@ def word(low, high, threshold, side):
 
 
 def interval(effects):
-    """Mean and 95 % t-interval of the effects, one a seed."""
-    # 0.4 s to import, which a reader of the ledger need not wait for
+    """Mean and 95 % t-interval of the effects, one per seed."""
+    # takes 0.4 s to import, for which a reader of the ledger need not wait
     from scipy import stats
 
     n = len(effects)

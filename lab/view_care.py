@@ -1,14 +1,14 @@
-"""What the widgets of a live view lack in the browser."""
+"""Adds what the widgets of a live view lack in the browser."""
 
 import anywidget
 
 
 class ViewCare(anywidget.AnyWidget):
-    """Looks after the view in whose box it lies; itself it shows nothing.
+    """Looks after the view in whose box it lies, and shows nothing itself.
 
-    Sliders get the names that a screen reader says, drop-downs the keys that
-    JupyterLab takes for its own shortcuts, and the figure the width of its
-    place, but not less than it can be read at.
+    Sliders get the names that a screen reader says. Drop-downs get the keys
+    that JupyterLab would take for its own shortcuts. The figure gets the
+    width of its place, but never less than it needs to be readable.
     """
 
     _esm = """
@@ -18,7 +18,7 @@ class ViewCare(anywidget.AnyWidget):
         const name = knob.querySelector(".widget-label")?.textContent;
         if (handle && name) handle.ariaLabel = name;
       }
-      // below, texts run into each other; a narrower place scrolls
+      // texts run into each other below this width; a narrower place scrolls
       const figure = view.querySelector(".js-plotly-plot")?.parentElement;
       if (figure) figure.style.minWidth = "700px";
       view.onkeydown = (event) => {
@@ -27,14 +27,14 @@ class ViewCare(anywidget.AnyWidget):
       };
     }
     function render({ el }) {
-      // a figure drawn before it had a place, or whose place has changed,
-      // takes the width of that place
+      // a figure that was drawn before it had a place, or whose place has
+      // changed, takes the width of that place
       let wide = 0;
       const place = new ResizeObserver(() => {
         const view = el.closest(".widget-vbox");
         if (view) attend(view);
         const now = el.clientWidth;
-        // out of sight there is no width to take
+        // a place that is out of sight has no width
         if (now === 0 || now === wide) return;
         wide = now;
         window.dispatchEvent(new Event("resize"));

@@ -1,14 +1,14 @@
-"""Draw ahead while nobody does anything, so that no knob has to wait.
+"""Draws ahead while the notebook is idle, so that no knob has to wait.
 
 On a GPU a kernel is compiled when it first meets a new constant. Each number
-of experts a token is another program, and the first move to it took a second
+of experts per token is another program, and the first move to it took a second
 where the next takes a tenth. So once the notebook has been idle for a moment,
 a view draws what each of its knobs could ask for, one picture after the
-other, and throws the pictures away; what was compiled stays.
+other, and throws the pictures away. The compiled kernels stay.
 
 The pictures are drawn between the cells, in the thread that runs the cells,
-and under the lock of the moves: neither meets a model that a picture ahead
-has changed.
+and under the lock of the moves. So neither a cell nor a move meets a model
+that such a picture has changed.
 """
 
 import asyncio
@@ -19,13 +19,13 @@ import ipywidgets as widgets
 from IPython import get_ipython
 
 IDLE = 2.0  # seconds without a cell or a move
-MOST = 16  # values of a knob; one that has more changes no kernel's constant
+MOST = 16  # values of a knob; a knob with more changes no kernel's constant
 
 
 class WarmUp:
-    """Draws ahead with `draw`, one of the knobs `controls` moved at a time.
+    """Calls `draw` ahead, with one of the knobs in `controls` moved at a time.
 
-    To be made `in_a_cell`. `lock` is held during each draw.
+    Make it only where `in_a_cell()` is true. `lock` is held during each draw.
     """
 
     def __init__(self, draw, controls, lock):
@@ -38,9 +38,9 @@ class WarmUp:
         events.register("post_run_cell", self._rest)
 
     def rest(self):
-        """Begin again when nothing has happened for a moment.
+        """Begin again once nothing has happened for a moment.
 
-        May be called from any thread, as a move may come from any.
+        May be called from any thread, because a move may come from any.
         """
         self._loop.call_soon_threadsafe(self._rest)
 
@@ -58,15 +58,15 @@ class WarmUp:
 
     def _next(self):
         values = self._left.popleft()
-        # what is wrong is said to whoever moves the knob there
+        # an error is shown when the reader moves the knob there
         with self._lock, suppress(Exception):
             self._draw(**values)
-        # messages that have come meanwhile go first
+        # messages that have arrived meanwhile go first
         self._after(0)
 
 
 def in_a_cell():
-    """Whether idle moments can be noticed: in a cell, beside an event loop."""
+    """Whether idle moments can be noticed: in a cell, with an event loop."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -75,9 +75,9 @@ def in_a_cell():
 
 
 def ahead(controls):
-    """The values by name, with one knob moved at a time.
+    """All values by name, for each picture to draw: one knob moved at a time.
 
-    The first knob comes first, and of each knob the nearest values.
+    The first knob comes first, and for each knob the nearest values do.
     """
     now = {name: control.value for name, control in controls.items()}
     return [
@@ -88,14 +88,14 @@ def ahead(controls):
 
 
 def others(values, now):
-    """All but the one that a knob stands on, its neighbours first."""
+    """All values but the one that a knob stands on, the nearest first."""
     at = values.index(now) if now in values else 0
     nearest = sorted(range(len(values)), key=lambda i: abs(i - at))
     return [values[i] for i in nearest if values[i] != now]
 
 
 def stops(control):
-    """All values that a knob can take; none if they are more than `MOST`."""
+    """All values that a knob can take; none if there are more than `MOST`."""
     if isinstance(control, widgets.Checkbox):
         return [False, True]
     if hasattr(control, "_options_values"):

@@ -231,7 +231,7 @@ def test_a_stopped_button_keeps_nothing(monkeypatch):
     full = claims.full_run_button(claim(experiment=stopping), 3)
     full.start()
     assert full.wait(10) is None
-    assert full._said.value == "stopped, nothing kept"
+    assert full._said.value == "stopped, nothing was kept"
 
 
 def test_a_failing_run_is_said_beside_the_button(monkeypatch):

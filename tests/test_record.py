@@ -37,8 +37,8 @@ def test_without_a_file_nothing_is_written(tmp_path, monkeypatch, capsys):
         ({"load": {"a": math.inf}}, "score load.a is inf"),
         ({"bits": torch.tensor(1.0)}, "score bits is of type Tensor; use"),
         ({"set": {1, 2}}, "score set is of type set"),
-        ({3: 1.0}, "the name 3 is no text"),
-        ({"load": {3: 1.0}}, "the name 3 is no text"),
+        ({3: 1.0}, "the name 3 is not a text"),
+        ({"load": {3: 1.0}}, "the name 3 is not a text"),
     ],
 )
 def test_what_json_cannot_hold_is_refused_before_writing(

@@ -83,8 +83,8 @@ def cell(source):
     [
         (drop("verdict"), 'cell "verdict" is missing'),
         (swap, 'cell "draw" should come before "explore"'),
-        (edit("limits", id="3f2a-9C"), 'cell id "3f2a-9C" is no word'),
-        (edit("limits", id="onward"), 'cell id "onward" stands 2 times'),
+        (edit("limits", id="3f2a-9C"), 'cell id "3f2a-9C" is not a word'),
+        (edit("limits", id="onward"), 'cell id "onward" occurs 2 times'),
         (edit("imports", cell_type="markdown"), '"imports" should be code'),
         (edit("title", cell_type="code"), '"title" should be Markdown'),
         (edit("verdict", metadata={}), "lacks the tag keep_output, nbval-ch"),
@@ -124,8 +124,8 @@ def cell(source):
             cell("import warnings\nwarnings.filterwarnings('ignore')"),
             "uses a warnings filter",
         ),
-        (picture("word " * 100_001), "kB are too much; at most 500"),
-        (picture("![map](map.png)"), "shows map.png, not to be found"),
+        (picture("word " * 100_001), "kB is too large; at most 500"),
+        (picture("![map](map.png)"), "shows map.png, which is missing"),
         (picture("![x](https://a.org/x.png)"), "shows a foreign picture"),
         (picture('<img src="data:image/png;x">'), "shows a foreign picture"),
         (

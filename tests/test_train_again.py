@@ -50,7 +50,7 @@ def test_a_training_can_be_stopped(monkeypatch):
     go_on.set()
     again.wait(10)
     assert again.said == ""
-    assert again._said.value == "stopped, nothing kept"
+    assert again._said.value == "stopped, nothing was kept"
 
 
 def test_the_button_is_not_shown_twice():
