@@ -1,4 +1,4 @@
-"""Who serves what: one colour for each server, one cell for each decision."""
+"""Which server got which item: a colour per server, a cell per decision."""
 
 from lab.figures.theme import SERIES, colour, drawn, plain, stepped
 
@@ -18,12 +18,12 @@ def assignments(
     """A table of choices: choices[row][column] is an index into `servers`.
 
     `None` leaves a cell empty. `columns` may repeat, as the letters of a text
-    do; `tips` says more about a cell when it is pointed at. `colours` are
-    those of the servers, `room` the pixels that the table takes in a panel.
+    do; `tips` adds words to a cell's hover text. `colours` are those of the
+    servers, `room` the pixels that the table needs in a panel.
     """
     if len(servers) > len(colours):
         raise ValueError(
-            f"{len(servers)} servers have no colour each; "
+            f"{len(servers)} servers are more than there are colours; "
             f"give 1 to {len(colours)}"
         )
     choices = [plain(row) for row in plain(choices)]
@@ -63,7 +63,7 @@ def assignments(
         tickfont=dict(size=11.5),
         showline=False,
         fixedrange=True,
-        # plotly leaves labels out where it thinks that they are crowded
+        # otherwise plotly leaves out labels that it thinks are crowded
         ticklabelstep=1,
     )
     y = dict(

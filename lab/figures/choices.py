@@ -1,4 +1,4 @@
-"""What one token chose, what all tokens chose, who carries the load."""
+"""What one token chose, what all tokens chose, and who carries the load."""
 
 from lab.figures.theme import COLOURS, PALE, SCALE, drawn, number, plain
 
@@ -8,8 +8,9 @@ def selection_bars(
 ):
     """One item's probabilities, sorted, coloured by what became of each.
 
-    `kept` and `nulls` are indices into `probabilities`; a kept null is shown
-    as such. With `p` the running sum is drawn, and the line where it stops.
+    `kept` and `nulls` are indices into `probabilities`; a kept null has a
+    colour of its own. With `p`, the running sum is drawn too, and the line at
+    which it stops.
     """
     probabilities, kept, nulls = plain(probabilities), set(kept), set(nulls)
     # a stable sort: ties go to the lowest index, as in the kernels
@@ -89,9 +90,9 @@ def _running_sum(falling, p, edges):
 def histogram(
     counts, unit="experts per token", expected=None, start=0, items="tokens"
 ):
-    """How many items came to each count: `counts[i]` items to `start + i`.
+    """How many items have each count: `counts[i]` items have `start + i`.
 
-    The measured mean is drawn, and the `expected` one where there is one.
+    The measured mean is drawn, and the `expected` one if it is given.
     """
     counts = plain(counts)
     places = [start + i for i in range(len(counts))]
@@ -110,7 +111,7 @@ def histogram(
         marker=dict(color=COLOURS["kept"]),
         text=[f"{s:.0f}{sign}" if s >= 0.5 else "" for s in share],
         textposition="outside",
-        # or the numbers of thin bars shrink until nobody can read them
+        # otherwise the numbers of thin bars become too small to read
         constraintext="none",
         textangle=0,
         cliponaxis=False,
@@ -215,7 +216,7 @@ def heatmap(
 def load_heatmap(load, layers=None, experts=None, unit="% of tokens"):
     """How full each expert of each layer is: `load` is layer x expert.
 
-    A layer whose experts share evenly has one colour.
+    A layer whose experts share the load evenly has one colour.
     """
     load = [plain(row) for row in plain(load)]
     fair = [sum(row) / len(row) or 1 for row in load]

@@ -1,10 +1,10 @@
-"""Items that pass from stage to stage, and which of them change the group."""
+"""Items that pass from stage to stage, and which of them change group."""
 
 import math
 
 from lab.figures.theme import COLOURS, SERIES, drawn, plain
 
-WIDTHS = (1.0, 2.5, 5.0, 9.0)  # of the lines, for shares up to the most
+WIDTHS = (1.0, 2.5, 5.0, 9.0)  # of the lines, from small flows to large ones
 BENDS = 9  # points of one line
 KINDS = (("changes the group", "cut"), ("stays on its group", "kept"))
 
@@ -21,9 +21,10 @@ def stage_flow(
     """Lines between the items of neighbouring stages, as thick as the flow.
 
     `flows[s][i][j]` goes from item i of stage s to item j of the next;
-    `groups[s][i]` is the group of an item, and items stand sorted by it. A
-    flow below `least` of its item's own is left out, so that lines stay few.
-    Widths grow with the root of the flow, or all but the largest were thin.
+    `groups[s][i]` is the group of an item, and items stand sorted by it. To
+    keep the lines few, a flow is left out if it is less than the share `least`
+    of all that leaves its item. Widths grow with the square root of the flow;
+    otherwise all but the largest would be thin.
     """
     flows, groups = plain(flows), [plain(row) for row in plain(groups)]
     heights = _heights(groups)

@@ -1,4 +1,4 @@
-"""Several small curves of cost and quality against one baseline's."""
+"""Several small curves of cost and quality against that of one baseline."""
 
 import math
 
@@ -31,12 +31,12 @@ def fronts(
 ):
     """Curves in the plane of cost and quality; down and left is better.
 
-    `curves` gives each name its points, dictionaries with ``x``, ``y``,
+    `curves` maps each name to its points, dictionaries with ``x``, ``y``,
     ``low``, ``high`` (the ends of a bar) and ``hover``. The `baseline`'s
-    points are joined by a line for all to be compared with; on the
-    logarithmic axis of the cost that line is bent. `among` are all names that
-    there can be, so that each keeps its look while others come and go. `here`
-    is a point of its own, ringed.
+    points are joined by a straight line, with which the others are compared;
+    on the logarithmic axis of the cost it looks bent. `among` are all names
+    that there can be, so that each keeps its look while others come and go.
+    `here` is a single point, marked by a ring.
     """
     among = [n for n in (among or curves) if n != baseline]
     shown = [p for points in curves.values() for p in points]
@@ -73,9 +73,10 @@ def fronts(
 
 
 def gaps(rows, title, note="", unit="", at=0.0):
-    """Intervals under each other, a name and its mean, low and high.
+    """Intervals below each other; `rows` maps names to (mean, low, high).
 
-    Wholly on the left of `at` is better, wholly on the right worse.
+    An interval that lies wholly to the left of `at` is better, one wholly to
+    the right worse.
     """
     names = list(rows)
     traces = []
@@ -123,7 +124,7 @@ def _side(low, high, at):
 
 
 def _look(name, among):
-    """Colour and symbol of a curve, the same whoever else is there."""
+    """Colour and symbol of a curve, the same whichever others are shown."""
     if name not in among:
         return COLOURS["baseline"], "circle"
     place = among.index(name)
@@ -131,7 +132,7 @@ def _look(name, among):
 
 
 def _line(knots):
-    """The straight line between the knots, bent by the logarithmic axis."""
+    """The straight lines between the knots, bent by the logarithmic axis."""
     x, y = [], []
     for one, other in zip(knots, knots[1:], strict=False):
         for step in range(13):

@@ -9,7 +9,7 @@ from lab.figures.theme import (
     upright,
 )
 
-MANY = 64  # cells in a row, too many for gaps and half as many for numbers
+MANY = 64  # cells in a row; fewer get wide gaps, half as many all numbers
 
 
 def block_grid(
@@ -24,8 +24,8 @@ def block_grid(
 ):
     """How one kernel's programs cover an array of `rows` x `columns`.
 
-    Each program has a colour, the first one a frame; the cells past the edge,
-    which a mask keeps from being touched, are grey.
+    Each program has a colour, and the first one also a frame. The cells past
+    the edge, which a mask keeps from being touched, are grey.
     """
     down, across = -(-rows // block_rows), -(-columns // block_columns)
     tones = len(SERIES) - 1

@@ -16,10 +16,10 @@ ROW = 25  # pixels for one claim
 
 
 def ledger(claims, title=""):
-    """One line a claim, to the right of the threshold if it came out so.
+    """One line per claim, right of the threshold if it came out as claimed.
 
-    Each of `claims` is a dictionary with ``name``, ``word`` and ``hover``,
-    and unless it is out of reach ``mean``, ``low``, ``high``, ``threshold``
+    Each of `claims` is a dictionary with ``name``, ``word`` and ``hover``
+    and, unless it is out of reach, ``mean``, ``low``, ``high``, ``threshold``
     and ``side`` ("above" or "below"). Each has a scale of its own, so that
     different units share one axis.
     """
@@ -57,7 +57,10 @@ def ledger(claims, title=""):
 
 
 def placed(claim):
-    """Mean, low and high from the threshold, 1 at most, claimed side +."""
+    """Mean, low and high as distances from the threshold, at most 1.
+
+    Distances on the claimed side are positive.
+    """
     sign = 1 if claim["side"] == "above" else -1
     far = [
         sign * (claim[key] - claim["threshold"])

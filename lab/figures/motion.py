@@ -19,14 +19,14 @@ class Picture(NamedTuple):
 
 
 def picture(figure):
-    """What `figure` shows; the template would cost 300 ms a move."""
+    """What `figure` shows, without the template, which costs 300 ms a move."""
     layout = figure.layout.to_plotly_json()
     layout.pop("template", None)
-    # never drawn, only said by `bring`
+    # never drawn, only set by `bring`
     layout.pop("autosize", None)
     traces = [trace.to_plotly_json() for trace in figure.data]
     for trace in traces:
-        # a live figure's own, by which its front end knows the trace
+        # a live figure adds it, so that its front end knows the trace
         trace.pop("uid", None)
     return Picture(traces, layout)
 
@@ -34,9 +34,9 @@ def picture(figure):
 def bring(figure, before, after):
     """Change `figure` in place from the picture `before` to `after`.
 
-    Only what differs is touched, down to the last branch: checking a value
-    costs plotly a hundred times what comparing it does. Traces are replaced
-    from the first one whose kind differs.
+    Only what differs is touched, down to the last branch, because checking a
+    value costs plotly a hundred times as much as comparing it does. Traces are
+    replaced from the first one whose kind differs.
     """
     same = 0
     for old, new in zip(before.traces, after.traces, strict=False):
@@ -51,8 +51,8 @@ def bring(figure, before, after):
             live.update(_changes(old, new))
         changes = _changes(before.layout, after.layout)
         if "height" in changes:
-            # told a height alone, plotly.js fixes the width as well; what
-            # Python holds is forgotten, or it would not be sent again
+            # given only a height, plotly.js fixes the width as well; Python's
+            # own value is dropped, or it would not be sent again
             figure._layout.pop("autosize", None)
             changes["autosize"] = True
         for name in changes.keys() & set(LISTS):
@@ -66,7 +66,7 @@ def bring(figure, before, after):
 def _bring_list(layout, name, old, new):
     """Change the annotations, shapes ... of ``layout`` from ``old``."""
     if len(old) != len(new):
-        # an update would keep what is surplus
+        # an update would keep surplus items
         layout[name] = new
         return
     for live, one, other in zip(layout[name], old, new, strict=True):
@@ -75,7 +75,7 @@ def _bring_list(layout, name, old, new):
 
 
 def _changes(old, new):
-    """What an update must say to make ``new`` of ``old``: None removes."""
+    """The update that turns ``old`` into ``new``; None removes an entry."""
     changed = {
         name: _change(name, old.get(name), value)
         for name, value in new.items()
@@ -85,7 +85,7 @@ def _changes(old, new):
 
 
 def _change(name, old, new):
-    # meta is the one word of plotly's that may hold anything, as it is
+    # meta is the one property that may hold anything, so it is replaced whole
     if name != "meta" and isinstance(old, dict) and isinstance(new, dict):
         return _changes(old, new)
     return new
@@ -97,7 +97,7 @@ def _equal(one, other):
     try:
         return bool(one == other)
     except ValueError:
-        # arrays answer item by item
+        # arrays compare item by item
         return False
 
 

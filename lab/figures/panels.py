@@ -1,4 +1,4 @@
-"""Several figures as one, because a notebook can afford one live figure."""
+"""Several figures in one, because a notebook can afford one live figure."""
 
 import re
 from itertools import count
@@ -32,7 +32,7 @@ def panels(grid, title, note=""):
     margin = margins(title, note)
     inner = WIDTH - margin["l"] - margin["r"]
     headings = [[_heading(panel, len(row)) for panel in row] for row in grid]
-    # plotly's own objects answer ten times slower than dictionaries
+    # plotly's own objects are ten times slower than dictionaries
     grid = [[picture(panel) for panel in row] for row in grid]
     above = [max(_above(panel) for panel in row) for row in grid]
     heads = [max(_head(heading) for heading in row) for row in headings]
@@ -145,7 +145,7 @@ def _heading(figure, shared):
 
 
 def _above(panel):
-    """Pixels that texts take which stand on the upper edge of `panel`."""
+    """Pixels for the texts that stand on the upper edge of `panel`."""
     edge = {"yref": "paper", "yanchor": "bottom"}
     texts = panel.layout.get("annotations", [])
     return MARK if any(edge.items() <= text.items() for text in texts) else 0

@@ -1,4 +1,4 @@
-"""Cost against quality: what each of several ways can do, and who works."""
+"""Cost against quality for several methods, and how the work is shared."""
 
 from lab.figures.theme import COLOURS, SERIES, drawn
 
@@ -17,11 +17,12 @@ def pareto(
 ):
     """Curves in the plane of cost and quality; up and to the left is better.
 
-    `curves` gives each name its costs and qualities, and `best` is the one to
-    look at; those in `bound` are out of anybody's reach. `points` are single
-    choices, a name and its place, `mixing` the line between them, and `here`
-    is the place that is shown now. The picture is cut below the worst curve;
-    a triangle on its lower edge is a point that lies further down.
+    `curves` maps each name to its costs and qualities, and `best` is the one
+    to look at; those in `bound` are bounds that nobody can reach. `points`
+    maps the names of single choices to their places, `mixing` is the line
+    between them, and `here` is the place that is shown now. The picture is
+    cut below the worst curve; a triangle on its lower edge is a point that
+    lies further down.
     """
     heights = [y for _, qualities in curves.values() for y in qualities]
     heights += [here[1], *mixing[1]]
@@ -113,7 +114,7 @@ def pareto(
 
 
 def shares(parts, title, note="", unit="share (%)"):
-    """How a whole is divided: one bar a part, `parts` names its percent."""
+    """How a whole is divided: one bar per part; `parts` has its percent."""
     names = list(parts)
     bars = dict(
         type="bar",

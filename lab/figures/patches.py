@@ -9,10 +9,10 @@ INK = [[0.0, "rgba(34,48,60,0)"], [1.0, "rgba(34,48,60,0.5)"]]
 def patch_grids(
     pixels, tables, names, title, note="", unit="", high=None, digits=None
 ):
-    """One small picture, `pixels`, under a table of colours for each name.
+    """One small picture, `pixels`, on a table of colours for each name.
 
-    `tables` holds one number a patch, row by row; all tables have the colours
-    of one scale, from 0 to `high`. With `digits` the numbers are written.
+    `tables` holds one number per patch, row by row; all tables share one
+    colour scale, from 0 to `high`. With `digits` the numbers are written too.
     """
     pixels = [plain(row) for row in plain(pixels)]
     tables = [[plain(row) for row in plain(table)] for table in tables]

@@ -1,10 +1,10 @@
-"""Plotly's renderers, imported without a parser that nobody asks.
+"""Imports plotly's renderers without a parser that nobody needs.
 
-They import nbformat, which imports jsonschema, which imports rfc3987_syntax
-where it is installed (JupyterLab brings it), and that builds the grammar of
-web addresses: 1.3 s before the first figure of every notebook, for a check of
-addresses in JSON that no figure makes. jsonschema does without it if it is
-not there, so here it is not, until the import is over.
+They import nbformat, which imports jsonschema. This imports rfc3987_syntax
+if it is installed (JupyterLab brings it). That module builds the grammar of
+web addresses, which takes 1.3 s before the first figure of every notebook, for
+a check of addresses in JSON that no figure makes. jsonschema does without the
+module if it is missing, so it is hidden here until the import is over.
 """
 
 import sys

@@ -28,10 +28,10 @@ def curves(
 ):
     """One line for each entry of `lines`, a name and its values over `x`.
 
-    Values that are lists of runs (one list a seed) are drawn as their mean
-    with a band from the lowest to the highest run. `marks` are vertical
-    lines, a name and its place. `log` names the axes, "x", "y" or "xy", that
-    are logarithmic; a logarithmic x is labelled at the values of `x`.
+    Values that are lists of runs (one list per seed) are drawn as their mean
+    with a band from the lowest to the highest run. `marks` maps the names of
+    vertical lines to their places. `log` says which axes are logarithmic, "x",
+    "y" or "xy"; a logarithmic x is labelled at the values of `x`.
     """
     traces, colours = [], colours or {}
     for place, (name, values) in enumerate(lines.items()):
@@ -116,12 +116,12 @@ def trade_off(
     quality="bits per character",
     digits=3,
 ):
-    """Quality against compute, lower is better in both.
+    """Quality against compute; lower is better in both.
 
-    `arms` gives each name its runs, a list of computes and a list of
-    qualities, one entry a seed; bars reach from the lowest to the highest
-    seed. `between` names the two baselines that the line joins: what mixing
-    them would give. `best` is the arm that the title compares with it.
+    `arms` maps each name to its runs, a list of computes and a list of
+    qualities, one entry per seed; bars reach from the lowest to the highest
+    seed. `between` names the two baselines that the line joins; the line is
+    what mixing them would give. The title compares the arm `best` with it.
     """
     points = {n: (_mean(c), _mean(q)) for n, (c, q) in arms.items()}
     (x0, y0), (x1, y1) = (points[name] for name in between)
@@ -222,7 +222,7 @@ def bars(values, title, unit, best="", at=None, note="", digits=2):
     least = min(0, *reach)
     # a label left of a negative bar must not run into the names
     low = min(1.2 * least, least - 0.2 * max(reach)) if least else 0
-    # plotly gives a range of no length a negative half
+    # plotly would extend a range of length 0 to negative values
     high = 1.2 * max(reach) or (0 if low else 1)
     row = dict(
         type="bar",

@@ -1,4 +1,4 @@
-"""One small routing decision whole: all five steps side by side."""
+"""One small routing decision in full: all five steps side by side."""
 
 from itertools import accumulate
 
@@ -27,11 +27,11 @@ def five_steps(
 ):
     """A routing decision from scores to outputs, for a few `items`.
 
-    `scores` [T][E] are probabilities; `asked` [T][S] are the chosen experts
-    and `kept` [T][S] those that had room, -1 for the others, with `weights`
-    [T][S]; `pairs` is the sorted order as dispatch gives it; `inks` [T][3]
-    is what the experts together print on each item. No expert has more than
-    `capacity` seats.
+    `scores` [T][E] are probabilities. `asked` [T][S] are the chosen experts,
+    `kept` [T][S] those that had room, with -1 for the others, and `weights`
+    [T][S] their weights. `pairs` is the sorted order that dispatch gives, and
+    `inks` [T][3] is what the experts together print on each item. No expert
+    has more than `capacity` seats.
     """
     scores, asked, kept = plain(scores), plain(asked), plain(kept)
     weights, pairs, inks = plain(weights), plain(pairs), plain(inks)
@@ -106,9 +106,10 @@ def _choices(items, experts, asked, kept):
 
 
 def _seats(items, pairs, load, slots, capacity):
-    """Who sits where: per expert a room of rows of items, in sorted order.
+    """Where each item sits: each expert has a room with rows of seats.
 
-    A free seat is "", and `None` is where no seat is.
+    Items sit in sorted order. A free seat is "", and a place without a seat
+    is `None`.
     """
     T, E = len(items), len(load)
     deep = max(1, T // E)
@@ -145,7 +146,7 @@ def _rooms(experts, rooms):
 
 
 def _loads(experts, wished, load, T):
-    """One bar an expert: those it computes, and in grey those turned away."""
+    """One bar per expert: those it computes, and in grey those turned away."""
     deep = max(1, T // len(experts))
     middle = [e * deep + (deep - 1) / 2 for e in range(len(experts))]
     late = [w - n for w, n in zip(wished, load, strict=True)]
@@ -210,7 +211,7 @@ def _swatches(items, kept, inks, experts):
     hover = []
     for item, row in zip(items, kept, strict=True):
         names = " and ".join(experts[e] for e in row if e >= 0)
-        hover.append(f"“{item}”: {names or 'nobody had room'}")
+        hover.append(f"“{item}”: {names or 'no expert had room'}")
     return dict(
         type="scatter",
         mode="markers",

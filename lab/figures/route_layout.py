@@ -1,11 +1,11 @@
-"""Where the five panels of a route lie, and what stands around them."""
+"""Where the five panels of a route lie, and the texts around them."""
 
 from lab.figures.story import STEPS
 from lab.figures.theme import COLOURS, upright
 
 CAPTIONS = (
     "how well each fits,<br>in %",
-    "1 = first choice,<br>× = found it full",
+    "1 = first choice,<br>× = expert was full",
     "sorted: the words of an<br>expert share a room",
     "how full the<br>experts are",
     "the outputs,<br>mixed by weight",
@@ -71,7 +71,7 @@ def bound(capacity):
 
 
 def heads():
-    """The name of each step above its panel, and what is seen there."""
+    """The name of each step above its panel, and what the panel shows."""
     quiet = f"font-size:12px;color:{COLOURS['baseline']}"
     for place, (name, caption) in enumerate(zip(STEPS, CAPTIONS, strict=True)):
         yield dict(

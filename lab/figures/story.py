@@ -94,13 +94,13 @@ def first_look(
     column_title="expert",
     note="",
 ):
-    """A small table that moves without a kernel: one table a knob value.
+    """A small table that moves without a kernel: one table per knob value.
 
-    `tables` maps each value of `knob` to a table of weights, where 0 is a
-    cell not chosen; `title` maps it to what is seen then.
+    `tables` maps each value of `knob` to a table of weights, in which 0 is a
+    cell that was not chosen; `title` maps each value to the title shown then.
     """
     values, frames = list(tables), []
-    # one scale for all tables; that of weights ends at 1
+    # one scale for all tables; for weights it ends at 1
     most = max(float(v) for t in tables.values() for row in t for v in row)
     most = max(1.0, most)
     longest = max(title.values(), key=len)
@@ -139,7 +139,7 @@ def first_look(
 
 
 def _slider(knob, values):
-    """A slider that shows the frame of each value at once."""
+    """A slider that shows the frame of each value without a transition."""
     still = dict(
         mode="immediate",
         frame=dict(duration=0, redraw=True),
@@ -173,7 +173,7 @@ def _weights(table, most):
         textfont=dict(size=13),
         zmin=0,
         zmax=most,
-        # an unchosen cell is empty, a chosen one never pale
+        # a cell that was not chosen is blank, a chosen one is never pale
         colorscale=[(0, "#F1F3F5"), (1e-6, "#A9CDE3"), (1, COLOURS["kept"])],
         showscale=False,
         xgap=3,

@@ -1,4 +1,4 @@
-"""A passage of text, one cell a character."""
+"""A passage of text, one cell per character."""
 
 from lab.figures.choices import colour_bar
 from lab.figures.theme import COLOURS, PALE, drawn, plain
@@ -10,14 +10,14 @@ def text_strip(text, values, unit, title, note="", width=62, high=None):
     """Colour each character of `text` by its entry in `values`.
 
     Lines break at spaces, at most `width` characters long; `high` fixes the
-    top of the scale, so that colours mean the same while a knob moves. What
-    lies above it has the top colour, and the colour bar says so.
+    top of the scale, so that colours mean the same while a knob moves. A value
+    above it has the top colour, and the colour bar says so.
     """
     values = plain(values)
     if len(values) != len(text):
         raise ValueError(
             f"{len(values)} values for {len(text)} characters; "
-            "give one value a character"
+            "give one value per character"
         )
     lines = broken(text, width)
     cells, names, start = [], [], 0
@@ -34,7 +34,7 @@ def text_strip(text, values, unit, title, note="", width=62, high=None):
     strip = dict(
         type="heatmap",
         z=cells,
-        # a blank is named under the mouse, but need not be drawn
+        # a blank is named in the hover text, but need not be drawn
         text=[["" if c == " " else c for c in line] for line in names],
         hovertext=names,
         texttemplate="%{text}",
@@ -68,7 +68,7 @@ def text_strip(text, values, unit, title, note="", width=62, high=None):
 
 
 def broken(text, width):
-    """`text` cut into lines of at most `width`, no character lost."""
+    """`text` cut into lines of at most `width`; no character is lost."""
     lines, line = [], ""
     for word in _words(text):
         if len(line) + len(word) > width and line:

@@ -1,8 +1,8 @@
 """One look for every figure: the palette, the template, the title.
 
-The colours are Okabe and Ito's, which stay apart for colour-blind readers. A
+The colours are Okabe and Ito's, which colour-blind readers can tell apart. A
 thing keeps its colour in all chapters, so ask for it by what it is:
-`COLOURS["kept"]`. Figures that show arms of a comparison take `SERIES`.
+`COLOURS["kept"]`. Figures that show arms of a comparison use `SERIES`.
 """
 
 import re
@@ -49,7 +49,7 @@ def _template():
         zeroline=False,
         ticks="",
         automargin=True,
-        # or each redraw measures all labels, to hide those that do not fit
+        # otherwise each redraw measures all labels, to hide those too long
         ticklabeloverflow="allow",
         title=dict(standoff=8, font=dict(size=13)),
         tickfont=dict(size=12),
@@ -124,17 +124,17 @@ def drawn(
 
     The margins are counted from the lines that the title needs, so nothing is
     cut off; the legend lies flat below the x axis, where nothing else is.
-    Everything goes in at once: changing a figure afterwards is ten times
-    slower than building it, and a slider waits for it.
+    Everything is passed in one call, because changing a figure afterwards is
+    ten times slower than building it, and a slider waits for it.
     """
     text = _two_voices(wrapped(title, LINE), wrapped(note, LINE + 12))
-    # plotly sets a title of several lines higher than one of one
+    # plotly puts a title of several lines higher than one of a single line
     pad = dict(t=26 if "<br>" in text else 14)
     axes = {key: layout.pop(key) for key in [*layout] if AXIS.match(key)}
     axes |= dict(xaxis=x or {}, yaxis=y or {})
     return go.Figure(
-        # to check each word takes as long as the rest of a move, and the
-        # tests check all archetypes
+        # the check takes as long as the rest of a move, and the tests check
+        # all archetypes
         _validate=False,
         data=traces,
         layout=dict(
@@ -157,7 +157,7 @@ def margins(title, note="", showlegend=True):
 
 
 def _axis(title_text=None, **axis):
-    """An axis as plotly.js wants it, with its title in full."""
+    """An axis in the form that plotly.js wants, with its title in full."""
     return axis | dict(title=dict(text=title_text)) if title_text else axis
 
 
@@ -184,7 +184,7 @@ def stepped(shades):
 
 
 def error_bars(intervals, shade, thickness, width):
-    """The bars of a trace's points, each a (mean, low, high) on one axis."""
+    """The error bars of a trace, from one (mean, low, high) per point."""
     return dict(
         type="data",
         symmetric=False,
@@ -212,7 +212,7 @@ def upright(at):
 def wrapped(text, width):
     """`text` broken at spaces into lines of at most `width` characters.
 
-    Not at hyphens: who joins the lines again would get "look- ahead".
+    Not at hyphens, or joining the lines again would give "look- ahead".
     """
     lines = textwrap.wrap(
         text.replace("<br>", " "),
@@ -227,7 +227,7 @@ def number(value):
     """`value` as a reader would write it: 3 significant digits, no e+03."""
     if isinstance(value, int) or value == int(value):
         return f"{int(value):,}".replace(",", "\u202f")
-    # from here on three digits are a thousand
+    # from here on, three digits round to a thousand
     if abs(value) >= 999.5:
         return f"{round(value):,}".replace(",", "\u202f")
     return f"{value:.3g}"

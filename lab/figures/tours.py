@@ -10,8 +10,8 @@ def tour_map(points, tour, title, note="", heat=(), best=(), unit="map units"):
     """The cities of `points`, a `tour` of city numbers, and edges of `heat`.
 
     `heat` holds triples (city, city, value from 0 to 1); the higher the
-    value, the thicker the line. Of the tour, edges that are not in the tour
-    `best` are drawn in another colour, if `best` is given.
+    value, the thicker the line. If the tour `best` is given, edges of `tour`
+    that are not in it are drawn in another colour.
     """
     points, tour, best = plain(points), plain(tour), plain(best)
     traces = list(_heat(points, heat))

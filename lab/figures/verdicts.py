@@ -8,7 +8,7 @@ LETTER = 5.9  # pixels, of the label of the claimed side
 
 
 def effect(effects, low, high, threshold, side, word, what, unit):
-    """A claim's verdict: one dot a seed, their mean with its interval.
+    """A claim's verdict: one dot per seed, their mean with its interval.
 
     The claimed `side` ("above" or "below") of the threshold is shaded; the
     claim is confirmed when the whole interval lies in it.
@@ -60,7 +60,7 @@ def effect(effects, low, high, threshold, side, word, what, unit):
         x=threshold,
         y=1,
         yref="paper",
-        # inside, where no line of a long title comes
+        # inside the axes, which a long title never reaches
         yanchor="top",
         xanchor="left" if side == "above" else "right",
         text=text,
@@ -68,7 +68,7 @@ def effect(effects, low, high, threshold, side, word, what, unit):
         font=dict(size=12),
     )
     if LETTER * len(text) > room:
-        # it might run out of its panel, so it ends where the axis ends
+        # the label might leave its panel, so it ends where the axis ends
         label |= dict(x=edge, xanchor="right" if side == "above" else "left")
     where = rounded(mean, low, high)
     return drawn(
