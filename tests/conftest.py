@@ -1,4 +1,4 @@
-"""What several tests share: tiny notebooks, made on the spot."""
+"""A fixture that several tests share: it makes tiny notebooks."""
 
 from __future__ import annotations
 

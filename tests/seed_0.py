@@ -1,12 +1,12 @@
-"""What the claims of a chapter measure for seed 0, now and when recorded."""
+"""What a chapter's claims measure for seed 0, now and in the ledger."""
 
 from lab import ledger
 
 
 def measured(chapter, but=()):
-    """The effects of the claims `chapter.CLAIMS` by their names, anew.
+    """Measures `chapter.CLAIMS` again and returns the effects by name.
 
-    Those out of reach are not measured, nor those named in `but`.
+    Claims out of reach are left out, and so are those named in `but`.
     """
     return {
         claim.slug: claim.experiment(0, **claim.parameters)
@@ -16,7 +16,7 @@ def measured(chapter, but=()):
 
 
 def in_the_ledger(chapter):
-    """The same effects as the ledger has them."""
+    """The same effects as they stand in the ledger."""
     return {
         claim.slug: ledger.recorded(claim).effects[0]
         for claim in chapter.CLAIMS

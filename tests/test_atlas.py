@@ -1,4 +1,4 @@
-"""The atlas: every chapter once, nothing over anything else."""
+"""The atlas has every chapter once, and nothing overlaps."""
 
 import itertools
 import math
@@ -48,7 +48,7 @@ def test_no_number_lies_over_another(view):
         apart = math.hypot(
             wide * (one[0] - other[0]), high * (one[1] - other[1])
         )
-        # a circle and its outline, and a pixel of air
+        # a circle, its outline and a pixel of space
         assert apart >= atlas.DOT + 3
 
 
@@ -125,7 +125,7 @@ def test_the_table_has_a_line_a_chapter_and_links_what_is_ready():
 def test_without_notebooks_what_is_ready_is_ready_and_opens_on_colab(
     monkeypatch, tmp_path
 ):
-    """As in a wheel, which holds `lab` and `data` alone."""
+    """As in a wheel, which holds only `lab` and `data`."""
     monkeypatch.setattr("lab.catalogue.ROOT", tmp_path)
     ready = sum(one.ready for one in CHAPTERS)
     assert ready >= 15

@@ -1,4 +1,4 @@
-"""A write that breaks off leaves the file before it, and nothing else."""
+"""A write that breaks off leaves the earlier file, and nothing else."""
 
 import errno
 import os

@@ -97,7 +97,7 @@ def test_summary_is_the_median_and_the_middle_three_fifths():
 
 
 class FakeGPU:
-    """Work given to a GPU takes time there, and none here."""
+    """Pretends that work takes time on a GPU, without any time here."""
 
     def __init__(self):
         self.ms = 0.0
@@ -155,10 +155,10 @@ def test_who_is_slow_leaves_the_rounds(monkeypatch):
     found = timing.in_turn(providers, "cpu", samples=10, seconds=0.5)
     assert {k: t.samples for k, t in found.items()} == {
         "quick": 10,
-        "slow": 4,  # the one that passes half a second is the last
-        "very": 3,  # the least
+        "slow": 4,  # the call that passes half a second is the last
+        "very": 3,  # the least number
     }
-    # two to warm up, one where a call takes long
+    # two calls to warm up, or one if a call takes long
     assert turns.count("slow") == 6 and turns.count("very") == 4
     # nobody is measured in a block of its own
     for i in (5, 8, 11):
@@ -448,7 +448,7 @@ def test_a_capture_that_fails_is_a_note_and_the_others_go_on(monkeypatch):
 
 
 def test_a_graph_is_captured_once_and_replayed(monkeypatch):
-    """With torch.cuda acted: what a GPU would do is to run the call again."""
+    """Fakes torch.cuda: a graph's replay runs the call again."""
     events = []
 
     class Graph:
@@ -484,7 +484,7 @@ def test_a_graph_is_captured_once_and_replayed(monkeypatch):
         ):
             assert columns["note"] == ""
             prepare()()
-        # once unmeasured, once checked, and once here
+        # one replay is not measured, one is checked, and one is done here
         assert events == ["capture", *["replay"] * 3, "graphed"]
 
 
@@ -530,7 +530,7 @@ def test_pieces_run_in_order_until_the_time_is_out():
 
 
 class Tied:
-    """Holds itself, as a peer's module may hold its tensors."""
+    """Refers to itself, as a peer's module may refer to its tensors."""
 
     def __init__(self):
         self.own = self
@@ -544,7 +544,7 @@ def test_what_a_piece_leaves_is_gone_before_the_next_one():
         left.append(weakref.ref(Tied()))
         yield row_of(key("a"), 1.0)
 
-    # it would pass by chance if the collector came by itself
+    # the test would pass by chance if the collector ran unasked
     gc.disable()
     try:
         pieces = [work.Piece([key("a")], leave)] * 2
@@ -563,7 +563,7 @@ def test_what_an_earlier_run_kept_is_not_measured_again():
             [piece("a", begun), piece("b", begun)], lambda: True, kept + half
         )
     )
-    assert begun == ["b"]  # half a piece is none: its rows belong together
+    assert begun == ["b"]  # half a piece is not kept: its rows go together
     assert [r["ms"] for r in rows] == [7.0, 8.0, 1.0, 2.0]
 
 
@@ -714,14 +714,14 @@ def test_rows_are_on_the_disk_before_the_run_ends(tmp_path, monkeypatch):
     run = record.Record(SHARED)
     run.add(line("a"))
     run.add(line("b"))
-    # here the process is killed: the table of before is whole
+    # here the process is killed: the earlier table is still complete
     assert old.read_text() == before
     assert [r["operation"] for r in table.recorded()] == ["old"]
     # cut short in the middle of a third row
     with open(run.part, "a") as file:
         file.write("c,c,float")
     assert [r["operation"] for r in table.read(run.part)] == ["a", "b"]
-    # a day later the same command goes on
+    # a day later the same command resumes
     again = record.Record(SHARED | {"date": "2026-11-27"})
     assert [r["operation"] for r in again.kept] == ["a", "b"]
     assert [r["ms"] for r in again.kept] == [1.5, 1.5]
@@ -784,7 +784,7 @@ def test_a_part_of_which_nothing_is_kept_lies_beside_the_table(
     assert record.Record(SHARED | {"commit": ""}).kept == []
     old = first.part.with_suffix(".old")
     assert [r["operation"] for r in table.read(old)] == ["a"]
-    # it is no table
+    # the old file does not count as a table
     assert table.recorded() == []
 
 
@@ -868,11 +868,11 @@ def test_who_takes_the_gpu_down_does_not_stand_in_the_way_of_others(
     begun, bad = three_pieces(tmp_path, monkeypatch, problem)
     assert suite.main(["--record"]) == 1
     assert "does not answer after b" in capsys.readouterr().out
-    # the table is written, as where time is over
+    # the table is written, as it is when time has run out
     notes = {r["operation"]: r["note"] for r in table.recorded()}
     assert notes["a"] == "" and notes["c"] == work.NO_TIME
     assert suite.main(["--record"]) == 1
-    # not in the place where it would end every run
+    # b comes last now, where it cannot end every run before the others
     assert begun == ["a", "b", "c", "b"]
     bad.clear()
     assert suite.main(["--record"]) == 0
@@ -925,7 +925,7 @@ def test_the_commit_is_empty_where_there_is_no_git(monkeypatch):
 
 @pytest.mark.parametrize("ms, expected", [(6, 1 / 36), (60, 1 / 100)])
 def test_fp32_in_parts_may_be_the_higher_roof(monkeypatch, ms, expected):
-    """Where six products in bf16 take less time than one in fp32."""
+    """Pretends that six products in bf16 take less time than one in fp32."""
     taken = {"copy": 1, "float32": 100, "bfloat16": ms}
     monkeypatch.setattr(
         timing,

@@ -1,4 +1,4 @@
-"""A verdict follows from the interval alone, and is kept whole."""
+"""A verdict follows from the interval alone, and is kept in full."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""The `lab` command: it comes at once, and mistakes are one sentence."""
+"""The `lab` command answers quickly, and a mistake gets one sentence."""
 
 import os
 import re
@@ -25,7 +25,7 @@ def lab(*words, cwd=None):
 
 @pytest.fixture
 def status(monkeypatch):
-    """`status(*words)` of the command, run in this process and at once."""
+    """`status(*words)` runs the command here and returns its exit status."""
 
     def run(*words):
         monkeypatch.setattr(sys, "argv", ["lab", *words])

@@ -1,4 +1,4 @@
-"""Every training of the lab is this one loop."""
+"""The one loop that trains every model of the lab."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def test_it_arrives(fused):
 
 
 def test_the_rate_rises_to_its_peak_and_falls():
-    # Adam's first steps are as long as its rate, whatever the slope
+    # Adam's first steps have the size of its rate, whatever the slope
     weight, path = torch.zeros(1, requires_grad=True), []
 
     def slope(_):

@@ -1,4 +1,4 @@
-"""The doctor's judgement, also of machines that are not here."""
+"""The doctor's judgement, even of machines that are not here."""
 
 import sys
 

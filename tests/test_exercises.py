@@ -1,4 +1,4 @@
-"""A right answer is accepted, a wrong one explained, none raises."""
+"""A right answer is accepted, a wrong one is explained, and none raises."""
 
 import numpy as np
 import pytest

@@ -174,7 +174,7 @@ def test_a_knob_that_refuses_its_value_takes_the_others_back():
         lambda height, share: lines(height),
         chapter="my notes/a b.ipynb",
         height=widgets.IntSlider(value=1, min=1, max=9),
-        # it has no bounds, so that only the knob itself can refuse
+        # this knob has no bounds, so only the knob itself can refuse
         share=widgets.FloatText(value=1.0),
     )
     with pytest.raises(Exception, match="expected a float"):
@@ -219,7 +219,7 @@ def test_ranges_grow_where_a_ghost_lies_and_keep_their_direction():
     both = beside(one(2, 3), one(5, 9))
     assert len(both.traces) == 2
     assert both.layout["yaxis"]["range"] == [4.5, -0.5]
-    # no ghost lies there
+    # no ghost lies on these axes
     assert both.layout["yaxis2"]["range"] == [0, 3]
 
 
@@ -357,7 +357,7 @@ def test_a_new_height_is_sent_with_a_width_that_follows_the_page(monkeypatch):
     for old, new in ((low, high), (high, low), (low, high)):
         bring(figure, picture(old), picture(new))
         assert picture(figure) == picture(new)
-    # plotly.js reads a height first, then that the width is its own affair
+    # plotly.js reads the height first, then that it may choose the width
     assert [[*one.items()] for one in sent] == [
         [("height", height), ("autosize", True)] for height in (400, 300, 400)
     ]
@@ -403,7 +403,7 @@ def test_a_run_without_a_front_end_leaves_a_picture_and_no_megabytes(
 def test_a_page_without_its_kernel_says_how_to_see_the_view(monkeypatch):
     monkeypatch.setenv("JPY_SESSION_NAME", "chapter.ipynb")
     view = explore(draw, chapter="02", **knobs())
-    # all that GitHub and nbconvert find in a notebook that JupyterLab saved
+    # GitHub and nbconvert find only this in a notebook that JupyterLab saved
     text = view._box._repr_mimebundle_()["text/plain"]
     assert text.startswith("Run this cell")
     assert text.endswith("kernel.")

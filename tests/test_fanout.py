@@ -1,4 +1,4 @@
-"""Jobs on Dask workers: errors, deaths and order, without notebooks."""
+"""Jobs on Dask workers, without notebooks: errors, deaths and order."""
 
 import os
 import signal
@@ -63,7 +63,7 @@ def test_a_lost_scheduler_is_one_sentence():
 
 
 class Last:
-    """A Ctrl-C arrives just as this is thrown away."""
+    """Sends a Ctrl-C at the moment when it is destroyed."""
 
     def __del__(self):
         signal.raise_signal(signal.SIGINT)
@@ -94,7 +94,7 @@ def test_ctrl_c_ends_a_second_chance(tmp_path):
         tries = tmp_path / "tries"
         with tries.open("a") as file:
             file.write("x")
-        # as often as Dask itself starts it again
+        # as often as Dask itself restarts it
         if tries.stat().st_size <= 4:
             os.kill(os.getpid(), signal.SIGKILL)
         (tmp_path / "alone").touch()

@@ -1,4 +1,4 @@
-"""Each archetype says in its title what its data say, and looks alike."""
+"""Each archetype's title says what its data say, and all look alike."""
 
 import subprocess
 import sys
@@ -20,7 +20,7 @@ ARMS = {
 }
 TABLES = {1: [[1, 0], [0, 1]], 2: [[0.5, 0.5], [0.3, 0.7]]}
 
-# every archetype at a small size, also the gallery of examples
+# every archetype at a small size; this is also the gallery of examples
 EXAMPLES = {
     "selection_bars": lambda: figures.selection_bars(P, {1, 3}, p=0.4),
     "histogram": lambda: figures.histogram([1, 6, 3], expected=1.0),
@@ -64,7 +64,7 @@ def figure(request):
 
 
 def test_plotly_knows_every_word_of_every_figure(figure):
-    # built without this check, since it costs a slider more than it can pay
+    # figures are built without this check, which is too slow for a slider
     go.Figure(figure.to_dict())
 
 
@@ -248,7 +248,7 @@ def test_curves_on_logarithmic_axes_are_labelled_where_measured():
     assert figure.layout.xaxis.type == "log"
     assert list(figure.layout.xaxis.tickvals) == [1, 4, 16]
     assert figure.layout.yaxis.type is None
-    # plotly wants the value for a line, and the exponent for a text
+    # on a log axis plotly wants a line's value, but a text's exponent
     assert figure.layout.shapes[0].x0 == 4
     assert figure.layout.annotations[0].x == pytest.approx(0.60206)
 
@@ -275,7 +275,7 @@ def test_bars_of_nothing_start_at_zero_and_have_no_sign():
 @pytest.mark.parametrize("side", ["above", "below"])
 def test_the_claimed_side_is_named_inside_the_figure(side):
     sign = 1 if side == "above" else -1
-    # beyond the threshold there is room for the label, or hardly any
+    # beyond the threshold there is room for the label, or hardly any room
     for effect, at_the_end in ((40 * sign, False), (-40 * sign, True)):
         seen = [effect] * 3
         figure = figures.effect(seen, *seen[:2], 0, side, "word", "it", "%")
@@ -411,12 +411,12 @@ def test_heat_has_one_name_whatever_its_levels():
         heat = [(0, 1, value)]
         figure = figures.tour_map(square, [0, 1, 2, 3], "t", heat=heat)
         named = [t for t in figure.data if t.showlegend and t.name == "heat"]
-        # plotly names no trace without a point
+        # plotly's legend leaves out a trace without a point
         assert len(named) == 1 and named[0].x
 
 
 def test_no_figure_waits_for_a_parser_of_web_addresses():
-    """It takes 1.3 s to import, and jsonschema can do without it."""
+    """The parser takes 1.3 s to import, and jsonschema can do without it."""
     calls = """
 import sys
 import lab.explore

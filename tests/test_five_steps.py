@@ -17,7 +17,7 @@ from lab.kernels.topk_gate import topk_gate
 from lab.tokens.capacity import within_capacity
 
 WORDS = list("abcdefgh")
-# everybody likes A best; then half of them B, the others D
+# all words prefer A; the second choice of half of them is B, of the others D
 LOGITS = torch.tensor([[3.0, 2.0, 0.0, 1.0]] * 4 + [[3.0, 1.0, 0.0, 2.0]] * 4)
 
 
@@ -38,7 +38,7 @@ def drawn(k=2, capacity=8):
 
 
 def first_page():
-    """The logits [12, 4] that notebook 00 draws this figure from."""
+    """The logits [12, 4] from which notebook 00 draws this figure."""
     path = ROOT / "notebooks" / "00-start-here.ipynb"
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     (words,) = ("".join(c["source"]) for c in cells if c["id"] == "words")
@@ -48,7 +48,8 @@ def first_page():
 
 
 def test_no_rounding_decides_on_the_first_page():
-    """Equal scores there are equal as written, not once balance is off."""
+    """Scores may be equal there as written, but not once a balance is
+    subtracted."""
     logits = [[Fraction(x) for x in row] for row in first_page().tolist()]
     means = [sum(column) / len(logits) for column in zip(*logits, strict=True)]
     for balance in (Fraction(n, 10) for n in range(1, 11)):
@@ -95,7 +96,7 @@ def test_every_word_sits_with_its_expert_in_order_of_arrival():
     assert flat[8:16] == ["a", "b", "c", "", "", "", "", ""]
     assert flat[16:24] == [""] * 8
     assert flat[24:32] == ["e", "f", "g", "", "", "", "", ""]
-    # a seat that does not exist is empty, a free one is pale
+    # a place without a seat is blank, a free seat is pale
     seats = [value for row in rooms.z for value in row]
     assert seats[16:24] == [-1, -1, -1, None, None, None, None, None]
 

@@ -16,7 +16,7 @@ def drawn_lines(figure, kind):
 
 def test_a_flow_between_groups_is_drawn_as_a_change():
     figure = stage_flow(FLOWS, GROUPS, "a title")
-    # 8 and 4 change the group at first, then 1 and 2; another 1 stays
+    # 8 and 4 change group in the first step, 1 and 2 in the second; 1 stays
     assert drawn_lines(figure, "changes the group") == [0, 2, 1, 1]
     assert drawn_lines(figure, "stays on its group") == [0, 1, 0, 0]
 

@@ -1,4 +1,4 @@
-"""A figure is live only where somebody can move it."""
+"""A figure is live only if somebody can move it."""
 
 import sys
 import types

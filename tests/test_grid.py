@@ -1,4 +1,4 @@
-"""Parameter values as they are written on the command line."""
+"""Parameter values as one writes them on the command line."""
 
 import pytest
 

@@ -74,7 +74,7 @@ def test_notebooks_are_read_as_utf_8_on_every_system(
     read = Path.read_text
 
     def read_text(path, encoding=None):
-        # what a Windows of the West takes where nothing is said
+        # what Windows uses in Western countries if no encoding is given
         return read(path, encoding=encoding or "cp1252")
 
     monkeypatch.setattr(Path, "read_text", read_text)
@@ -171,7 +171,7 @@ if top_k == 2 and not flag.exists():
     assert (tmp_path / "killed").exists()
     assert (done.done, done.total, done.failed) == (6, 6, {})
     table = pandas.read_parquet(done.table)
-    # the grid's order, whatever the order of finishing
+    # the order of the grid, whichever run finishes first
     assert list(table.columns[:3]) == ["top_k", "alpha", "load"]
     assert table.top_k.tolist() == [1, 1, 2, 2, 3, 3]
     assert table.load.tolist() == [0.5, 1.0, 1.0, 2.0, 1.5, 3.0]

@@ -1,4 +1,4 @@
-"""Many verdicts in one figure: right of the line is as claimed."""
+"""Many verdicts in one figure: to the right of the line is as claimed."""
 
 import pytest
 

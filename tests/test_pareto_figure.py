@@ -1,4 +1,4 @@
-"""The plane of cost and quality, and the bars of who does the work."""
+"""The plane of cost and quality, and the bars of how work is shared."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Scores are printed and kept, and only what JSON can hold."""
+"""Scores are printed and kept if JSON can hold them, else refused."""
 
 import json
 import math

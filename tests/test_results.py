@@ -1,4 +1,4 @@
-"""The folder of a sweep: what breaks off leaves nothing in the way."""
+"""The folder of a sweep: a sweep that breaks off leaves no obstacle."""
 
 import os
 from pathlib import Path
@@ -32,7 +32,7 @@ def test_a_start_on_a_full_disk_can_be_repeated(
         results.open_folder(folder, notebook, GRID)
     assert list(folder.iterdir()) == []
     results.open_folder(folder, notebook, GRID)
-    # and as a kill would leave it, in the midst of the first file
+    # and as a kill in the middle of the first file would leave it
     os.replace(folder / "sweep.json", folder / ".part-x1")
     (folder / "results").rmdir()
     results.open_folder(folder, notebook, GRID)

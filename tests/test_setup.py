@@ -17,7 +17,7 @@ EXTRAS = PROJECT["project"]["optional-dependencies"]
 CORE = PROJECT["project"]["dependencies"]
 # conda-forge's name for the CPU build
 CONDA = {"pytorch-cpu": "torch"}
-# these come from PyPI on Binder as well
+# these come from PyPI even on Binder
 FROM_PIP = {"kaleido", "triton"}
 
 
@@ -88,7 +88,7 @@ def test_condas_environment_is_the_package_itself():
 
 
 def test_the_extras_name_no_package_twice():
-    # but ipywidgets: Colab keeps its own, JupyterLab needs a newer one
+    # except ipywidgets: Colab keeps its own, JupyterLab needs a newer one
     names = [re.match(r"[a-z-]+", x).group() for x in CORE]
     for extra in EXTRAS.values():
         names += [re.match(r"[a-z-]+", x).group() for x in extra]

@@ -1,4 +1,4 @@
-"""What is shown is what stands in the file, with its place."""
+"""The source that is shown is that of the file, with its place."""
 
 import functools
 import inspect

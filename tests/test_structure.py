@@ -1,4 +1,4 @@
-"""Each rule for notebooks notices when it is broken."""
+"""Each rule for notebooks reports when it is broken."""
 
 import json
 

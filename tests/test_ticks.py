@@ -1,4 +1,4 @@
-"""A knob of several ticks, by hand and by code."""
+"""A knob of several tick boxes, moved by hand and by code."""
 
 import ipywidgets as widgets
 import pytest

@@ -1,4 +1,4 @@
-"""A view on a GPU draws ahead in idle moments, and never in others."""
+"""A view on a GPU draws ahead in idle moments, and at no other time."""
 
 import asyncio
 import threading
@@ -21,7 +21,7 @@ from lab.warm_up import IDLE, MOST, WarmUp, ahead, others, stops
 
 
 class Loop:
-    """An event loop whose time passes when a test says so."""
+    """An event loop whose time passes only when a test says so."""
 
     def __init__(self):
         self.timers = []
@@ -31,7 +31,7 @@ class Loop:
         timer = SimpleNamespace(seconds=seconds, call=call)
 
         def cancel():
-            # asyncio, too, lets one that has fired be cancelled
+            # asyncio, too, lets one cancel a timer that has fired
             if timer in self.timers:
                 self.timers.remove(timer)
 
@@ -104,7 +104,7 @@ def test_a_move_makes_it_wait_again(shell):
     warming = warm(shell)
     shell.events.trigger("post_run_cell", None)
     shell.loop.fire()
-    # a timer is set in the loop's own thread only; a move may come from any
+    # a timer is set only in the loop's own thread; a move may come from any
     warming.rest()
     assert shell.loop.asked == 1
     assert shell.loop.fire() == IDLE
@@ -188,7 +188,7 @@ def test_only_a_live_view_on_a_gpu_warms_up(
     if warms:
         shell.loop.fire()
         assert shell.drawn[1:] == [(1, True)]
-        # and the first move makes it wait
+        # and the first move makes the drawing wait
         assert shell.loop.timers[0].seconds == 0
         view._controls["k"].value = 4
         assert shell.loop.timers[0].seconds == IDLE
@@ -201,7 +201,7 @@ def test_idle_moments_are_noticed_in_a_cell_beside_an_event_loop(monkeypatch):
     def in_a_loop():
         return asyncio.run(cell())
 
-    # the tests of the browser leave a loop in the thread that ran them
+    # the browser tests leave an event loop in the thread that ran them
     with ThreadPoolExecutor(1) as fresh:
         monkeypatch.setattr(warm_up, "get_ipython", lambda: object())
         assert fresh.submit(in_a_loop).result()

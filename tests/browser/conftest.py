@@ -12,13 +12,13 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="session")
 def screenshots():
-    """Where pictures go, to be looked at: `build/screenshots`."""
+    """The folder for pictures to look at: `build/screenshots`."""
     return Path(os.environ.get("SCREENSHOTS", ROOT / "build/screenshots"))
 
 
 @pytest.fixture(scope="session")
 def notebooks(tmp_path_factory):
-    """A copy of the notebooks: JupyterLab saves what it has opened."""
+    """A copy of the notebooks, because JupyterLab saves what it opens."""
     copy = tmp_path_factory.mktemp("copy") / "notebooks"
     return shutil.copytree(ROOT / "notebooks", copy)
 
@@ -42,7 +42,7 @@ def browser():
 
 @pytest.fixture(scope="module")
 def start(browser, tmp_path_factory):
-    """`start(folder)` is a running JupyterLab; all are stopped at the end."""
+    """`start(folder)` returns a running JupyterLab; all stop at the end."""
     running = []
 
     def start(folder):
@@ -57,9 +57,9 @@ def start(browser, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def open_notebook(browser):
-    """`open_notebook(server, path)` is an open `Notebook`, kernel idle.
+    """`open_notebook(server, path)` returns a `Notebook` with an idle kernel.
 
-    The page is as wide as a laptop's, the file browser stays open.
+    The page is as wide as a laptop's, and the file browser stays open.
     """
     contexts = []
 

@@ -1,7 +1,7 @@
-"""JupyterLab in a real browser: what a reader does, as functions.
+"""JupyterLab in a real browser, with functions for what a reader does.
 
-`Server` starts JupyterLab on a folder, `Notebook` is one open notebook in a
-page. Used by the tests of this folder, for every chapter.
+`Server` starts JupyterLab on a folder, and `Notebook` is one open notebook in
+a page. The tests of this folder use them for every chapter.
 """
 
 import json
@@ -141,7 +141,7 @@ class Notebook:
         raise TimeoutError(f"the kernel was not idle after {timeout} s")
 
     def _take_kernel(self):
-        """A fresh server sometimes asks for a kernel, over the notebook."""
+        """Answer the dialog in which a fresh server asks for a kernel."""
         dialog = self.page.locator(".jp-Dialog")
         if dialog.count():
             dialog.locator("button.jp-mod-accept").first.click()
@@ -149,8 +149,8 @@ class Notebook:
     def _wait_for_kernel(self, server, timeout=120):
         """Wait until the page is connected to a kernel that is idle.
 
-        Before, the page shows an idle kernel too, and cells run then may be
-        forgotten.
+        Before that, the page shows an idle kernel too, but cells that are run
+        then may be forgotten.
         """
         kernels, end = [], time.monotonic() + timeout
         while time.monotonic() < end:
@@ -158,7 +158,7 @@ class Notebook:
             try:
                 kernels = server.ask("api/kernels")
             except OSError:
-                # the server cannot say while a kernel starts
+                # the server cannot answer while a kernel starts
                 kernels = []
             for one in kernels:
                 if one["connections"] and one["execution_state"] == "idle":
@@ -168,7 +168,7 @@ class Notebook:
 
     def run_all(self, timeout=180):
         """Run > Run All Cells, and wait until the last one is done."""
-        # in the menu, not where a notebook speaks of it
+        # in the menu, not where a notebook mentions it
         self.page.click(".lm-MenuBar-itemLabel >> text=/^Run$/")
         self.page.click(".lm-Menu-itemLabel >> text=/^Run All Cells$/")
         time.sleep(0.5)
@@ -183,7 +183,7 @@ class Notebook:
         ).all_inner_texts()
 
     def figures(self):
-        """Title and traces of each figure that is drawn, as plotly has it."""
+        """Title and traces of each drawn figure, as plotly holds them."""
         return self.page.evaluate(FIGURES)
 
     def live_figure(self):
@@ -204,7 +204,7 @@ class Notebook:
         handle = self.slider(description)
         handle.scroll_into_view_if_needed()
         for _ in range(times):
-            # focuses each time: JupyterLab moves the focus when it likes
+            # press() sets the focus each time: JupyterLab may have moved it
             handle.press(key)
 
     def at_end(self, description):
@@ -256,7 +256,7 @@ class Notebook:
             self.page.keyboard.press(key)
             self.page.wait_for_function("() => window.labMoved !== null")
             times.append(self.page.evaluate("() => window.labMoved"))
-            # until the kernel has said that it is idle again
+            # until the kernel has reported that it is idle again
             time.sleep(0.15)
         return times
 

@@ -1,4 +1,4 @@
-"""Every chapter as a reader meets it: opened, run, its first knob moved."""
+"""Every chapter is opened, run, and its first knob moved, as by a reader."""
 
 import pytest
 
@@ -27,7 +27,7 @@ def test_a_chapter_runs_and_its_first_knob_moves_the_figure(
     knob = notebook.panel.locator(".widget-slider .widget-label").first
     name = knob.inner_text()
     notebook.press(name, "Home" if notebook.at_end(name) else "End")
-    # patient, for a machine that is busy with other tests
+    # patiently, because the machine may be busy with other tests
     for _ in range(600):
         if notebook.figures() != before:
             break
@@ -37,5 +37,5 @@ def test_a_chapter_runs_and_its_first_knob_moves_the_figure(
     assert len(moved) == 1, f"{name} changed {len(moved)} figures"
     assert notebook.errors() == []
     notebook.screenshot(screenshots, f"chapter-{chapter.number}-moved")
-    # a kernel of 300 MB each would fill a small machine
+    # the kernels, of 300 MB each, would fill a small machine
     notebook.page.context.close()

@@ -1,4 +1,4 @@
-"""A reader opens a notebook, runs it, moves a slider, and sees it move."""
+"""A reader opens a notebook, runs it, and sees the figure follow a slider."""
 
 import statistics
 
@@ -113,7 +113,7 @@ def test_knobs_have_names_and_drop_downs_their_keys(notebook):
     chooser = notebook.panel.get_by_role("combobox", name="loss", exact=True)
     chooser.focus()
     cells = notebook.panel.locator(".jp-Cell").count()
-    # JupyterLab would go to the next cell, and make a new one
+    # JupyterLab would go to the next cell and insert a new one
     for key in ("ArrowDown", "b"):
         chooser.press(key)
     notebook.wait_for_title("ordinary loss")
@@ -180,7 +180,7 @@ def test_the_figure_follows_the_width_of_its_place(notebook):
 
 
 def test_in_a_narrow_place_the_figure_scrolls(notebook):
-    # its texts would run into each other
+    # a narrower figure's texts would run into each other
     usual = notebook.page.viewport_size
     notebook.page.set_viewport_size(usual | {"width": 900})
     notebook.page.wait_for_function(f"() => ({WIDTHS})().figure === 700")

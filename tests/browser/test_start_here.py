@@ -24,8 +24,8 @@ def live(notebook):
 
 def wait_for(notebook, text):
     for _ in range(600):
-        # what is drawn late above moves the figure out of sight, and
-        # JupyterLab takes cells that are out of sight from the page
+        # figures above that are drawn late push this one out of sight, and
+        # JupyterLab removes cells that are out of sight from the page
         notebook.slider("balance").scroll_into_view_if_needed()
         if text in live(notebook):
             return

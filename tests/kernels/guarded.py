@@ -1,10 +1,10 @@
-"""Memory that tells when a kernel reads or writes where it should not.
+"""Memory that shows when a kernel reads or writes where it should not.
 
 Inputs lie between guard regions that would spoil the result if they were
-read. Inside a `Guarded` block the outputs lie between guards too, and what
-comes from ``torch.empty`` is poisoned, so a forgotten store shows. In the
-interpreter a read of a guard shows too, whatever becomes of what was read: on
-a GPU it may lie outside the memory.
+read. Inside a `Guarded` block the outputs lie between guards too, and memory
+from ``torch.empty`` is poisoned, so a forgotten store shows. In the
+interpreter every read of a guard shows, even if the value is not used: on a
+GPU that address may lie outside the memory.
 """
 
 from unittest.mock import patch
@@ -46,7 +46,7 @@ def guards(buffer: Tensor) -> list:
 
 
 class Guarded(TorchFunctionMode):
-    """Puts guards around what a launcher allocates and looks after them."""
+    """Puts guards around what a launcher allocates and watches them."""
 
     def __init__(self):
         super().__init__()
@@ -70,7 +70,7 @@ class Guarded(TorchFunctionMode):
         return super().__exit__(*problem)
 
     def in_a_guard(self, addresses) -> bool:
-        # every second gap between the edges is a guard
+        # of the gaps between the edges, every second one is a guard
         gaps = np.searchsorted(self.edges, addresses, side="right")
         return bool((gaps % 2).any())
 

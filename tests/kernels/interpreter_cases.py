@@ -1,9 +1,9 @@
-"""Kernels that lean on what the faster interpreter replaces.
+"""Kernels that use the operations which the faster interpreter replaces.
 
-Run as ``python tests/kernels/interpreter_cases.py`` it prints, for each, the
-CPU milliseconds of Triton's own interpreter and of the faster one, and exits
-with an error if a single bit of their results differs. (Triton 3.6's own
-interpreter cannot run the top-p gate with NumPy 2.4, the faster one can.)
+``python tests/kernels/interpreter_cases.py`` prints, for each kernel, the CPU
+milliseconds of Triton's own interpreter and of the faster one, and exits with
+an error if a single bit of their results differs. (Triton 3.6's own
+interpreter cannot run the top-p gate with NumPy 2.4; the faster one can.)
 """
 
 import os

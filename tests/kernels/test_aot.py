@@ -24,7 +24,7 @@ def test_no_kernel_costs_more_than_recorded():
 def test_no_kernel_spills_under_a_triton_that_people_have(triton):
     rows = [row for key, row in aot.read_ledger().items() if key[-1] == triton]
     assert rows, f"record Triton {triton}: see lab/aot.py"
-    # the matrix units of a row can be told from the installed Triton only
+    # only the installed Triton can tell whether a row should use matrix units
     assert not [found for row in rows for found in aot.faults(row, row, False)]
 
 

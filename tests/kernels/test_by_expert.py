@@ -31,7 +31,7 @@ def test_one_call_computes_what_the_loop_does(monkeypatch, load, K, N, dtype):
     for one, call in zip(found, calls, strict=True):
         loop = call()
         assert one.shape == loop.shape
-        # an expert without rows has no gradient, and not whatever was there
+        # the gradient of an expert without rows is 0, not what memory held
         assert torch.equal(one, loop)
 
 

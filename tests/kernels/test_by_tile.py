@@ -1,7 +1,7 @@
-"""Products whose tiles a GPU copies by itself, or the interpreter for it.
+"""Products whose tiles the GPU itself copies, or the interpreter in its place.
 
-A descriptor knows nothing of experts: what lies beyond an expert's last row
-belongs to the next one, or to nobody, and must not reach a result.
+A descriptor knows nothing of experts: rows beyond an expert's last one belong
+to the next expert, or to none, and must not reach a result.
 """
 
 import pytest
@@ -17,7 +17,8 @@ by_tile = pytest.mark.skipif(
     runtime.target(torch.empty(0, device=DEVICE)) not in forward.HOPPER,
     reason="this GPU copies no tiles",
 )
-# none, more than a tile of 128, some, and rows that belong to nobody
+# rows of the four experts: none, more than a tile of 128, a few, and many;
+# the last of the 320 rows belong to no expert
 OFFSETS = torch.tensor([0, 0, 130, 137, 300], dtype=torch.int32).to(DEVICE)
 ROWS, E = 320, 4
 LARGEST = Tiles(128, 256, 64, 8, 4)
@@ -65,7 +66,7 @@ def test_sums_over_rows_take_none_of_the_next_expert(gather):
     T, S = 200, 2
     a = normal(T if gather else ROWS, 128).half()
     b = normal(ROWS, 256).half()
-    # the last expert learns from what is no number, and nobody else
+    # the last expert learns from NaN, and no other expert may
     b[OFFSETS[-2] :] = float("nan")
     if not gather:
         a[OFFSETS[-2] :] = float("nan")
@@ -82,7 +83,7 @@ def test_sums_over_rows_take_none_of_the_next_expert(gather):
 @pytest.mark.parametrize("rows", [1, 3, 16, 17, 40])
 @pytest.mark.parametrize("experts", [1, 3])
 def test_every_tile_has_one_program(rows, experts):
-    """More rows of tiles than one group, and more columns than one."""
+    """Some cases have several groups of rows of tiles, all several columns."""
     tiles = Tiles(16, 16, 16, 4, 2)
     ends = [0, *(rows * 16 * (e + 1) - e for e in range(experts))]
     offsets = torch.tensor(ends, dtype=torch.int32, device=DEVICE)
@@ -103,6 +104,6 @@ def test_what_a_gpu_cannot_copy_by_itself_goes_by_pointers():
     assert not suits(a.float(), weight.float(), LARGEST)
     assert not suits(a, weight[:, :, :257].contiguous(), LARGEST)
     assert not suits(a, weight[:, :, :256], LARGEST)  # no dense rows
-    assert not suits(a, weight, LARGEST._replace(k=96))  # 128 is no multiple
+    assert not suits(a, weight, LARGEST._replace(k=96))  # does not divide 128
     odd = torch.empty(ROWS * 128 + 1, device=DEVICE).half()[1:].view(ROWS, 128)
-    assert not suits(odd, weight, LARGEST)  # begins at 2 bytes
+    assert not suits(odd, weight, LARGEST)  # begins 2 bytes too late

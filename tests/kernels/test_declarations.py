@@ -290,8 +290,8 @@ def test_operator_is_registered_properly(declaration, example):
     for function, args, kwargs in calls(declaration, example):
         checks = ["test_schema", "test_autograd_registration"]
         checks += ["test_faketensor"]
-        # opcheck's fourth check adds all outputs up, integers first if they
-        # come first, and cannot; the test below does its work instead
+        # opcheck's fourth check adds up all outputs and fails if integers
+        # come first; the test below does its work instead
         torch.library.opcheck(function, args, kwargs, test_utils=checks)
 
 
@@ -310,7 +310,7 @@ def floats_and_gradients(function, args, kwargs):
 
 @pytest.fixture
 def filled_memory():
-    """Fresh memory holds NaN, and so does what a kernel leaves open.
+    """Fresh memory holds NaN, and so does what a kernel leaves unwritten.
 
     PyTorch fills it as part of its deterministic algorithms.
     """
@@ -342,7 +342,7 @@ def layouts(result):
     return [(x.shape, x.dtype, x.stride()) for x in result]
 
 
-# what an operator runs on a GPU, and here on the tensors of a CPU
+# selects what an operator runs on a GPU, here for tensors of a CPU
 ON_GPU = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
 
 
@@ -361,7 +361,7 @@ def test_shapes_are_known_without_running(declaration, example):
         with torch.no_grad():
             by_kernels = function.redispatch(ON_GPU, *args, **kwargs)
         assert layouts(by_kernels) == layouts(fake)
-        # no result is a view of another one, or that one itself
+        # no result shares its memory with another one
         alone = isinstance(by_kernels, Tensor)
         results = [by_kernels] if alone else by_kernels
         memory = {x.untyped_storage()._cdata for x in results}

@@ -1,7 +1,7 @@
-"""Loads without masks are only taken where the tiles cover the sizes.
+"""Loads without masks are only used where whole tiles make up the sizes.
 
-Elsewhere they would read past the end of a tensor, which no result shows:
-what comes of it is not stored.
+Elsewhere they would read past the end of a tensor. No result shows that,
+because what is computed from those reads is not stored.
 """
 
 import pytest
@@ -16,7 +16,7 @@ PAIRS = torch.arange(5, dtype=torch.int32)
 
 
 class Recorder:
-    """Stands for a kernel and remembers the switches of its launch."""
+    """Takes the place of a kernel and remembers the switches of its launch."""
 
     def __getitem__(self, grid):
         def launch(*arguments, **switches):
@@ -53,7 +53,7 @@ def weight(M, N):
 @pytest.mark.parametrize(
     "module, kernel, launch, first, second",
     [
-        # the second size of the first product: gates and partners, 16 each
+        # the first product's tile of 32 columns has 16 gates and 16 partners
         (forward, "expert_up_kernel", up, 16, 16),
         (forward, "expert_product_kernel", product, 16, 32),
         (backward, "expert_hidden_backward_kernel", hidden, 16, 32),

@@ -49,7 +49,7 @@ def logits(draw, tokens=(0, 12), experts=(1, 20)):
 
 @st.composite
 def distinct_logits(draw):
-    """[T, E] with all entries of a row far enough apart to be no tie."""
+    """[T, E] with the entries of a row so far apart that there are no ties."""
     T, E = draw(st.integers(1, 12)), draw(st.integers(2, 20))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     rows = [torch.randperm(E, generator=generator) for _ in range(T)]
@@ -206,7 +206,8 @@ def test_a_nan_anywhere_is_refused_on_a_cpu(z, data):
 @CASES
 @given(logits(tokens=(1, 12), experts=(2, 20)), st.data(), st.booleans())
 def test_kernels_take_what_is_no_number_for_the_lowest(z, data, negative):
-    # a GPU cannot look for NaN without stalling, so the kernels define it
+    # a GPU cannot look for NaN without stalling, so the kernels define what
+    # it means
     T, E = z.shape
     bad = data.draw(st.integers(0, E - 1), label="expert")
     z[:, bad] = -float("inf") if negative else float("nan")

@@ -41,8 +41,8 @@ def farthest(found, ids_and_size):
 
 
 def tf32_dot(self, a, b, total, precision, *_):
-    """A product as a matrix unit makes it: 11 bits of a factor, and of the
-    sum what fits, the rest cut off."""
+    """A product as a matrix unit makes it: of each factor it takes 11 bits,
+    and of the sum it cuts off what does not fit."""
     a, b = a.data, b.data
     if precision.name == "TF32":
         a, b = (
@@ -60,7 +60,7 @@ def tf32_dot(self, a, b, total, precision, *_):
     "dtype", [torch.float32, torch.float16, torch.bfloat16]
 )
 def test_each_link_is_as_exact_as_in_fp32(monkeypatch, dtype):
-    """In two parts it would be 4e-7, in one 8e-4."""
+    """With sizes split into two parts the error would be 4e-7, in one 8e-4."""
     if runtime.INTERPRETED:
         monkeypatch.setattr(InterpreterBuilder, "create_dot", tf32_dot)
     given = fabric(dtype)
@@ -82,7 +82,7 @@ def test_each_gpu_multiplies_in_its_own_way(
     monkeypatch.setattr(runtime, "target", lambda tensor: target)
     tile = blocks(8, 8, torch.float32, target)
     assert (tile["PRECISION"], tile["PARTS"]) == (precision, parts)
-    # 11 bits or fewer need no parts
+    # numbers of 11 bits or fewer need not be split
     assert blocks(8, 8, torch.float16, target)["PARTS"] == 1
     given = fabric()
     if precision == "ieee" or runtime.triton_has_tensor_cores(given[0]):

@@ -95,7 +95,7 @@ def test_backward_kernels_chain_to_the_gradient_of_the_layer(gate, activation):
     grad = torch.randn(
         tokens.shape, generator=torch.Generator().manual_seed(1)
     )
-    # of rows without a slot, memory is left as it was: here full of NaN
+    # the kernels leave rows without a slot unwritten: here they hold NaN
     with Guarded():
         found = backward_by_kernels(
             tokens, chosen, w_up, w_down, activation, grad
@@ -117,8 +117,8 @@ def test_backward_kernels_chain_to_the_gradient_of_the_layer(gate, activation):
 
 
 def launcher():
-    """The class whose calls are launches; Triton must not be imported before
-    the lab, which sets its switches."""
+    """The class whose calls are launches. It is imported here because the lab,
+    which sets Triton's switches, must be imported before Triton."""
     from triton.runtime import interpreter
 
     return interpreter.GridExecutor
@@ -146,7 +146,7 @@ class Launches:
 def test_launches_do_not_depend_on_the_number_of_experts(
     monkeypatch, experts, tokens, forward
 ):
-    # two slots each: interpreted, as many tokens as are not few take minutes
+    # two slots per token; interpreted, the true limit would take minutes
     monkeypatch.setattr("lab.kernels.dispatch.few", lambda experts: 140)
     inputs = case(T=tokens, E=experts)
     launches = Launches(monkeypatch)
@@ -157,7 +157,7 @@ def test_launches_do_not_depend_on_the_number_of_experts(
 
 
 class NoWaiting(TorchDispatchMode):
-    """Refuses what would make the host wait for a GPU."""
+    """Refuses operators that would make the host wait for a GPU."""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name = function.name()
@@ -172,7 +172,8 @@ class NoWaiting(TorchDispatchMode):
 )
 def test_a_layer_with_bounded_rows_never_waits(monkeypatch, gate, bound):
     inputs = case(gate)
-    # only the host's side runs, as Triton's interpreter itself reads numbers
+    # only the host's side runs, because Triton's interpreter would read
+    # numbers itself
     monkeypatch.setattr(launcher(), "__call__", lambda *args, **kwargs: None)
     with NoWaiting():
         moe_layer_triton(*inputs, bound)
@@ -264,7 +265,7 @@ def test_a_bound_on_the_rows_changes_nothing(layer):
 
 @interpreted
 def test_rows_beyond_a_broken_bound_count_as_empty():
-    """What a GPU does, which cannot look: drop the last rows, read no more."""
+    """A GPU cannot check the bound: it drops the last rows, reads no more."""
     tokens, gate, w_up, w_down, activation = case()
     rows = dispatch_triton(gate.experts, len(w_up)).rows
     bound = int(rows.max()) - 4
@@ -294,7 +295,7 @@ class Calls(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
     def arguments(self, name):
-        """Those of all calls of one operator."""
+        """The arguments of all calls of one operator."""
         return [a for f, a in self.made if f.name() == f"lab::{name}"]
 
 
@@ -321,7 +322,7 @@ def test_only_the_gradients_that_are_wanted_are_computed(learning):
     for name in learning:
         assert torch.equal(alone[name], expected[name]), name
         assert torch.equal(watched[name], expected[name]), name
-    # once forward: the experts are not computed again
+    # one call forward: the experts are not computed again
     ((*_, keep),) = calls.arguments("moe_layer")
     assert keep == (learning != ("weights",))
     ((*_, wanted),) = calls.arguments("moe_layer_backward")
@@ -346,7 +347,7 @@ def test_the_gradients_are_those_of_the_reference(gate):
 
 
 def operators(dtype):
-    """Both operators and their arguments, of which the forward one's learn."""
+    """Both operators with their arguments; those of the forward one learn."""
     _, calls = gradients(LEAVES, Calls)
     for function, args in calls.made:
         if "moe_layer" in function.name():
@@ -366,9 +367,9 @@ def test_both_operators_are_registered_properly():
     for function, args in operators(torch.float64):
         torch.library.opcheck(function, args)
         if function.name() == "lab::moe_layer":
-            # who calls it without what backward needs gets it all the same
+            # without keep, the backward pass computes again what it needs
             torch.library.opcheck(function, [*args[:-1], False])
-            # only the first result is for others than the backward pass
+            # the other results are only for the backward pass
             learns = [x.requires_grad for x in function(*args)]
             assert learns == [True, False, False]
 

@@ -1,4 +1,4 @@
-"""What is infinite or NaN spoils what it belongs to, and nothing else."""
+"""An infinite number or NaN spoils what it belongs to, and nothing else."""
 
 import math
 
@@ -36,7 +36,7 @@ INF, NAN = math.inf, math.nan
 @pytest.mark.parametrize("p", [0.4, 1.0])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_topp_in_16_bits_chooses_as_in_fp32(dtype, p):
-    # of logits that share a number with their column
+    # a logit of 16 bits shares an integer with its column
     logits = torch.tensor(
         [[INF, 0, 1, 2], [NAN] * 4, [-INF] * 4, [NAN, 1, INF, -INF]],
         device=DEVICE,
@@ -189,5 +189,5 @@ def test_what_is_looked_at_before_an_operation():
 
     assert runtime.may_look(torch.empty(3))
     assert not runtime.may_look(anywhere(torch.float32))
-    # there the references compute, which count on numbers that were checked
+    # in float64 the references compute, and they rely on checked numbers
     assert runtime.may_look(anywhere(torch.float64))

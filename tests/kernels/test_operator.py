@@ -1,4 +1,4 @@
-"""What registering an operation as an operator of PyTorch must not cost."""
+"""Registering an operation as an operator of PyTorch must not cost these."""
 
 import contextlib
 import subprocess
@@ -77,7 +77,7 @@ class Seen(TorchDispatchMode):
 
 
 class Watched(Tensor):
-    """A tensor around another one, told of every operator it meets."""
+    """A tensor around another one that records every operator it meets."""
 
     names = []
 
@@ -230,7 +230,7 @@ def test_autocast_changes_no_dtype_at_any_size(H, F):
 
 
 class OnGPU:
-    """As much of a tensor as tells where it is."""
+    """The part of a tensor that says where it is."""
 
     is_cuda = True
 

@@ -1,8 +1,8 @@
 """Every kernel at sizes and strides that nobody chose, from its declaration.
 
-Hypothesis draws them, the same ones at each run (derandomized). An example
-is what its author thought of; a list that only overflows at some sizes, or
-ties that only some rows have, are not.
+Hypothesis draws them, the same ones at each run (derandomized). Examples hold
+only what their author thought of, and not a list that overflows at some sizes
+alone, or ties that only some rows have.
 """
 
 import pytest
@@ -24,16 +24,16 @@ from torch import Tensor
 from lab.kernels.declaration import all_declarations
 from lab.kernels.expert_mlp import ACTIVATIONS
 
-CASES = 20  # of each kernel; on a GPU each is compiled anew
-# Triton's interpreter cuts bf16 off instead of rounding: one unit in the last
-# place may be a 128th of the largest entry, while the declarations' tolerance
-# is for their own examples
+CASES = 20  # of each kernel; on a GPU each one needs a new compilation
+# Triton's interpreter cuts bf16 off instead of rounding. One unit in the last
+# place may be a 128th of the largest entry; the declarations' tolerances are
+# meant for their own examples
 ONE_UNIT = {torch.bfloat16: 2**-7}
 
 flags = st.booleans()
 shares = st.sampled_from([0.0, 0.3, 0.9, 1.0])
 widths = st.integers(1, 70)
-# mostly of one block, some of several
+# mostly one block, sometimes several
 columns = st.one_of(st.integers(1, 140), st.integers(1, 1200))
 
 
@@ -66,7 +66,7 @@ def slots(tokens: int, experts: int, most: int, **others):
 
 
 def wanted(gradients: int):
-    """Which of the gradients, at least one."""
+    """Which of the gradients are wanted; at least one."""
     choice = st.tuples(*[flags] * gradients)
     return choice.filter(any)
 
@@ -90,7 +90,7 @@ def adapters(**others):
 
 
 def neighbours():
-    # on a small side many cities are equally far
+    # if the side is small, many cities are equally far away
     sides = st.sampled_from([1, 6, 12, 25, 50, 1000, 2**30])
     cities = st.one_of(upto(40, 2), upto(160, 100))
     return cities.flatmap(
@@ -207,7 +207,7 @@ def test_every_kernel_has_sizes():
     deadline=None,
     database=None,
     max_examples=CASES,
-    # a failure's sizes are small already; to shrink them takes minutes
+    # a failure's sizes are small already; shrinking them would take minutes
     phases=[Phase.generate],
     suppress_health_check=list(HealthCheck),
 )

@@ -1,7 +1,7 @@
 """Rules that the kernels' source must keep, checked on the source itself.
 
-Each guards against a mistake that no test on a CPU can show: interpreter and
-GPU disagree about it, or it only costs time.
+Each guards against a mistake that no test on a CPU can show, because the
+interpreter and a GPU treat it differently or because it only costs time.
 """
 
 import ast
@@ -16,10 +16,10 @@ from lab.kernels.declaration import all_declarations
 FILES = sorted(pathlib.Path(lab.kernels.__path__[0]).glob("*.py"))
 TREES = {file.name: ast.parse(file.read_text()) for file in FILES}
 
-# (file, function) that may stall the GPU: the reason
+# the functions that may stall the GPU, as (file, function): reason
 MAY_SYNCHRONISE: dict[tuple[str, str], str] = {}
 
-# pointers to what is fp32 whatever the dtype of the tokens
+# pointers to values that are fp32 whatever the dtype of the tokens
 ALWAYS_FP32 = {"weights_ptr", "grad_weights_ptr"}
 
 
@@ -77,7 +77,7 @@ def pointers(kernel, expression):
 
 
 def integer_pointers():
-    """The names that the declarations give a pointer to integers."""
+    """The names that the declarations give to pointers to integers."""
     return {
         name
         for declaration in all_declarations()
@@ -133,7 +133,7 @@ def test_loaded_values_are_widened_before_arithmetic(file, kernel):
 
 @pytest.mark.parametrize("file, kernel", KERNELS)
 def test_every_dot_names_its_precision(file, kernel):
-    # fp32 would be tf32 on a GPU, exact here
+    # without it fp32 would be tf32 on a GPU, but exact here
     for dot in calls(kernel, "tl.dot"):
         named = {keyword.arg for keyword in dot.keywords}
         assert "input_precision" in named, f"{file}: {ast.unparse(dot)}"
@@ -151,7 +151,7 @@ def wide(expression):
 
 @pytest.mark.parametrize("file, kernel", KERNELS)
 def test_row_offsets_are_64_bits_wide(file, kernel):
-    # 1000 x 2048 x 2048 overflows 32 bits without a word
+    # 1000 x 2048 x 2048 overflows 32 bits without any warning
     above = parents(kernel)
     narrow = set()
     for source in ("tl.program_id", "tl.load"):
@@ -181,7 +181,7 @@ def test_row_offsets_are_64_bits_wide(file, kernel):
 
 
 def kernel_sizes(kernel):
-    """Arguments that are sizes and strides, known when it is launched."""
+    """Arguments that are sizes and strides, known at the launch."""
     return {
         argument.arg
         for argument in kernel.args.args

@@ -1,4 +1,4 @@
-"""fp32 through matrix units in bf16: no less exact than fp32."""
+"""fp32 products through bf16 matrix units: no less exact than in fp32."""
 
 import numpy as np
 import pytest
@@ -53,7 +53,7 @@ def test_three_parts_hold_every_bit():
     parts = x.new_empty(3, 1024, dtype=torch.bfloat16)
     parts_kernel[(1,)](x, parts, SIZE=1024)
     assert torch.equal(parts.double().sum(0), x.double())
-    # else two would be enough
+    # otherwise two parts would be enough
     assert (parts[2] != 0).sum() > 500
 
 
@@ -61,8 +61,9 @@ def test_three_parts_hold_every_bit():
 @pytest.mark.parametrize("rows", [5, 200], ids=["few rows", "many rows"])
 @pytest.mark.parametrize("transposed", [False, True])
 def test_a_long_sum_is_as_exact_as_in_fp32(rows, transposed):
-    """Added straight into the total, a matrix unit's errors all go one way:
-    1.4e-5 at a length of 2048, on an H200. Without the last part it is 1e-5.
+    """If products are added straight into the total, a matrix unit's errors
+    all go one way: 1.4e-5 at a length of 2048, on an H200. Without the last
+    part the error is 1e-5.
     """
     K = 1024 if runtime.INTERPRETED else 8192
     a, weight = normal(rows, K), normal(1, K, 128)
@@ -86,7 +87,7 @@ def cutting_dot(self, a, b, total, *_):
 
 @pytest.mark.skipif(not runtime.INTERPRETED, reason="stands for a GPU")
 def test_what_a_matrix_unit_cuts_off_does_not_add_up(monkeypatch):
-    """All into one sum, it would be 9e-6 here."""
+    """With all products in one sum, the error would be 9e-6 here."""
     monkeypatch.setattr(InterpreterBuilder, "create_dot", cutting_dot)
     a, weight = normal(16, 2048), normal(1, 2048, 128)
     offsets = torch.tensor([0, 16], dtype=torch.int32)
@@ -107,7 +108,7 @@ def test_a_number_that_is_not_finite_leaves_other_rows_alone():
 
 
 class Switches:
-    """Stands before a kernel and remembers how it is launched."""
+    """Wraps a kernel and remembers how it is launched."""
 
     def __init__(self, kernel):
         self.kernel, self.split = kernel, []
@@ -190,8 +191,8 @@ def test_each_gpu_takes_its_own_way_in_other_kernels(
     ],
 )
 def test_only_whole_fp32_copies_weights(monkeypatch, dtype, target, copied):
-    """It would wait in shared memory; with few tokens a copy takes longer
-    than all the rest."""
+    """Whole fp32, turned in the kernel, would wait in shared memory. Others
+    are not copied: with few tokens a copy takes longer than all the rest."""
     monkeypatch.setattr(runtime, "target", lambda tensor: target)
     weight = torch.rand(2, 3, 5).to(dtype)
     turned = backward.transposed(weight)

@@ -23,7 +23,7 @@ LEAVES = [
 class Calls(TorchDispatchMode):
     """Counts operators, and keeps the last argument of the lab's own.
 
-    What one of the lab's own calls in turn is not seen.
+    Operators called inside one of the lab's own are not seen.
     """
 
     def __init__(self):
@@ -38,7 +38,7 @@ class Calls(TorchDispatchMode):
 
 
 def inputs_of(declaration, learning):
-    """Its first example in double precision; only ``learning`` learn."""
+    """Its first example in double precision; only those ``learning`` learn."""
     example = declaration.examples[0]
     inputs = declaration.inputs(0, "cpu", torch.float64, **example.options)
     for name in declaration.differentiable:
@@ -158,7 +158,7 @@ def launches(monkeypatch, run, declaration, wanted):
     "wanted, expected",
     [
         ((True, True, True), 5),
-        # h and dz in one, then a product and its sum by token
+        # one launch for h and dz, then a product and its sum by token
         ((True, False, False), 3),
         ((False, True, True), 3),
         ((False, True, False), 2),
@@ -177,7 +177,7 @@ def test_experts_launch_nothing_unwanted(monkeypatch, wanted, expected):
     [
         ((True, True, True, True), 5),
         ((True, False, False, False), 2),
-        # both hidden rows, and their product is PyTorch's
+        # both kinds of hidden rows; PyTorch makes their product
         ((False, True, False, False), 2),
         ((False, False, True, False), 2),
         ((False, False, False, True), 2),
