@@ -20,12 +20,14 @@ from lab import grid as grids
 from lab import results
 from lab.atomic import write_json
 from lab.catalogue import REPOSITORY, Page, chapter
+from lab.data import ROOT
 from lab.fanout import fan_out
 from lab.front_end import without_front_end
 
 # a kernel warns on the terminal that its local sockets are not encrypted, and
 # logs a traceback of its own when Ctrl-C closes them
 QUIET = ["--IPKernelApp.log_level=CRITICAL"]
+FIRST_PAGE = ROOT / "notebooks" / "00-start-here.ipynb"
 
 
 class NotebookFailed(RuntimeError):
@@ -52,7 +54,12 @@ class Sweep(NamedTuple):
 
 
 def notebook_of(which: Page | str | int | Path) -> Path:
-    """The path of a chapter's notebook, or of the .ipynb file so named."""
+    """The path of a chapter's notebook, or of the .ipynb file so named.
+
+    0 is the first page, which is not a paper's chapter.
+    """
+    if str(which).strip() in ("0", "00"):
+        which = FIRST_PAGE
     if str(which).endswith(".ipynb"):
         path = Path(which)
         if not path.is_file():

@@ -42,6 +42,11 @@ def test_a_run_leaves_scores_and_the_executed_notebook(
     assert left == ["scores.json", "tiny.ipynb"]
 
 
+def test_the_first_page_has_a_number():
+    assert notebook_of("00").name == "00-start-here.ipynb"
+    assert notebook_of("00").is_file() and notebook_of(0) == notebook_of("00")
+
+
 def test_an_error_is_reported_as_the_notebooks_own_sentence(
     tiny_notebook, tmp_path
 ):
