@@ -1,25 +1,25 @@
 """Dispatch: sort the kept (token, expert) pairs by expert, stably.
 
-A gate leaves T S slots; slot s of token t is pair t S + s, and -1 in it means
-that no expert was taken. Dispatch lists the kept pairs expert by expert, and
-within an expert in the order of the tokens:
+A gate returns T S slots; slot s of token t is pair t S + s, and a slot with
+-1 has no expert. Dispatch lists the kept pairs expert by expert, and within an
+expert in the order of the tokens:
 
     load_e    = number of pairs that chose e
     offset_e  = load_0 + ... + load_{e-1};  rows offset_e .. offset_{e+1} - 1
                 of the sorted order belong to expert e
     row_p     = offset_e + #{q < p : q chose e}     for a pair p that chose e
 
-Dropped pairs are gone before anything is counted, so they cost no row: a null
-expert saves its work. Nothing of size T E is built, and the same input gives
-the same rows on every run.
+Dropped pairs are removed before anything is counted, so they take no row: a
+slot given to a null expert costs no work. Nothing of size T E is built, and
+the same input gives the same rows on every run.
 
 On a GPU every pair has a key that sorts by expert, then by pair: e n + q for
-pair q of n that chose e. No two keys are alike, so the place of a pair in the
-sorted order is the number of smaller keys: compare it with every other. These
-are n^2 comparisons, but none waits for another, and up to some 4000 pairs they
-are the whole sort, in one launch.
+pair q of n that chose e. No two keys are equal, so the place of a pair in the
+sorted order is the number of smaller keys, found by comparing it with every
+other. These are n^2 comparisons, but none waits for another, and up to about
+4000 pairs they are the whole sort, in one launch.
 
-Of more pairs, blocks of 128 are sorted that way, and three kernels run:
+With more pairs, blocks of 128 are sorted that way, and three kernels run:
 
     count   count_{e,b} = number of pairs of block b that chose e
     scan    before_{e,b} = count_{e,0} + ... + count_{e,b-1}, and load_e
@@ -28,12 +28,13 @@ Of more pairs, blocks of 128 are sorted that way, and three kernels run:
                     + offset_e + before_{e,b}
 
 Bytes: 4 read and 8 written per pair, 8 per expert. In blocks, a pair is read
-twice, and the counts add E/8 per pair; they take up E/16 while it runs.
+twice, and the counts add E/8 bytes of traffic per pair; they occupy E/16 bytes
+per pair while the kernels run.
 
 Source: the counting sort; the three stages are those of the routing kernels
 of MegaBlocks (Gale et al. 2023) and SonicMoE (Guo et al. 2025), here without
-atomic counters, which would give another order on each run. Sorting by the
-number of smaller keys is the enumeration sort.
+atomic counters, which would give a different order on each run. Sorting by
+the number of smaller keys is the enumeration sort.
 """
 
 from typing import NamedTuple
@@ -47,14 +48,14 @@ from lab.kernels.declaration import Compile, Cost, Declaration, Example
 from lab.kernels.operator import operator
 from lab.kernels.runtime import cdiv, next_power_of_2
 
-MOST_EXPERTS = 2**15 - 1  # the reference sorts 16 bits
-BLOCK = 128  # pairs that one program counts and places, of many
-SHARE = 16  # pairs that one program places, of few
+MOST_EXPERTS = 2**15 - 1  # the reference sorts 16-bit integers
+BLOCK = 128  # pairs that one program counts and places, if there are many
+SHARE = 16  # pairs that one program places, if there are few
 STEP = 1024  # pairs that it compares them with at a time
 
 
 class Dispatch(NamedTuple):
-    """Who computes what: rows sorted by expert, and the way back."""
+    """The rows sorted by expert, and the way back to the slots."""
 
     load: Tensor  # [E] int32, rows of each expert
     offsets: Tensor  # [E+1] int32, where each expert's rows begin
@@ -66,7 +67,7 @@ def dispatch(experts: Tensor, num_experts: int) -> Dispatch:
     """Sort the kept slots of experts [T, S] by expert, stably.
 
     A slot holds an expert, 0 to ``num_experts`` - 1, or -1 for none. Other
-    values are refused on a CPU and count as none on a GPU, where looking
+    values are refused on a CPU and count as none on a GPU, where a check
     would stall it. O(T S) on a GPU for a fixed number of experts.
     """
     if experts.ndim != 2 or experts.dtype != torch.int32:
@@ -117,7 +118,7 @@ def load_experts(experts_ptr, pair, pairs, E):
 
 @triton.jit
 def count_experts(expert, E, BINS: tl.constexpr):
-    """How often each expert occurs among these: [BINS]."""
+    """How often each expert occurs in ``expert``: [BINS]."""
     return tl.histogram(tl.where(expert < E, expert, 0), BINS, expert < E)
 
 
@@ -125,7 +126,7 @@ def count_experts(expert, E, BINS: tl.constexpr):
 def smaller(keys, key):
     """How many of keys [N] are smaller than each key [M]: [M].
 
-    The sign of a difference is -1 or 0, in fewer instructions than a
+    The sign of a difference, -1 or 0, takes fewer instructions than a
     comparison.
     """
     return -tl.sum((keys[:, None] - key[None, :]) >> 31, 0)
@@ -148,7 +149,7 @@ def dispatch_count_kernel(
 def dispatch_scan_kernel(
     counts_ptr, before_ptr, load_ptr, columns, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """The running total of one expert's counts, before [E, columns]."""
+    """Running totals of one expert's counts: before [E, columns]."""
     expert = tl.program_id(0).to(tl.int64)
     total = tl.zeros([], tl.int32)
     for start in range(0, columns, BLOCK):
@@ -167,7 +168,7 @@ def dispatch_place_kernel(
     pairs, columns, E,
     BLOCK: tl.constexpr, BINS: tl.constexpr,
 ):  # fmt: skip
-    """Sort the pairs of this block, and shift each expert's to its rows."""
+    """Sort this block's pairs and shift those of each expert to its rows."""
     block = tl.program_id(0).to(tl.int64)
     place = tl.arange(0, BLOCK)
     pair = block * BLOCK + place
@@ -201,7 +202,7 @@ def dispatch_few_kernel(
     experts_ptr, load_ptr, offsets_ptr, pairs_ptr, rows_ptr, pairs, E,
     SHARE: tl.constexpr, STEP: tl.constexpr, BINS: tl.constexpr,
 ):  # fmt: skip
-    """Each program finds the rows of its share; the last one counts all."""
+    """Each program places its share of the pairs; the last one counts all."""
     share = tl.program_id(0)
     if share < tl.num_programs(0) - 1:
         pair = share * SHARE + tl.arange(0, SHARE)
@@ -228,7 +229,7 @@ def dispatch_few_kernel(
 
 
 def dispatch_triton(experts: Tensor, num_experts: int) -> Dispatch:
-    """Launch three kernels, or one; no number travels to the host."""
+    """Launch three kernels, or one for few pairs; the host reads no number."""
     experts, E = experts.contiguous(), num_experts
     P = experts.numel()
     load, offsets = experts.new_empty(E), experts.new_empty(E + 1)
@@ -241,8 +242,9 @@ def dispatch_triton(experts: Tensor, num_experts: int) -> Dispatch:
         )  # fmt: skip
         return Dispatch(load, offsets, pairs, rows)
     blocks = cdiv(P, BLOCK)
-    # at least one more, which counts nothing: a block's count is the step
-    # from its column to the next. Rows of 16 n numbers are read 4 at a time
+    # at least one column more than blocks, where nothing is counted: a block's
+    # count is the difference between its column of ``before`` and the next.
+    # Rows of 16 n numbers are read 4 at a time
     columns = 16 * cdiv(blocks + 1, 16)
     counts, before = (experts.new_empty(E, columns) for _ in range(2))
     dispatch_count_kernel[(columns,)](
@@ -260,13 +262,16 @@ def dispatch_triton(experts: Tensor, num_experts: int) -> Dispatch:
 
 
 def lanes(num_experts: int) -> int:
-    """Lanes that hold one number per expert, at least a warp's half."""
+    """Lanes that hold one number per expert, at least half a warp."""
     return max(16, next_power_of_2(num_experts))
 
 
 def few(num_experts: int) -> int:
-    """The most pairs that one launch sorts: the comparisons grow with their
-    square, and counting them, in one program, with the experts."""
+    """The most pairs that one launch sorts.
+
+    The comparisons grow with the square of the pairs, and the counting, which
+    one program does, with the number of experts.
+    """
     return min(4096, 2**20 // lanes(num_experts))
 
 
@@ -289,7 +294,7 @@ _dispatch = operator(
 
 
 def _inputs(seed, device, dtype, T, E, S, empty=0.0, only=None):
-    """Distinct experts per token, as a gate gives them; ``only`` one."""
+    """Distinct experts per token, as a gate gives them, or ``only`` one."""
     generator = torch.Generator().manual_seed(seed)
     experts = torch.rand(T, E, generator=generator).argsort(dim=1)[:, :S]
     if only is not None:

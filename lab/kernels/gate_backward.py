@@ -1,16 +1,16 @@
-"""Gate backward: from the gradient of a gate's weights to its logits.
+"""Gate backward: the gradient of a gate's logits from that of its weights.
 
-One rule serves every gate, since the selection has no gradient of its own.
+One rule holds for every gate, since the selection has no gradient of its own.
 With w the weights of the chosen experts, g their gradients, c = sum of w g:
 
     renormalized   dz_i = w_i (g_i - c)       for the chosen, 0 elsewhere
     raw            dz_j = P_j (m_j g_j - c)   for all, m_j = 1 if chosen
 
-Under raw weights even an expert that was not chosen gets a gradient, and a
-lone expert too; under renormalized weights a token with one expert sends
-none (derived by hand, checked against autograd in float64).
+With raw weights even an expert that was not chosen gets a gradient, and so
+does a token's only expert. With renormalized weights a token with one expert
+sends no gradient (derived by hand, checked against autograd in float64).
 
-Bytes: renormalized 12 S read and 4 E written per token, raw 4 E more.
+Bytes per token: 12 S read and 4 E written; raw weights need 4 E more.
 """
 
 import torch
@@ -39,7 +39,8 @@ def gate_backward(
     if not experts.shape == weights.shape == grad_weights.shape:
         raise ValueError(
             f"experts {tuple(experts.shape)}, weights {tuple(weights.shape)}"
-            f" and grad_weights {tuple(grad_weights.shape)} must agree"
+            f" and grad_weights {tuple(grad_weights.shape)} must have one"
+            " shape, [tokens, slots]"
         )
     if len(logits) != len(experts):
         raise ValueError(
@@ -72,7 +73,7 @@ def gate_backward_reference(
     return grad.to(logits.dtype)
 
 
-# above all of bf16, and without the last 13 bits, where a gate keeps columns
+# above all bf16 numbers, and 0 in the last 13 bits, where a gate keeps columns
 HIGHEST = tl.constexpr((2 - 2**-10) * 2.0**127)
 
 
@@ -80,8 +81,8 @@ HIGHEST = tl.constexpr((2 - 2**-10) * 2.0**127)
 def finite(z):
     """Fp32 logits with NaN and -inf as the lowest number, inf as the highest.
 
-    The gates' kernels use it too. An infinite logit would make a NaN of every
-    weight of its row, and -inf is how the kernels mark what is taken.
+    The gates' kernels use it too. An infinite logit would turn every weight
+    of its row into NaN, and the kernels mark what is taken with -inf.
     """
     # NaN fails every comparison
     z = tl.where(z > -HIGHEST, z, -HIGHEST)
@@ -125,8 +126,8 @@ def gate_backward_kernel(
         share = tl.exp(z - tl.max(z, 1)[:, None])
         result = -share / tl.sum(share, 1)[:, None] * c[:, None]
 
-    # scatter slot by slot: each logit hears from the slot that chose it;
-    # slots past the last one in use are empty for the whole block
+    # scatter slot by slot: each logit receives from the slot that chose it;
+    # slots past the last one in use are empty in the whole block
     used = tl.max(tl.max(tl.where(taken, slots[None, :] + 1, 0), 1), 0)
     for slot in range(0, used):
         at_slot = t * S + slot
@@ -143,8 +144,7 @@ def gate_backward_kernel(
 def blocks(E: int, S: int) -> tuple[int, int, int, int]:
     """Tokens, logits and slots of one program's tile, and its warps.
 
-    One warp holds whole rows: of four, each would load every slot of rows
-    that they share.
+    A warp holds whole rows: if four shared them, each would load every slot.
     """
     block_e, block_s = next_power_of_2(E), next_power_of_2(S)
     # S is at most E
@@ -225,7 +225,7 @@ def _example(name, T, E, S, renormalize, **kind):
 
 def _compile(E: int, S: int, renormalize: bool) -> Compile:
     block_t, block_e, block_s, warps = blocks(E, S)
-    # Triton compiles anew for sizes that 16 divides, and better
+    # Triton compiles separate, better code for sizes that 16 divides
     size = "i32:16" if E % 16 == 0 else "i32"
     return Compile(
         f"E{E} S{S}" if renormalize else f"E{E} S{S} raw",

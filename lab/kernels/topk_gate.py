@@ -1,24 +1,26 @@
-"""Top-k gate: each token picks its k best experts, and how much of each.
+"""Top-k gate: each token picks its k best experts and a weight for each.
 
-Scores P = softmax(z) over all E columns of the logits z [T, E]. A token takes
-the k largest; ties go to the lowest index. The last ``null_experts`` columns
-stand for experts that do nothing (AdaMoE): a slot that picked one is empty.
+Scores P = softmax(z) over all E columns of the logits z [T, E]. A token fills
+k slots with its k largest; ties go to the lowest index. The last
+``null_experts`` columns stand for experts that do nothing (AdaMoE): a slot
+that picked one is empty.
 
     renormalized   w_i = P_i / sum of P_j over the chosen true experts
     raw            w_i = P_i
 
 The renormalized weights are computed as a softmax over the chosen logits,
-which is the same number and does not underflow when the null experts hold
+which gives the same numbers and does not underflow when the null experts hold
 nearly all the mass. A token whose slots are all empty has weights 0.
 
-Bytes: 4 E read and 8 k written per token, or 2 E of 16-bit logits. On a large
-GPU comparing binds the kernel, not memory: a multiprocessor compares, selects
-or shifts for 64 lanes a cycle, though it issues for 128. So each lane sorts
-its logits in fours once, as integers, and in each of the k rounds only the
-first of a four is compared; the four of the one taken moves up. 16-bit
-logits leave room for the column in the same integer, so no two are equal and
-the largest says whose it is. 1.2 to 1.3 E such instructions a token at k = 8
-(E = 64 to 256), 0.8 E in 16 bits; three quarters or more of all there are.
+Bytes per token: 4 E read (2 E for 16-bit logits) and 8 k written. On a large
+GPU the limit is comparing, not memory: in a cycle a multiprocessor compares,
+selects or shifts for only 64 lanes, though it issues for 128. So each lane
+first sorts its logits, as integers, in groups of four. In each of the k
+rounds only the first of each group is compared, and the group whose first is
+taken moves up. A 16-bit logit leaves room for its column in the same integer,
+so no two integers are equal and the largest names its column. A token takes
+1.2 to 1.3 E such instructions at k = 8 (E = 64 to 256), or 0.8 E in 16 bits;
+they are three quarters or more of all its instructions.
 
 Source: Shazeer et al. 2017 (top-k gate); Zeng et al. 2024, AdaMoE, section 3
 (null experts, weights over the true experts only).
@@ -39,7 +41,7 @@ from lab.kernels.runtime import cdiv, may_look, next_power_of_2
 
 
 class Gate(NamedTuple):
-    """Who takes each token, in S slots, best first."""
+    """The experts of each token and their weights, in S slots, best first."""
 
     experts: Tensor  # [T, S] int32, -1 in an empty slot
     weights: Tensor  # [T, S], 0 in an empty slot
@@ -48,11 +50,11 @@ class Gate(NamedTuple):
 def topk_gate(
     logits: Tensor, k: int, null_experts: int = 0, renormalize: bool = True
 ) -> Gate:
-    """Pick the k best of the logits [T, E] for each token, S = k slots.
+    """Pick each token's k best experts by its logits [T, E]; S = k slots.
 
     Weights are fp32 (float64 for float64 logits). Differentiable in
     ``logits`` through the weights; the selection itself has no gradient.
-    On a CPU, NaN or infinity is refused; on a GPU, where looking would stall
+    On a CPU, NaN or infinity is refused; on a GPU, where a check would stall
     it, NaN and -inf count as the lowest number, inf as the highest. O(T E k).
     """
     check_logits(logits)
@@ -63,14 +65,14 @@ def topk_gate(
         )
     if not 0 <= null_experts < E:
         raise ValueError(
-            f"null_experts={null_experts} leaves no true expert of {E}"
-            f" columns; use 0 to {E - 1}"
+            f"null_experts={null_experts} is not within 0 to {E - 1}; at"
+            f" least one of {E} columns must be a true expert"
         )
     return Gate(*_topk_gate(logits, k, null_experts, renormalize))
 
 
 def check_logits(logits: Tensor) -> None:
-    """Refuse logits that no gate can use, in one sentence."""
+    """Raise an error for logits that no gate can use."""
     if logits.ndim != 2 or logits.shape[1] < 1:
         raise ValueError(
             f"logits have shape {tuple(logits.shape)};"
@@ -81,7 +83,8 @@ def check_logits(logits: Tensor) -> None:
     if may_look(logits) and not logits.isfinite().all():
         raise ValueError(
             f"logits hold {int((~logits.isfinite()).sum())} NaN or infinite"
-            " entries; to rule an expert out use a large negative number, -1e4"
+            " entries; to rule out an expert, use a large negative number such"
+            " as -1e4"
         )
 
 
@@ -95,7 +98,7 @@ def topk_gate_reference(
     chosen = z.argsort(dim=1, descending=True, stable=True)[:, :k]
     is_null = chosen >= E - null_experts
     if renormalize:
-        # softmax over the chosen true logits; 0 where there is none
+        # softmax over the chosen true logits; 0 for a token without any
         kept = z.gather(1, chosen)
         if null_experts:
             none = is_null.all(dim=1, keepdim=True)
@@ -107,27 +110,28 @@ def topk_gate_reference(
     return Gate(experts, weights.masked_fill(is_null, 0.0))
 
 
-# the last column that fits beside 16 bits of a logit, in fp32 at most 19
+# the last column that fits beside a 16-bit logit, which takes at most 19 bits
+# in fp32
 LAST = tl.constexpr(2**13 - 1)
-# less than any logit as an integer
+# less than the integer of any logit
 GONE = tl.constexpr(-(2**31))
 
 
 @triton.jit
 def ordered(x):
-    """Finite fp32 as int32 of the same order, or back: its own inverse."""
+    """Map finite fp32 to int32 of the same order, or back: its own inverse."""
     bits = x.to(tl.int32, bitcast=True)
-    # of a negative number, all bits but the sign grow the other way
+    # the bits of negative numbers, but for the sign, have the reverse order
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
 @triton.jit
 def load_keys(row_ptr, column, E, PACKED: tl.constexpr):
-    """Logits as int32 of the same order, and if packed with their columns."""
+    """Logits as int32 keys of the same order, with columns if PACKED."""
     z = tl.load(row_ptr + column, mask=column < E, other=float("-inf"))
-    # + 0.0 makes a 0 of -0, which as an integer would be less
+    # + 0.0 turns -0 into 0; as an integer, -0 would be less
     key = ordered(finite(z.to(tl.float32)) + 0.0)
-    # of equals the first column is the largest
+    # of equal logits, the first column gets the largest key
     return (key & ~LAST) | (LAST - column) if PACKED else key
 
 
@@ -140,7 +144,7 @@ def logits_of(key, PACKED: tl.constexpr):
 
 @triton.jit
 def larger_first(a, a_column, b, b_column):
-    """Two keys and their columns in order; equals stay as they are."""
+    """Two keys and their columns, the larger key first; equals stay put."""
     turn = b > a
     return (
         tl.maximum(a, b), tl.where(turn, b_column, a_column),
@@ -173,9 +177,9 @@ def topk_gate_kernel(
 ):
     t = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
     slots = tl.arange(0, BLOCK_K)[None, :]
-    # rows past the last are the last again, and nothing of them is stored
+    # past the end, repeat the last row; its results are not stored
     row_ptr = logits_ptr + tl.minimum(t, T - 1)[:, None] * stride_t
-    # a quarter of the columns each: [BLOCK_T, BLOCK_E / 4]
+    # i, j, k and m are a quarter of the columns each: [BLOCK_T, BLOCK_E / 4]
     i = tl.arange(0, BLOCK_E // 4)[None, :]
     i = tl.broadcast_to(i, [BLOCK_T, BLOCK_E // 4])
     j = i + BLOCK_E // 4
@@ -191,7 +195,8 @@ def topk_gate_kernel(
         total = mass(a, i, top, E, PACKED) + mass(b, j, top, E, PACKED)
         total += mass(c, k, top, E, PACKED) + mass(d, m, top, E, PACKED)
 
-    # four experts stand in line, the best in front: only those are compared
+    # four experts stand in line, the best in front; the rounds below compare
+    # only those in front
     a, i, b, j = larger_first(a, i, b, j)
     b, j, c, k = larger_first(b, j, c, k)
     c, k, d, m = larger_first(c, k, d, m)
@@ -207,7 +212,7 @@ def topk_gate_kernel(
             index = LAST - (best & LAST)
             taken = a == best
         else:
-            # of equals the first
+            # the first of equal logits
             index = tl.min(tl.where(a == best, i, BLOCK_E), 1)[:, None]
             taken = i == index
         experts = tl.where(slots == slot, index, experts)
@@ -223,7 +228,7 @@ def topk_gate_kernel(
     chosen = tl.where(true, logits_of(chosen, PACKED), float("-inf"))
     if RENORMALIZE:
         top = tl.max(chosen, 1)
-        # a token with no true expert: any finite number, its sum is 0
+        # for a token with no true expert any finite number does: its sum is 0
         top = tl.where(top == float("-inf"), 0.0, top)
     share = tl.exp(chosen - top[:, None])
     if RENORMALIZE:
@@ -237,10 +242,10 @@ def topk_gate_kernel(
 
 
 def blocks(E: int) -> tuple[int, int, int]:
-    """Tokens and logits of one program's tile, and its warps.
+    """Rows and columns of one program's tile, and its warps.
 
-    One warp holds whole rows, so that no maximum crosses warps; 512 logits
-    take few enough of its registers.
+    A warp holds whole rows, so that no maximum crosses warps; 512 logits need
+    few enough of its registers.
     """
     block_e = next_power_of_2(max(4, E))
     return max(1, min(32, 512 // block_e)), block_e, 1 if E <= 512 else 4
@@ -326,7 +331,7 @@ def _compile(
     E: int, k: int, renormalize: bool = True, kind: str = "fp32"
 ) -> Compile:
     block_t, block_e, warps = blocks(E)
-    # Triton compiles anew for sizes that 16 divides, and better
+    # Triton compiles separate, better code for sizes that 16 divides
     size = "i32:16" if E % 16 == 0 else "i32"
     return Compile(
         f"E{E} k{k} {kind}" if renormalize else f"E{E} k{k} {kind} raw",
@@ -353,7 +358,7 @@ DECLARATION = Declaration(
     inputs=_inputs,
     exact=("experts",),
     differentiable=("logits",),
-    # softmax is in fp32 whatever the logits are
+    # softmax is in fp32 whatever the dtype of the logits
     tolerance={
         torch.float32: 1e-5, torch.float16: 1e-5, torch.bfloat16: 1e-5,
     },

@@ -10,22 +10,23 @@ always at least one.
     renormalized   w_i = P_i / sum of the kept P_j
 
 Ties go to the lowest index; p = 1 keeps every expert, however small. A sum
-that equals p exactly is enough (the paper's >=; the authors' code asks for >,
-and takes one expert more there).
+that equals p exactly is enough, as in the paper (>=). The authors' code
+requires >, and takes one more expert in that case.
 
-Bytes: 4 E read (2 E of 16-bit logits) and 8 E written per token. The work is
-rounds: in each a token takes its best expert left, and a warp's tokens wait
-for the one that takes most. On a large GPU 1.5 E instructions a token and
-0.23 to 0.3 E more a round, most of them comparisons and selections, of which
-a multiprocessor does two a cycle, not four. 16-bit logits leave room for the
-column in the same integer: no two are equal, the largest says whose it is,
-and a round takes 0.14 to 0.2 E. To ask of each expert how much mass is ahead
-of it needs no rounds, but 0.4 E^2.
+Bytes per token: 4 E read (2 E for 16-bit logits) and 8 E written. The work is
+done in rounds: in each, a token takes the best expert it has left, and the
+tokens of a warp wait for the one that takes most. On a large GPU a token
+takes 1.5 E instructions and 0.23 to 0.3 E more a round, most of them
+comparisons and selections, of which a multiprocessor does two a cycle, not
+four. A 16-bit logit leaves room for its column in the same integer: no two
+integers are equal, the largest names its column, and a round takes 0.14 to
+0.2 E. Computing how much mass is ahead of each expert would need no rounds,
+but 0.4 E^2 instructions.
 
-Few lanes share a row, for then one instruction serves many rows; but then
-more rows of a warp wait for one another. At E = 64 eight lanes and four rows
-are faster than four and eight, though a round takes 19 instructions a token
-and not 14.5.
+When few lanes share a row, one instruction works on many rows, but more rows
+of a warp wait for one another. At E = 64, four rows of eight lanes are faster
+than eight rows of four, though a round takes 19 instructions a token instead
+of 14.5.
 
 Source: Huang et al. 2024, "Harder Tasks Need More Experts", section 3.2.
 """
@@ -50,21 +51,23 @@ from lab.kernels.topk_gate import (
 
 
 def topp_gate(logits: Tensor, p: float, renormalize: bool = False) -> Gate:
-    """Fill the S = E slots of each token from logits [T, E] up to mass p.
+    """Pick each token's best experts up to mass p by its logits [T, E].
+
+    Each token has S = E slots, of which the last may be empty.
 
     Weights are fp32 (float64 for float64 logits). Differentiable in
     ``logits`` through the weights; the selection itself has no gradient.
     Sums are in fp32, so a mass within 1e-6 of p may fall on either side.
-    NaN and infinity as in `topk_gate`. O(T E k) on a GPU, where k is the
-    most experts that a token of a block takes, with no sort.
+    NaN and infinity are treated as in `topk_gate`. O(T E k) on a GPU, without
+    a sort, where k is the most experts that a token of a block takes.
     """
     check_logits(logits)
     if not 0 < p <= 1:
         raise ValueError(
             f"p={p} is not within (0, 1]; use 1 to keep every expert or a"
-            " small p such as 0.01 to keep the best alone"
+            " small p such as 0.01 to keep only the best"
         )
-    # less than this is 0 in fp32, and would keep nobody
+    # a smaller p would be 0 in fp32 and keep no expert
     p = max(p, torch.finfo(torch.float32).tiny)
     return Gate(*_topp_gate(logits, p, renormalize))
 
@@ -105,9 +108,9 @@ def topp_gate_kernel(
     logits_ptr += first.to(tl.int64) * stride_t
     experts_ptr += first.to(tl.int64) * E
     weights_ptr += first.to(tl.int64) * E
-    # neighbouring lanes load different rows, so that few share one
+    # neighbouring lanes load different rows, so that few lanes share a row
     at = tl.arange(0, BLOCK_E * BLOCK_T)
-    # rows past the last are the last again, and write what it writes
+    # past the end, repeat the last row; it writes the same numbers again
     row = tl.minimum(at % BLOCK_T, T - 1 - first)
     column = at // BLOCK_T
     z = tl.load(
@@ -120,11 +123,11 @@ def topp_gate_kernel(
     total = tl.sum(share, 0)
     enough = p * total
 
-    # + 0.0 makes a 0 of -0, which as an integer would be less
+    # + 0.0 turns -0 into 0; as an integer, -0 would be less
     left = ordered(z + 0.0)
     e = tl.arange(0, BLOCK_E)[:, None]
     if PACKED:
-        # no two are equal, and of equal logits the first is the largest
+        # no two keys are equal; of equal logits the first has the largest
         left = (left & ~LAST) | (LAST - e)
     mass = tl.zeros([BLOCK_T], tl.float32)
     count = tl.zeros([BLOCK_T], tl.int32)
@@ -133,12 +136,12 @@ def topp_gate_kernel(
         best = tl.max(left, 0)
         taken = left == best[None, :]
         if not PACKED:
-            # of equals the first
+            # the first of equal logits
             index = tl.min(tl.where(taken, e, BLOCK_E), 0)
             taken = e == index[None, :]
-        # out of the way, and its slot remembered: less than any logit
+        # less than any logit, so out of the way, and it remembers the slot
         left = tl.where(taken, slot + GONE, left)
-        # a row that has enough counts no more
+        # a row that has enough stops counting
         count += (mass < enough).to(tl.int32)
         mass += tl.exp(logits_of(best, PACKED) - top)
         slot += 1
@@ -160,11 +163,11 @@ def topp_gate_kernel(
 
 
 def blocks(E: int) -> tuple[int, int, int]:
-    """Tokens and logits of one program's tile, and its warps.
+    """Rows and columns of one program's tile, and its warps.
 
-    One warp holds whole rows, so that no maximum crosses warps; 512 logits
-    take few enough of its registers. Where that is many rows, half as many:
-    all of them go on until the last one has enough.
+    A warp holds whole rows, so that no maximum crosses warps; 512 logits need
+    few enough of its registers. Where these would be many rows, it holds half
+    as many, because all its rows continue until the last one has enough.
     """
     block_e = next_power_of_2(E)
     logits = 256 if block_e <= 64 else 512
@@ -227,11 +230,11 @@ _topp_gate = operator(
 def near_threshold(logits: Tensor, p: float, margin: float) -> Tensor:
     """Tokens [T] with a cumulative mass within ``margin`` of p, in float64.
 
-    There the set may depend on the order of a sum; everywhere else reference
-    and kernel must agree exactly, so tests compare them everywhere else.
+    For these tokens the set may depend on the order of a sum. For all others
+    reference and kernel must agree exactly, so tests compare those.
     """
     scores = logits.double().softmax(dim=1).sort(dim=1, descending=True)[0]
-    # the last sum is 1 whatever the logits, and nothing lies behind it
+    # the last sum is 1 whatever the logits, and no expert follows it
     sums = scores.cumsum(dim=1)[:, :-1]
     return (p != 1) & ((sums - p).abs() <= margin).any(dim=1)
 
@@ -255,7 +258,7 @@ def _cost(logits, p, renormalize=False) -> Cost:
 
 def _compile(E: int, renormalize: bool = False, kind: str = "fp32") -> Compile:
     block_t, block_e, warps = blocks(E)
-    # Triton compiles anew for sizes that 16 divides, and better
+    # Triton compiles separate, better code for sizes that 16 divides
     size = "i32:16" if E % 16 == 0 else "i32"
     return Compile(
         f"E{E} {kind} renormalized" if renormalize else f"E{E} {kind}",
@@ -281,7 +284,7 @@ DECLARATION = Declaration(
     inputs=_inputs,
     exact=("experts",),
     differentiable=("logits",),
-    # softmax is in fp32 whatever the logits are
+    # softmax is in fp32 whatever the dtype of the logits
     tolerance={
         torch.float32: 1e-5, torch.float16: 1e-5, torch.bfloat16: 1e-5,
     },

@@ -132,7 +132,7 @@ def test_null_and_unselected_logits_get_no_gradient():
     [
         (9, 0, "k=9 is not within 1 to 8"),
         (0, 0, "k=0 is not within 1 to 8"),
-        (2, 8, "leaves no true expert"),
+        (2, 8, "must be a true expert"),
         (2, -1, "null_experts=-1"),
     ],
 )
