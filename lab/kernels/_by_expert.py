@@ -1,10 +1,10 @@
 """Rows sorted by expert times each expert's own matrix, in plain PyTorch.
 
-The loop over slices says what happens. PyTorch's grouped product computes the
+The loop over slices shows what happens. PyTorch's grouped product computes the
 same bits on a CPU in about half the time, without the loop's copies, but it
-came late (2.10), knows no float64 (which gradcheck needs) and wants rows of
-whole 16 bytes. A GPU takes the loop: without matrix units, where this runs on
-one at all, a grouped product is not faster.
+came late (2.10), lacks float64 (which gradcheck needs) and needs rows of a
+multiple of 16 bytes. A GPU uses the loop: this code runs only on GPUs without
+matrix units, if on one at all, and there a grouped product is not faster.
 """
 
 import torch
@@ -15,9 +15,9 @@ GROUPED = torch.float32, torch.float16, torch.bfloat16
 
 
 def products(x: Tensor, offsets: Tensor, matrices: Tensor) -> Tensor:
-    """x [R, K] by ``matrices`` [E, K, N], each expert its rows, [R, N].
+    """Rows x [R, K] times their expert's matrix of [E, K, N]: [R, N].
 
-    ``offsets`` [E+1] says where the rows of an expert begin; R is its last.
+    ``offsets`` [E+1] says where each expert's rows begin; its last entry is R.
     """
     if _suits(x, matrices):
         return F.grouped_mm(x, matrices, offs=offsets[1:])
@@ -38,7 +38,7 @@ def _cut(x, offsets):
 
 
 def _suits(*operands):
-    """Whether the grouped product takes these."""
+    """Whether the grouped product accepts these operands."""
     return hasattr(F, "grouped_mm") and all(
         a.device.type == "cpu" and a.dtype in GROUPED and _in_whole_rows(a)
         for a in operands
@@ -46,7 +46,7 @@ def _suits(*operands):
 
 
 def _in_whole_rows(a):
-    """Whether rows or columns lie by whole 16 bytes, side by side."""
+    """Whether rows or columns are contiguous and whole 16 bytes apart."""
     *outer, near, far = a.stride()
     width = a.shape[-2]
     if far == 1:

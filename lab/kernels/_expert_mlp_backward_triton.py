@@ -41,8 +41,8 @@ def expert_hidden_backward_kernel(
 ):  # fmt: skip
     """dh = dy W_down^T, and from the kept z both h [R, F] and dz [R, G].
 
-    W_down^T [H, F] lies by any strides. EVEN: tiles cover H and F. SPLIT:
-    numbers in fp32 go in three parts.
+    W_down^T [H, F] may have any strides. EVEN: tiles cover H and F exactly.
+    SPLIT: fp32 numbers go in three parts, see `add_product`.
     """
     expert, first_row, end, column = find_tile(
         offsets_ptr, tl.program_id(0), tl.cdiv(F, BLOCK_N), E, BLOCK_M, BINS
@@ -53,7 +53,7 @@ def expert_hidden_backward_kernel(
     first_n = column * BLOCK_N
     n = first_n + tl.arange(0, BLOCK_N)
     k = tl.arange(0, BLOCK_K)
-    # past the end the last row again: what comes of it is not stored
+    # past the end, repeat the last row; its results are not stored
     dy_at = grad_ptr + tl.minimum(row, end - 1)[:, None] * H + k[None, :]
     w_at = w_down_ptr + expert.to(tl.int64) * F * H
     w_at += k[:, None].to(tl.int64) * stride_wk + n[None, :] * stride_wn
@@ -74,7 +74,7 @@ def expert_hidden_backward_kernel(
     hidden_ptr += row[:, None] * G
     grad_hidden_ptr += row[:, None] * G
     active_ptr += row[:, None] * F
-    # a piece after the other: all that is needed at once would spill
+    # one piece after the other: all together would spill registers
     if BLOCK_N >= 256:
         left, right = halves(dh)
         HALF: tl.constexpr = BLOCK_N // 2
@@ -103,7 +103,7 @@ def store_in_quarters(
     dh, hidden_at, active_at, grad_hidden_at, row, end, first_n, F,
     ACTIVATION: tl.constexpr,
 ):  # fmt: skip
-    """`store_hidden_gradient` of a quarter of the columns after the other."""
+    """`store_hidden_gradient`, one quarter of the columns after the other."""
     QUARTER: tl.constexpr = dh.shape[1] // 4
     left, right = halves(dh)
     quarters = halves(left) + halves(right)
@@ -119,7 +119,7 @@ def store_hidden_gradient(
     dh, hidden_at, active_at, grad_hidden_at, row, end, first_n, F,
     ACTIVATION: tl.constexpr,
 ):  # fmt: skip
-    """The columns of h and dz from ``first_n`` on, from dh and the kept z."""
+    """Store the columns of h and dz from ``first_n`` on, given dh and z."""
     n = first_n + tl.arange(0, dh.shape[1])[None, :]
     inside = (row[:, None] < end) & (n < F)
     dtype = active_at.dtype.element_ty
@@ -151,11 +151,14 @@ def expert_weight_backward_kernel(
     SPLIT: tl.constexpr, BY_TILE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Sum over an expert's rows of a^T b, [M, N]; the rows of ``a`` are
-    those of the tokens if GATHER. One program adds all rows of a tile.
-    EVEN: tiles cover M and N. SPLIT: numbers in fp32 go in three parts.
-    BY_TILE: the GPU copies tiles by itself, by a descriptor that ends with
-    the expert, so that what follows counts as 0."""
+    """Sum over an expert's rows of a^T b, [M, N].
+
+    One program adds all rows of a tile. GATHER: ``a`` holds tokens, which are
+    gathered by row. EVEN: tiles cover M and N exactly. SPLIT: fp32 numbers go
+    in three parts, see `add_product`. BY_TILE: hardware copies the tiles, by
+    a descriptor that ends with the expert's rows, so that rows past them
+    count as 0.
+    """
     expert = tl.program_id(1)
     tile, column = in_groups(
         tl.program_id(0), tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N)
@@ -175,7 +178,7 @@ def expert_weight_backward_kernel(
                 a_ptr, [end, M], [M, 1], [BLOCK_K, BLOCK_M]
             )
     if GATHER:
-        # past the end the last row again: of b there is nothing to multiply
+        # past the end, repeat the last row: b is 0 there
         at = tl.minimum(begin + k, end - 1)
         pair = tl.load(pairs_ptr + at, mask=at >= begin, other=0)
     for start in range(begin, end, BLOCK_K):
@@ -184,8 +187,8 @@ def expert_weight_backward_kernel(
         a_row = row
         if GATHER:
             a_row = pair // S
-            # a step ahead: an address that waits for a load would cost the
-            # pipeline of the tiles half its stages
+            # loaded a step ahead: an address that waits for a load would cost
+            # the pipeline of the tiles half its stages
             pair = tl.load(pairs_ptr + tl.minimum(row + BLOCK_K, end - 1))
         # transposed: [BLOCK_M, BLOCK_K]
         a_at = a_ptr + a_row.to(tl.int64)[None, :] * M + m[:, None]
@@ -214,9 +217,10 @@ def expert_weight_backward_kernel(
 
 
 def transposed(weight: Tensor) -> Tensor:
-    """Each expert's matrix the other way round, [E, K, N] to [E, N, K].
+    """Each expert's matrix transposed, [E, K, N] to [E, N, K].
 
-    A view, but a copy where the lanes would wait, 16 at a time.
+    The result is a view, or a copy where lanes would wait, 16 at a time, for
+    one another (see `is_whole`).
     """
     return weight.mT.contiguous() if is_whole(weight) else weight.mT
 
@@ -286,8 +290,9 @@ def weight_backward(
 def with_scratch(tensor: Tensor, launch: Callable[[], None]) -> None:
     """Launch a kernel that describes tensors to the GPU while it runs.
 
-    Triton asks for the memory of the descriptors through a context variable;
-    set in a copy of the context, it leaves an allocator of your own alone.
+    Triton asks for the memory of the descriptors through a context variable.
+    It is set in a copy of the context, so that an allocator of your own stays
+    in place.
     """
 
     def allocate(size, alignment, stream):

@@ -1,4 +1,4 @@
-"""What the expert network and its backward pass are tested with."""
+"""Inputs that test the expert network and its backward pass."""
 
 import torch
 
@@ -31,8 +31,8 @@ def forward_inputs(
 
 
 def backward_inputs(seed, device, dtype, wanted=None, **options):
-    """The same with a pre-activation and a gradient, NaN past the end, and
-    the gradients that are ``wanted`` if not all."""
+    """The same, with a pre-activation and a gradient that are NaN past the
+    end, and with ``wanted`` if only some gradients are wanted."""
     inputs = forward_inputs(seed, device, dtype, **options)
     R, kept = len(inputs["pairs"]), int(inputs["offsets"][-1])
     generator = torch.Generator().manual_seed(seed + 1)
@@ -45,10 +45,10 @@ def backward_inputs(seed, device, dtype, wanted=None, **options):
 
 
 def normals(generator, device, dtype):
-    """A function that draws a tensor of this shape.
+    """A function that draws a normally distributed tensor of a given shape.
 
-    In fp32, as float64 takes five times as long, and on the device itself: a
-    CPU takes ten seconds for the largest weights.
+    It draws in fp32, because float64 takes five times as long, and on the
+    device itself, because a CPU takes ten seconds for the largest weights.
     """
     if torch.device(device).type != "cpu":
         seed = generator.initial_seed()

@@ -1,10 +1,11 @@
 """The Triton side of `expert_mlp`: two grouped matrix products.
 
-Rows are sorted by expert, so a tile of BLOCK_M rows belongs to one expert if
-each expert's last tile may be short. That makes at most R / BLOCK_M + E tiles
-(rounded up), a bound the host knows: the grid is that large, each program
-finds its own tile among the offsets, and those without one leave at once. No
-table is built and no number travels to the host.
+Rows are sorted by expert, so every tile of BLOCK_M rows can belong to a single
+expert if each expert's last tile may be short. That makes at most
+R / BLOCK_M + E tiles (rounded up), a bound that the host knows. The grid is
+that large, each program finds its own tile from the offsets, and programs
+without a tile return immediately. No table is built and no number travels to
+the host.
 """
 
 import triton
@@ -26,8 +27,8 @@ def find_tile(
     """Where a program's tile lies: its expert, its first row, where that
     expert ends, and which of ``columns`` tiles in a row it is.
 
-    A program that no tile is left for gets the expert E. Those of an expert
-    lie in the order of `in_groups`.
+    A program for which no tile is left gets the expert E. The tiles of one
+    expert come in the order of `in_groups`.
     """
     e = tl.arange(0, BINS)
     begin, end, tiles = tiles_of_each(offsets_ptr, E, BLOCK_M, BINS)
@@ -35,7 +36,7 @@ def find_tile(
     before = (last * columns <= program) & (e < E)
     expert = tl.sum(before.to(tl.int32), 0)
     mine = e == expert
-    # what comes of these where there is no tile is not used
+    # where there is no tile, the numbers below are not used
     rank = program - tl.sum(tl.where(mine, last - tiles, 0), 0) * columns
     high = tl.sum(tl.where(mine, tiles, 0), 0)
     tile, column = in_groups(rank, high, columns)
@@ -47,7 +48,7 @@ def find_tile(
 def tiles_of_each(
     offsets_ptr, E, BLOCK_M: tl.constexpr, BINS: tl.constexpr
 ):  # fmt: skip
-    """Where each expert's rows begin and end, and how many tiles they are."""
+    """Where each expert's rows begin and end, and how many tiles they fill."""
     e = tl.arange(0, BINS)
     begin = tl.load(offsets_ptr + e, mask=e < E, other=0)
     end = tl.load(offsets_ptr + e + 1, mask=e < E, other=0)
@@ -58,9 +59,9 @@ def tiles_of_each(
 def in_groups(rank, high, wide):
     """Row and column of a tile among ``high`` times ``wide`` of them.
 
-    What runs at the same time should be about as high as wide: it shares the
-    rows and the columns that it reads, and the cache holds both. So 16 rows
-    of tiles at a time, one column of them after the other.
+    Tiles that run at the same time should cover an area about as high as
+    wide: they share the rows and columns that they read, and the cache holds
+    both. So the order takes 16 rows of tiles at a time, column after column.
     """
     GROUP: tl.constexpr = 16
     first = rank // (GROUP * wide) * GROUP
@@ -71,7 +72,7 @@ def in_groups(rank, high, wide):
 
 @triton.jit
 def relu(z):
-    # not the maximum, which on a GPU makes a 0 of NaN
+    # not the maximum, which on a GPU turns NaN into 0
     return tl.where(z < 0.0, 0.0, z)
 
 
@@ -82,7 +83,7 @@ def gelu(z):
 
 @triton.jit
 def halves(x):
-    """The left and the right half of a tile's columns; moves no register."""
+    """The left and right half of a tile's columns; no register moves."""
     ROWS: tl.constexpr = x.shape[0]
     COLUMNS: tl.constexpr = x.shape[1]
     x = tl.reshape(x, (ROWS, 2, COLUMNS // 2))
@@ -99,10 +100,10 @@ def expert_up_kernel(
 ):  # fmt: skip
     """First product: rows gathered by pointer, activation at the end.
 
-    Writes act(x W_up) [R, F], and x W_up [R, G] if a gradient needs it. One
-    product of BLOCK_N columns; for swiglu half of them are gates and half
-    are their partners, F columns further on. EVEN: tiles cover H and F.
-    SPLIT: numbers in fp32 go in three parts.
+    Writes act(x W_up) [R, F], and x W_up [R, G] if a gradient needs it. A
+    tile of the product has BLOCK_N columns; for swiglu half of them are gates
+    and half are their partners, F columns further on. EVEN: tiles cover H and
+    F exactly. SPLIT: fp32 numbers go in three parts, see `add_product`.
     """
     HALVES: tl.constexpr = 2 if ACTIVATION == "swiglu" else 1
     WIDTH: tl.constexpr = BLOCK_N // HALVES
@@ -112,7 +113,7 @@ def expert_up_kernel(
     if expert == E:
         return
     row = first_row + tl.arange(0, BLOCK_M)
-    # past the end the last row again: what comes of it is not stored
+    # past the end, repeat the last row; its results are not stored
     pair = tl.load(pairs_ptr + tl.minimum(row, end - 1))
     token = (pair // S).to(tl.int64)
     first_n = column * WIDTH
@@ -144,7 +145,7 @@ def expert_up_kernel(
     else:
         u = z
     if BLOCK_N >= 256:
-        # one half after the other: both at once spill registers
+        # one half after the other: both together would spill registers
         z, right_z = halves(z)
         u, right_u = halves(u)
         store_active(
@@ -161,8 +162,8 @@ def store_active(
     z, u, hidden_at, active_at, row, end, first_n, F,
     ACTIVATION: tl.constexpr, KEEP: tl.constexpr,
 ):  # fmt: skip
-    """The columns of act(z), or of act([z, u]), from ``first_n`` on, and
-    those of z and u if KEEP."""
+    """Store the columns of act(z), or of act([z, u]), from ``first_n`` on,
+    and those of z and u if KEEP."""
     n = first_n + tl.arange(0, z.shape[1])[None, :]
     inside = (row[:, None] < end) & (n < F)
     dtype = active_at.dtype.element_ty
@@ -186,7 +187,7 @@ def expert_product_kernel(
     EVEN: tl.constexpr, SPLIT: tl.constexpr, BINS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Rows a [R, K] times their expert's matrix [K, N], by any strides."""
+    """Rows a [R, K] times their expert's matrix [K, N] of any strides."""
     expert, first_row, end, column = find_tile(
         offsets_ptr, tl.program_id(0), tl.cdiv(N, BLOCK_N), E, BLOCK_M, BINS
     )
@@ -195,7 +196,7 @@ def expert_product_kernel(
     row = first_row.to(tl.int64) + tl.arange(0, BLOCK_M)
     n = column * BLOCK_N + tl.arange(0, BLOCK_N)
     k = tl.arange(0, BLOCK_K)
-    # past the end the last row again: what comes of it is not stored
+    # past the end, repeat the last row; its results are not stored
     a_at = a_ptr + tl.minimum(row, end - 1)[:, None] * K + k[None, :]
     w_at = w_ptr + expert.to(tl.int64) * stride_we
     w_at += k[:, None].to(tl.int64) * stride_wk + n[None, :] * stride_wn
@@ -225,11 +226,12 @@ def expert_product_tma_kernel(
     TRANSPOSED: tl.constexpr, PROGRAMS: tl.constexpr, BINS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """`expert_product_kernel` for a GPU that copies whole tiles by itself.
+    """`expert_product_kernel` for a GPU with hardware that copies tiles.
 
-    No thread computes an address, and each program takes one tile after the
-    other, so that the next one's copies begin while this one is stored.
-    Tiles cover K. The weights lie as [E K, N], or TRANSPOSED as [E N, K].
+    No thread computes an address. Each program works on one tile after the
+    other, so that the copies for the next tile begin while this one is
+    stored. Tiles cover K exactly. The weights are laid out as [E K, N], or as
+    [E N, K] if TRANSPOSED.
     """
     columns = tl.cdiv(N, BLOCK_N)
     _, _, high = tiles_of_each(offsets_ptr, E, BLOCK_M, BINS)
@@ -300,7 +302,7 @@ def product(
     }  # fmt: skip
     count = (runtime.cdiv(R, tiles.m) + E) * runtime.cdiv(N, tiles.n)
     programs = runtime.multiprocessors(a)
-    # nor if no program has a second tile
+    # descriptors do not pay either if no program has a second tile
     if count > programs and suits_descriptors(a, weight, tiles):
         transposed = weight.stride(2) != 1
         flat = (weight.mT if transposed else weight).flatten(0, 1)
@@ -323,8 +325,8 @@ def product(
 def suits_descriptors(a: Tensor, weight: Tensor, tiles: Tiles) -> bool:
     """Whether `expert_product_tma_kernel` can and should do this product.
 
-    For few rows an expert it would not pay: describing the tensors takes the
-    host longer than it saves.
+    With few rows per expert it would not pay: describing the tensors costs
+    the host more time than the kernel saves.
     """
     E, K, N = weight.shape
     dense = weight if weight.stride(2) == 1 else weight.mT
@@ -337,8 +339,8 @@ def suits_descriptors(a: Tensor, weight: Tensor, tiles: Tiles) -> bool:
 
 
 def copies_tiles(*matrices: Tensor) -> bool:
-    """Whether a GPU copies tiles of these contiguous matrices by itself:
-    those from Hopper on, if rows begin at multiples of 16 bytes."""
+    """Whether the GPU has hardware that copies tiles of these contiguous
+    matrices: from Hopper on, if rows begin at multiples of 16 bytes."""
     return runtime.target(matrices[0]) in HOPPER and all(
         x.itemsize == 2 and x.shape[-1] % 8 == 0 and x.data_ptr() % 16 == 0
         for x in matrices

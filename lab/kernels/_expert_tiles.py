@@ -1,4 +1,4 @@
-"""Which tiles the expert network's kernels take, and what they compile to.
+"""Which tiles the expert network's kernels use, and what to compile of them.
 
 A tile is chosen by dtype, by how many rows an expert has on average, and by
 the GPU. What is compiled ahead of time follows from the same choice.
@@ -12,7 +12,7 @@ from lab.kernels._three_parts import HAVE_ROOM, TAKE_IT_WHOLE, splits
 from lab.kernels.declaration import Compile, targets_by_tile
 
 BF16, FP32 = torch.bfloat16, torch.float32
-# these copy tiles by descriptor, and have room for the largest ones
+# these GPUs copy tiles by descriptor, and have room for the largest tiles
 HOPPER = ("sm_90", "sm_100", "sm_103")
 MANY = 1024  # rows, enough for the largest tile
 NVIDIA = ("sm_80", "sm_90", "sm_100")
@@ -20,7 +20,8 @@ EACH_TARGET = (*NVIDIA, "gfx942")
 
 
 class Tiles(NamedTuple):
-    """One launch: rows x columns of a product, step of its sum, warps."""
+    """Rows and columns of a product's tile, step of its sum, and launch
+    options."""
 
     m: int
     n: int
@@ -30,14 +31,14 @@ class Tiles(NamedTuple):
 
 
 class Load(NamedTuple):
-    """What asks for a tile: a dtype, and mean rows per expert."""
+    """What a tile is chosen for: a dtype and the mean rows per expert."""
 
     dtype: torch.dtype
     mean: float
     targets: tuple[str, ...] = EACH_TARGET
 
 
-# every tile that `choose_tiles` knows, as what asks for it
+# loads that together get every tile that `choose_tiles` knows
 IN_16 = tuple(Load(BF16, mean) for mean in (1024, 40, 16, 4))
 SPLIT_32 = tuple(Load(FP32, mean, HAVE_ROOM) for mean in (1024, 4))
 WHOLE_32 = tuple(Load(FP32, mean, TAKE_IT_WHOLE) for mean in (1024, 8))
@@ -46,16 +47,19 @@ MANY_ROWS = IN_16[:1]
 
 
 def choose_tiles(dtype: torch.dtype, mean: float, target: str) -> Tiles:
-    """Tiles for a mean number of rows per expert: small experts would leave
-    large tiles empty. No autotuner: a first call costs one compilation.
+    """Tiles for a mean number of rows per expert.
+
+    Experts with few rows would leave large tiles empty. There is no
+    autotuner, so a first call costs one compilation.
 
     The tiles in 16 bits follow vLLM's tuned tables for an H200, an A100 and
-    an MI300X (128 experts of 768, 64 of 1280, 8 of 14336), and where those
-    differ the smaller one; stages fit the least shared memory of a family.
+    an MI300X (128 experts of 768, 64 of 1280, 8 of 14336); where these
+    differ, the smaller tile is taken. The number of stages fits the GPU with
+    the least shared memory of a family.
     """
     if splits(dtype, target):
-        # parts and their sums fill the registers; on an A100 the operands of
-        # the matrix units are there as well, so its steps are of 16
+        # the three parts and their sums fill the registers; on an A100 these
+        # also hold the operands of the matrix units, so its steps are of 16
         if mean > 24:
             return Tiles(64, 128, 32 if target in HOPPER else 16, 4, 3)
         return Tiles(16, 128, 32, 4, 3)
@@ -69,7 +73,7 @@ def choose_tiles(dtype: torch.dtype, mean: float, target: str) -> Tiles:
             return Tiles(128, 128, 64, 8, 2)
         rows = 64 if mean > 24 else 32 if mean > 8 else 16
         return Tiles(rows, 128, 64, 4, 2)
-    # 227 KiB hold tiles that ask a quarter less of the cache (data/bench)
+    # 227 KiB hold tiles that read a quarter less from the cache (data/bench)
     if target in HOPPER and mean > 48:
         return Tiles(128, 256, 64, 8, 4)
     if mean > 96:
@@ -82,9 +86,9 @@ def choose_tiles(dtype: torch.dtype, mean: float, target: str) -> Tiles:
 def choose_hidden_tiles(dtype: torch.dtype, mean: float, target: str) -> Tiles:
     """Tiles for a mean number of rows per expert.
 
-    So much is loaded and stored once a tile is done that two smaller blocks
-    at a time, of which one still multiplies, beat a large one. Measured on an
-    H200 (data/bench).
+    A finished tile loads and stores so much that two smaller tiles at a time,
+    one of them still multiplying, beat a large one. Measured on an H200
+    (data/bench).
     """
     if target in HOPPER and dtype != torch.float32 and mean > 768:
         return Tiles(128, 128, 64, 8, 3)
@@ -92,10 +96,10 @@ def choose_hidden_tiles(dtype: torch.dtype, mean: float, target: str) -> Tiles:
 
 
 def choose_weight_tiles(dtype: torch.dtype, mean: float, target: str) -> Tiles:
-    """Tiles for a mean number of rows per expert, over which this sums.
+    """Tiles for a mean number of rows per expert, which are summed over.
 
-    Where they are few, writing the result takes the time: small tiles, of
-    which many run at once. Measured on an H200 (data/bench).
+    Where the rows are few, the time goes into writing the result, so tiles
+    are small and many run at the same time. Measured on an H200 (data/bench).
     """
     if splits(dtype, target):
         if mean > 48 and target in HOPPER:
@@ -118,11 +122,11 @@ def compiles(
     loads: tuple[Load, ...] = MANY_ROWS,
     choose=choose_tiles,
 ) -> tuple[Compile, ...]:
-    """What to compile of a kernel ahead of time: just what is launched for
+    """What to compile of a kernel ahead of time: exactly what is launched for
     these dtypes and mean rows per expert, with the tiles that ``choose``
     gives.
 
-    On a T4 the products go through PyTorch, so it is not a target.
+    A T4 is not a target, because there the products go through PyTorch.
     """
     found = []
     for dtype, mean, targets in loads:
@@ -166,7 +170,7 @@ def compiles(
 
 
 def compiles_tma(name: str, kernel, transposed: bool) -> Compile:
-    """The same of the product that copies by tile, for many rows."""
+    """The same for the product that copies by tile, with many rows."""
     m, n, k, warps, stages = choose_tiles(BF16, 1024, HOPPER[0])
     w = [n, k] if transposed else [k, n]
     return Compile(

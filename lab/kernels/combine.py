@@ -2,13 +2,12 @@
 
     y[t] = sum over the filled slots s of w[t, s] v[r(t, s)]
 
-``rows`` [T, S] from `dispatch` says which row r of the expert outputs v
-answers which slot, -1 for an empty one. A token without experts gets 0. By
-token, each program sums its own rows in the order of the slots in fp32:
-scattering from the rows instead would need atomics and give other bits on
-each run.
+``rows`` [T, S] from `dispatch` gives each slot its row r of the expert outputs
+v, or -1 if the slot is empty. A token without experts gets 0. Each program
+sums the rows of its own tokens in fp32, in the order of the slots: scattering
+from the rows instead would need atomics and give different bits on each run.
 
-Bytes: the kept rows read and T rows of H written once, 8 per slot. FLOPs:
+Bytes: the kept rows read once, T rows of H written once, 8 per slot. FLOPs:
 2 H per kept row, so the operation is bound by memory everywhere.
 
 Source: the gather-sum of SonicMoE (Guo et al. 2025); `embedding_bag` is
@@ -29,11 +28,12 @@ from lab.kernels.runtime import cdiv, next_power_of_2
 
 
 def combine(expert_rows: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
-    """Weighted sum [T, H] of expert_rows [R, H] by rows, weights [T, S].
+    """Sum each token's expert_rows [R, H], weighted by the gate: [T, H].
 
-    The sum runs in fp32 (float64 for float64) and has the dtype of the rows.
-    Differentiable in ``expert_rows`` and ``weights``. Slots must not share
-    a row: their gradients would overwrite each other. O(T S H).
+    ``rows`` and ``weights`` are [T, S]. Sums are in fp32 (float64 for
+    float64); the result has the dtype of ``expert_rows``. Differentiable in
+    ``expert_rows`` and ``weights``. Slots must not share a row: their
+    gradients would overwrite each other. O(T S H).
     """
     if expert_rows.ndim != 2:
         raise ValueError(

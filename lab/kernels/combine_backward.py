@@ -1,4 +1,4 @@
-"""Combine backward: from the gradient of tokens to expert rows and weights.
+"""Combine backward: gradients of expert rows and weights from the tokens'.
 
 With g the gradient of y[t] = sum over s of w[t, s] v[r(t, s)]:
 
@@ -6,14 +6,16 @@ With g the gradient of y[t] = sum over s of w[t, s] v[r(t, s)]:
     dw[t, s]    = v[r(t, s)] . g[t]     0 for an empty slot
 
 A row belongs to one slot at most, so each token writes its own rows and no
-two programs meet: no atomics, the same bits on every run.
+two programs write to the same place. There are no atomics, and every run gives
+the same bits.
 
-Bytes: g and v read once, dv written once, 12 per slot. Less where one of the
-two is not wanted: a frozen gate needs no v, frozen experts no dv. Rows that
-no slot points to (a gate left slots empty) must not hold garbage: where there
-are many rows, each that is written is marked in a byte, and a second kernel
-fills those without a mark, for writing all of dv twice would take half as
-long again. Where there are few, filling it beforehand costs less than that.
+Bytes: g and v read once, dv written once, 12 per slot. They are fewer where
+one of the two gradients is not wanted: a frozen gate needs no v, and frozen
+experts need no dv. Rows that no slot points to (because a gate left slots
+empty) must not hold garbage. Where there are many rows, a byte marks each row
+that is written, and a second kernel fills the rows without a mark, because
+writing all of dv twice would take half as long again. Where there are few
+rows, filling dv beforehand costs less than the second kernel.
 """
 
 from collections.abc import Sequence
@@ -29,8 +31,8 @@ from lab.kernels.declaration import Compile, Cost, Declaration, Example
 from lab.kernels.operator import operator
 from lab.kernels.runtime import cdiv, next_power_of_2
 
-BOTH = True, True  # gradients
-# numbers that are filled with zeros in the time of a launch
+BOTH = True, True  # gradients wanted
+# numbers that can be filled with zeros in the time of one launch
 FEW = 2**22
 
 
@@ -48,8 +50,8 @@ def combine_backward(
 ) -> CombineGradients:
     """Gradients of expert_rows [R, H] and weights [T, S] from grad [T, H].
 
-    ``rows`` [T, S] points from slots to rows, -1 from an empty slot, and
-    no two slots to the same row. A gradient that is not ``wanted`` (in the
+    ``rows`` [T, S] gives the row of each slot, -1 for an empty slot; no two
+    slots may have the same row. A gradient that is not ``wanted`` (in the
     order of the result) is empty. O(T S H).
     """
     if rows.shape != weights.shape:
@@ -59,8 +61,8 @@ def combine_backward(
         )
     if grad.shape != (rows.shape[0], expert_rows.shape[1]):
         raise ValueError(
-            f"grad has shape {tuple(grad.shape)}; {len(rows)} tokens of width"
-            f" {expert_rows.shape[1]} were combined"
+            f"grad has shape {tuple(grad.shape)}; the combined tokens have"
+            f" {(len(rows), expert_rows.shape[1])}"
         )
     return CombineGradients(
         *_combine_backward(expert_rows, rows, weights, grad, wanted)
@@ -81,7 +83,7 @@ def combine_backward_reference(
     slot = filled.flatten().nonzero()[:, 0]
     row = rows.flatten().index_select(0, slot)
     wide = torch.promote_types(expert_rows.dtype, weights.dtype)
-    # copies of rows, so the products can take their place
+    # copies of rows, so the products may overwrite them
     g = grad.index_select(0, slot // rows.shape[1]).to(wide)
     if weights_wanted:
         v = expert_rows.index_select(0, row).to(wide)
@@ -151,7 +153,7 @@ def fill_unwritten_kernel(
     rows_ptr, written_ptr, R, H,
     BLOCK_R: tl.constexpr, BLOCK_H: tl.constexpr,
 ):  # fmt: skip
-    """Zeros into every row that has no mark."""
+    """Write zeros to every row that has no mark."""
     r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     empty = tl.load(written_ptr + r, mask=r < R, other=1) == 0
     if tl.max(empty.to(tl.int32), 0) == 0:
@@ -170,9 +172,9 @@ def combine_backward_triton(
     grad: Tensor,
     wanted: Sequence[bool] = BOTH,
 ) -> CombineGradients:
-    """Launch the kernel; one program serves a few tokens' slots.
+    """Launch the kernel; one program handles the slots of a few tokens.
 
-    And one more for many rows, of which some may be nobody's.
+    With many rows, a second kernel fills those that no slot points to.
     """
     return _pull_back(expert_rows, rows, weights, grad, wanted, fill=True)
 
@@ -184,8 +186,8 @@ def combine_backward_unfilled(
     grad: Tensor,
     wanted: Sequence[bool],
 ) -> CombineGradients:
-    """The same, but a row that no slot points to stays as memory was: for
-    those who will not read it. On a GPU only."""
+    """The same, but rows that no slot points to are left uninitialised, for a
+    caller that does not read them. On a GPU only."""
     return _pull_back(expert_rows, rows, weights, grad, wanted, fill=False)
 
 
@@ -231,7 +233,7 @@ _combine_backward = operator(
 
 
 def _inputs(seed, device, dtype, T, S, H, rest=0, empty=0.0, wanted=BOTH):
-    """Slots that point to distinct rows in random order, ``rest`` to none."""
+    """Slots that point to distinct rows at random, and ``rest`` more rows."""
     generator = torch.Generator().manual_seed(seed)
     R = T * S + rest
     rows = torch.randperm(R, generator=generator)[: T * S].view(T, S)

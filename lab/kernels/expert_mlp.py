@@ -9,12 +9,11 @@ offsets bracket it, and to token t = pairs[r] // S:
     gelu     act(z) = z Phi(z)            the exact one, not the tanh form
     swiglu   act([g, u]) = g sigmoid(g) u     W_up holds the gate half first
 
-Products accumulate in fp32 whatever the input. In fp32 itself they go through
-the matrix units, no less exactly, where that is faster, see
-`lab.kernels._three_parts`. Rows past offsets[E] are never read and never
-defined. A row knows its token through ``pairs``; a token knows its rows
-through ``rows``, and the backward pass needs both ways to sum without
-atomics.
+Products accumulate in fp32 whatever the dtype of the input. Products of fp32
+numbers go through the matrix units where that is faster, and are no less
+exact there, see `lab.kernels._three_parts`. Rows past offsets[E] are never
+read and never defined. ``pairs`` leads from a row to its token and ``rows``
+from a token to its rows; the backward pass needs both to sum without atomics.
 
 FLOPs: 2 R H (F + G) with G = F, or 2 F for swiglu. Bytes: the kept tokens
 and the weights of the used experts read once, R rows of H written.
@@ -63,7 +62,7 @@ def expert_mlp(
     both weights. O(R H F).
     """
     check_experts(tokens, w_up, w_down, activation)
-    # the backward pass needs the pre-activation; without one, save the memory
+    # only the backward pass needs the pre-activation; else save the memory
     keep = torch.is_grad_enabled() and any(
         x.requires_grad for x in (tokens, w_up, w_down)
     )
@@ -75,7 +74,7 @@ def expert_mlp(
 def check_experts(
     tokens: Tensor, w_up: Tensor, w_down: Tensor, activation: str
 ) -> None:
-    """Refuse weights that do not fit the tokens, in one sentence."""
+    """Raise an error for weights that do not fit the tokens."""
     if activation not in ACTIVATIONS:
         raise ValueError(
             f"activation={activation!r} is none of {', '.join(ACTIVATIONS)}"
@@ -84,8 +83,8 @@ def check_experts(
     E, F, H = w_down.shape if w_down.ndim == 3 else (0, 0, 0)
     if tokens.ndim != 2 or w_up.shape != (E, H, halves * F) or not E * F * H:
         raise ValueError(
-            f"w_up {tuple(w_up.shape)} and w_down {tuple(w_down.shape)} are"
-            f" no experts of {activation}; they need [E, H, {halves} F] and"
+            f"w_up {tuple(w_up.shape)} and w_down {tuple(w_down.shape)} do not"
+            f" fit {activation} experts, which need [E, H, {halves} F] and"
             " [E, F, H]"
         )
     if tokens.shape[1] != H:
@@ -116,7 +115,7 @@ def expert_mlp_reference(
 
 
 def _two_layers(tokens, pairs, rows, offsets, w_up, w_down, activation):
-    """The output and the pre-activation, 0 past the last expert."""
+    """The output and the pre-activation, both 0 past the last expert."""
     kept = int(offsets[-1])
     x = tokens.index_select(0, pairs[:kept] // rows.shape[1])
     z = products(x, offsets, w_up)
@@ -142,7 +141,7 @@ def expert_mlp_triton(
     w_down: Tensor,
     activation: str = "swiglu",
 ) -> Tensor:
-    """Launch both products: gather and activation go into the first."""
+    """Launch both products; the first includes the gather and activation."""
     active, _ = up(tokens, pairs, rows, offsets, w_up, activation, False)
     return product(active, w_down, offsets)
 
@@ -150,7 +149,7 @@ def expert_mlp_triton(
 def output_and_hidden_reference(
     tokens, pairs, rows, offsets, w_up, w_down, activation, keep
 ):
-    """The output and, if ``keep``, the pre-activation; an empty one else."""
+    """The output and the pre-activation, which is empty unless ``keep``."""
     y, z = _two_layers(tokens, pairs, rows, offsets, w_up, w_down, activation)
     return y, z if keep else z.new_empty(0, z.shape[1])
 
@@ -158,10 +157,10 @@ def output_and_hidden_reference(
 def output_and_hidden_on_gpu(
     tokens, pairs, rows, offsets, w_up, w_down, activation, keep
 ):
-    """The same on a GPU."""
+    """The same as `output_and_hidden_reference`, on a GPU."""
     if not runtime.triton_has_tensor_cores(tokens):
-        # a T4: PyTorch's products reach the matrix units, at the price of a
-        # synchronisation; Triton's would not
+        # a T4: PyTorch's products reach the matrix units, at the cost of a
+        # synchronisation; Triton's would not reach them
         return output_and_hidden_reference(
             tokens, pairs, rows, offsets, w_up, w_down, activation, keep
         )
@@ -186,7 +185,7 @@ def _remember(ctx, inputs, output):
 
 def _backward(ctx, grad, _):
     *tensors, hidden = ctx.saved_tensors
-    if not ctx.kept:  # the operator was called without: compute it again
+    if not ctx.kept:  # the forward pass kept none: compute it again
         hidden = _expert_mlp(*tensors, ctx.activation, True)[1]
     needed = wanted(ctx, 0, 4, 5)
     found = expert_mlp_backward(

@@ -1,4 +1,4 @@
-"""Expert network backward: from the gradient of its rows to all inputs.
+"""Expert network backward: gradients of all inputs from that of its rows.
 
 With z = x_t W_up the pre-activation of a row (kept by the forward pass),
 h = act(z), y = h W_down, and dy given for each row r of expert e:
@@ -64,7 +64,7 @@ from lab.kernels.combine import combine_reference, sum_rows
 from lab.kernels.declaration import Cost, Declaration
 from lab.kernels.operator import operator
 
-ALL = True, True, True  # gradients
+ALL = True, True, True  # gradients wanted
 
 
 class MLPGradients(NamedTuple):
@@ -95,11 +95,11 @@ def expert_mlp_backward(
     if hidden.shape != (len(pairs), w_up.shape[2]):
         raise ValueError(
             f"hidden has shape {tuple(hidden.shape)}; the pre-activation of"
-            f" these rows is {(len(pairs), w_up.shape[2])}"
+            f" these rows has {(len(pairs), w_up.shape[2])}"
         )
     if grad.shape != (len(pairs), tokens.shape[1]):
         raise ValueError(
-            f"grad has shape {tuple(grad.shape)}; the output of these rows is"
+            f"grad has shape {tuple(grad.shape)}; the output of these rows has"
             f" {(len(pairs), tokens.shape[1])}"
         )
     return MLPGradients(
@@ -161,7 +161,7 @@ def activate(
 
     def slope(dh):
         # both halves in place: a tenth of the backward pass went into
-        # tensors that are thrown away
+        # temporary tensors
         dz = torch.empty_like(z)
         dg, du = dz.chunk(2, dim=1)
         torch.mul(dh, u, out=dg).mul_((1 - s).mul_(a).add_(s))
@@ -198,7 +198,7 @@ def expert_mlp_backward_triton(
 
 
 def expert_mlp_backward_on_gpu(tokens, *others) -> MLPGradients:
-    """By kernels where they reach the matrix units, by PyTorch on a T4."""
+    """Use kernels where they reach the matrix units, and PyTorch on a T4."""
     run = expert_mlp_backward_reference
     if runtime.triton_has_tensor_cores(tokens):
         run = expert_mlp_backward_triton
@@ -228,7 +228,8 @@ def _cost(tokens, rows, offsets, w_up, w_down, wanted=ALL, **_) -> Cost:
     kept = int(offsets[-1])
     present = int((rows >= 0).any(dim=1).sum())
     rows_of_x = present * of_up + len(tokens) * of_tokens
-    # read of experts in use; the gradients of idle ones are written, too
+    # weights are read for experts in use; gradients are written for idle
+    # experts, too
     used = int((offsets.diff() > 0).sum())
     weights = H * G * (used * of_tokens + len(w_up) * of_up)
     weights += F * H * (used * of_hidden + len(w_up) * of_down)

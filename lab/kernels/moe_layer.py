@@ -2,23 +2,23 @@
 
     y[t] = sum over the filled slots s of w[t, s] expert_{e(t, s)}(x_t)
 
-The gate comes in from outside, so that one layer serves every router: top-k,
+The gate is an argument, so that one layer works with every router: top-k,
 top-p, null experts. A slot with -1 costs nothing.
 
-How many rows the experts compute is known on the GPU only. A top-k gate has
-T k slots, a bound close enough to allocate: no synchronisation, and the layer
-can be captured in a CUDA graph. A gate with as many slots as experts (top-p)
-has T E, many times what it uses; there the host waits once for the one number
-offsets[E] and allocates what is needed. ``max_rows``, a bound of your own,
-makes that case, too, free of waiting.
+Only the GPU knows how many rows the experts compute. A top-k gate has T k
+slots, a bound close enough to allocate memory for: there is no
+synchronisation, and the layer can be captured in a CUDA graph. A gate with as
+many slots as experts (top-p) has T E slots, many times what it uses. There the
+host waits once, for the single number offsets[E], and allocates what is
+needed. ``max_rows``, a bound of your own, avoids the wait in that case, too.
 
 Launches on a GPU, whatever the number of experts: dispatch 3 (few pairs: 1),
 first product with gather and activation 1, second product 1, combine 1.
 Backward: combine 1, gradient of the hidden layer 1, of the weights 2, of the
-rows 1, sum by token 1. Only a T4 takes more, see `expert_mlp`.
+rows 1, sum by token 1. Only a T4 needs more, see `expert_mlp`.
 
-What follows dispatch is one operator of PyTorch, with one backward pass, so
-that Python is asked once where few tokens leave it little time.
+Everything after dispatch is one PyTorch operator with one backward pass, so
+that Python runs only once where few tokens leave it little time.
 """
 
 from collections.abc import Sequence
@@ -47,7 +47,7 @@ from lab.kernels.operator import operator
 from lab.kernels.topk_gate import Gate
 
 LAUNCHES = 6
-LAUNCHES_FEW = 4  # where `few` pairs are sorted
+LAUNCHES_FEW = 4  # where pairs are `few`
 LAUNCHES_BACKWARD = 6
 
 
@@ -66,13 +66,13 @@ def moe_layer(
     activation: str = "swiglu",
     max_rows: int | None = None,
 ) -> Tensor:
-    """Outputs [T, H] of tokens [T, H] through the experts that gate chose.
+    """Outputs [T, H] of the experts that the gate chose for tokens [T, H].
 
     ``w_up`` is [E, H, F] (swiglu: [E, H, 2F], gate half first), ``w_down``
-    [E, F, H]. ``max_rows`` promises that no more slots are filled; a broken
-    promise is refused on a CPU, and on a GPU, where looking would stall it,
-    the last rows count as empty. Differentiable in the tokens, the gate's
-    weights and both weights of the experts.
+    [E, F, H]. ``max_rows`` promises that no more slots are filled. A broken
+    promise is refused on a CPU; on a GPU, where a check would stall it, the
+    last rows count as empty. Differentiable in the tokens, the gate's weights
+    and both weights of the experts.
     """
     check_experts(tokens, w_up, w_down, activation)
     if gate.experts.shape[0] != tokens.shape[0]:
@@ -85,7 +85,7 @@ def moe_layer(
             f"the gate's experts {tuple(gate.experts.shape)} and weights"
             f" {tuple(gate.weights.shape)} must both be [tokens, slots]"
         )
-    # the backward pass needs the pre-activation; without one, save the memory
+    # only the backward pass needs the pre-activation; else save the memory
     keep = torch.is_grad_enabled() and any(
         x.requires_grad for x in (tokens, w_up, w_down)
     )
@@ -130,7 +130,7 @@ def _sort(dispatch, look, gate, E, max_rows):
     _, offsets, pairs, rows = dispatch(gate.experts, E)
     if max_rows is None:
         if look or gate.experts.shape[1] == E > 1:
-            max_rows = int(offsets[-1])  # the one wait of a GPU
+            max_rows = int(offsets[-1])  # the only wait for a GPU
     else:
         if look and offsets[-1] > max_rows:
             raise ValueError(
@@ -180,7 +180,7 @@ def _backward(ctx, grad, *_):
     *inputs, expert_rows, hidden = ctx.saved_tensors
     needed = wanted(ctx, 0, 1, 5, 6)
     of_tokens, _, *of_experts = needed
-    # the operator was called without: compute it again
+    # the forward pass kept no pre-activation: compute it again
     if not ctx.kept and (of_tokens or any(of_experts)):
         hidden = _moe_layer(*inputs, ctx.activation, True)[2]
     found = _moe_layer_backward(
@@ -204,15 +204,15 @@ _moe_layer = operator(
 
 
 def moe_layer_backward_reference(*inputs) -> LayerGradients:
-    """From the gradient of the tokens' outputs to all inputs, in PyTorch."""
+    """From the outputs' gradient to those of all inputs, in PyTorch."""
     return _pull_back(
         combine_backward_reference, expert_mlp_backward_reference, *inputs
     )
 
 
 def moe_layer_backward_on_gpu(*inputs) -> LayerGradients:
-    """The same by kernels."""
-    # the experts read no row that has no slot
+    """The same as `moe_layer_backward_reference`, by kernels."""
+    # the experts' backward pass does not read rows without a slot
     return _pull_back(
         combine_backward_unfilled, expert_mlp_backward_on_gpu, *inputs
     )
@@ -223,7 +223,7 @@ def _pull_back(
     tokens, weights, pairs, rows, offsets, w_up, w_down, expert_rows, hidden,
     grad, activation, wanted: Sequence[bool],
 ):  # fmt: skip
-    """The steps in reverse, those that somebody ``wanted``."""
+    """The steps in reverse, as far as their gradients are ``wanted``."""
     of_tokens, of_weights, of_up, of_down = wanted
     experts_wanted = of_tokens, of_up, of_down
     grad_rows, grad_weights = of_combine(
