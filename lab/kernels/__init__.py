@@ -7,13 +7,13 @@ declaration from which tests, benchmarks and ahead-of-time compilation follow.
 =======================  ===================================================
 ``topk_gate``            each token picks its k best experts, nulls allowed
 ``topp_gate``            each token picks experts until their mass reaches p
-``gate_backward``        from the gradient of the weights to the logits
+``gate_backward``        the logits' gradient from that of the weights
 ``gru_router_step``      a router with a memory: one GRU cell, then scores
 ``dispatch``             sorts the kept (token, expert) pairs by expert
 ``expert_mlp``           every expert's two-layer network over its own rows
 ``expert_mlp_backward``  its gradients, without atomics
 ``combine``              every token sums its experts' rows by gate weight
-``combine_backward``     and hands each row and weight its gradient
+``combine_backward``     the gradient of each row and weight
 ``moe_layer``            dispatch, expert_mlp and combine together
 ``topc_select``          every expert takes the c tokens it scores highest
 ``duo_ffn``              small or large network, as each token's route says
@@ -23,8 +23,8 @@ declaration from which tests, benchmarks and ahead-of-time compilation follow.
 ``multi_lora_backward``  and their gradients
 ``transition_counts``    how many tokens went from which expert to which
 ``placement_cost``       the traffic of many expert placements at once
-``mask_overlap``         a token's largest features, and who shares them
-``ap_counts``            how well each neuron's ranking finds a job
+``mask_overlap``         a token's top features, and which experts share them
+``ap_counts``            how well each neuron's ranking finds a function
 ``min_by_budget``        the best route through the layers for each budget
 ``frontier``             one prompt router per price of money, in one pass
 ``linkload``             what every link of many fabrics carries

@@ -1,8 +1,8 @@
-"""Which gradients of an operator somebody asked for.
+"""Which gradients of an operator are asked for.
 
-Those that nobody needs are not computed: the tokens' when only the experts
-learn, the experts' when they are frozen. An operator returns tensors and
-nothing else, so there an unwanted gradient is an empty one; autograd takes
+A gradient that nobody needs is not computed: the tokens' when only the
+experts learn, the experts' when they are frozen. An operator can return only
+tensors, so it returns an empty one for an unwanted gradient; autograd expects
 None.
 """
 

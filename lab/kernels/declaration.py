@@ -1,8 +1,9 @@
-"""What a kernel says of itself, once, for tests, benchmarks and compilation.
+"""What a kernel declares, once, for tests, benchmarks and compilation.
 
-From one `Declaration` follow, with no further code per kernel: equality with
-the reference in Triton's interpreter and on a GPU, gradient checks, operator
-checks, ahead-of-time compilation for GPUs that are not here, and the roofline.
+One `Declaration` is enough for all of these, with no further code per kernel:
+comparison with the reference in Triton's interpreter and on a GPU, gradient
+checks, operator checks, ahead-of-time compilation for GPUs that are not here,
+and the roofline.
 """
 
 import importlib
@@ -15,14 +16,14 @@ import torch
 
 import lab.kernels
 
-# what Triton calls them
+# Triton's names for the dtypes
 KINDS = {
     torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16",
 }  # fmt: skip
 
 
 class Cost(NamedTuple):
-    """The least an operation must do, whoever implements it."""
+    """The least that any implementation of an operation must do."""
 
     bytes: int  # every input read once, every output written once
     flops: int  # floating-point operations; 0 where only bytes matter
@@ -30,12 +31,12 @@ class Cost(NamedTuple):
 
 @dataclass(frozen=True)
 class Example:
-    """One set of sizes and options, and what is worth knowing about it.
+    """One set of sizes and options, and how it may be used.
 
-    ``options`` go to the declaration's ``inputs`` function. ``large`` ones
+    ``options`` go to the declaration's ``inputs`` function. ``large`` examples
     are for a GPU only; ``degenerate`` ones are the corners where bugs live;
-    those not ``smooth`` have exact ties, where a small step changes a choice
-    and differences by a small step mean nothing.
+    examples that are not ``smooth`` have exact ties, where a small step
+    changes a choice and finite differences mean nothing.
     """
 
     name: str
@@ -51,10 +52,11 @@ class Compile:
 
     ``signature`` maps every argument of the kernel to its Triton type
     (``"*fp32"``, ``"i32"``, or ``"i32:16"`` for a size that 16 divides, which
-    compiles to other code) and ``constants`` the compile-time ones to their
-    values. ``targets`` are left out where the lab never launches the kernel
-    there (matrix products on a T4 go through PyTorch). ``matrix_units`` says
-    that the compiled code must contain matrix instructions.
+    compiles to different code), and ``constants`` maps the compile-time
+    arguments to their values. ``targets`` leaves out a GPU on which the lab
+    never launches the kernel (matrix products on a T4 go through PyTorch).
+    ``matrix_units`` says that the compiled code must contain matrix
+    instructions.
     """
 
     name: str
@@ -72,7 +74,7 @@ def targets_by_tile(
 ) -> list[tuple[Any, tuple[str, ...]]]:
     """Each tile that ``choose`` gives a target, and the targets that share it.
 
-    What is compiled ahead of time so follows from what is launched.
+    So what is compiled ahead of time follows from what is launched.
     """
     found: list[tuple[Any, list[str]]] = []
     for target in targets:
@@ -91,19 +93,19 @@ def _whole(result, **inputs):
 
 @dataclass(frozen=True)
 class Declaration:
-    """All that tests, benchmarks and the compiler must know of a kernel.
+    """All that tests, benchmarks and the compiler must know about a kernel.
 
     - ``operation``: the public function; ``reference`` and ``triton`` take
       the same arguments, and so does ``cost``.
     - ``inputs(seed, device, dtype, **options)``: the keyword arguments of one
       call, reproducible from the seed.
     - ``exact``: the fields of the result (or ``"result"`` for a lone tensor)
-      that must agree bit for bit; the others agree within ``tolerance``,
+      that must agree bit for bit; the others must agree within ``tolerance``,
       the largest error relative to the largest entry of the reference. Its
       keys are the dtypes that the operation is tested with.
     - ``differentiable``: the arguments that carry a gradient.
     - ``specified(result, **inputs)``: the part of the result that is defined,
-      where an operation leaves some of its buffer open.
+      where an operation leaves part of its buffer undefined.
     """
 
     name: str
@@ -123,7 +125,7 @@ class Declaration:
 
 
 def all_declarations() -> list[Declaration]:
-    """Every kernel's declaration, by name, found in `lab.kernels`."""
+    """The declarations of all kernels in `lab.kernels`, sorted by name."""
     modules = (
         importlib.import_module(f"lab.kernels.{module.name}")
         for module in pkgutil.iter_modules(lab.kernels.__path__)

@@ -9,13 +9,13 @@ its habits cost more than the arithmetic, and `install` replaces them:
   ``tl.associative_scan``) runs it in Python once per element. Here it runs
   on whole slices: halves for a reduction, shifted copies for a scan.
 
-It also multiplies tiles of bf16 as if their bits were whole numbers, and says
-nothing; here it multiplies what they stand for. (It still cuts a number to
-bf16 instead of rounding it.)
+Triton also multiplies tiles of bf16 as if their bits were whole numbers,
+without a warning; here the numbers that the bits stand for are multiplied. (A
+number is still cut to bf16 instead of rounded.)
 
-Other results keep their bits, but for floating-point sums in such a function
-of its own, which are added in another order. The function must be free of
-``if`` on values, as compiled Triton demands too.
+Other results keep their bits, except floating-point sums in a reduction or
+scan with a function of its own, which are added in another order. Such a
+function must not use ``if`` on values, which compiled Triton forbids, too.
 
 Measured on one core of a 2-core cloud machine with Triton 3.7.1, in CPU
 milliseconds of a second launch (the ratios of 3.9.0 are within a sixth; run
@@ -30,8 +30,8 @@ top-p gate 256 x 64            836   641   1.3x
 ``tl.reduce`` 64 x 64          327   2.9   112x
 ==========================  ======  ====  =====
 
-This leans on Triton's internals, so it is for the versions it was tried with;
-others keep the interpreter they came with.
+This relies on Triton's internals, so it applies only to the versions that it
+was tried with; others keep the interpreter that they came with.
 """
 
 import inspect
@@ -41,7 +41,7 @@ import triton
 from triton import language as tl
 from triton.runtime import interpreter
 
-TRIED = ((3, 6), (3, 10))  # from the first to before the second
+TRIED = ((3, 6), (3, 10))  # from the first up to, but not with, the second
 
 _patch_lang = interpreter._patch_lang
 _generic_reduce = interpreter.ReduceOps.generic_reduce
@@ -57,12 +57,12 @@ class _Launch:
 
     def restore(self) -> None:
         while _patched:
-            # the last one patched goes first
+            # the last patch is undone first
             _patched.popitem()[1].restore()
 
 
 class _Call:
-    """The scope of a call inside a launch, which leaves the end to it."""
+    """The scope of a call inside a launch; the launch restores at its end."""
 
     def restore(self) -> None:
         pass
@@ -140,7 +140,7 @@ def _true_dot(self, a, b, *others):
 
 
 def _in_fp32(handle):
-    """What a tile of bf16, kept as 16 bits, stands for; others as they are."""
+    """A tile of bf16, kept as 16 bits, as fp32; other tiles as they are."""
     if handle.dtype.scalar != tl.bfloat16:
         return handle
     bits = handle.data.astype(np.uint32) << 16
@@ -148,7 +148,7 @@ def _in_fp32(handle):
 
 
 def install() -> bool:
-    """Mend the interpreter and speed it up, if this Triton was tried."""
+    """Mend and speed up the interpreter, if this Triton version was tried."""
     version = tuple(int(part) for part in triton.__version__.split(".")[:2])
     if not TRIED[0] <= version < TRIED[1]:
         return False

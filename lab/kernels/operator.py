@@ -1,16 +1,17 @@
-"""An operation of the lab as an operator of PyTorch.
+"""Register an operation of the lab as an operator of PyTorch.
 
-PyTorch then picks by itself: the reference on a CPU, the kernel on a GPU, the
-shapes alone where it only traces (torch.compile), a formula for the gradient.
+PyTorch then picks what to run: the reference on a CPU, the kernel on a GPU,
+the shapes alone where it only traces (torch.compile), a formula for the
+gradient.
 
 ``torch.library.custom_op`` would do the same, but its first call imports
-``torch._dynamo``, 1.2 seconds of somebody's first slider move, and every call
-passes checks in Python that take as long as launching a kernel. Those checks
-belong into tests, and ours make them (``torch.library.opcheck``).
+``torch._dynamo``, which adds 1.2 seconds to a reader's first slider move, and
+every call passes checks in Python that take as long as launching a kernel.
+Those checks belong in tests, and ours make them (``torch.library.opcheck``).
 
-Where PyTorch has nothing to pick, because nobody traces and the tensors are
-plain, the functions are called directly: its way to them and back, twice
-through Python, takes almost as long as a launch, too.
+Where PyTorch has nothing to pick, because nothing is traced and the tensors
+are plain, the functions are called directly: PyTorch's way to them and back
+passes through Python twice and takes almost as long as a launch, too.
 """
 
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-# no subclass of a tensor, which may want to know of every operator
+# but no subclass of a tensor, which may want to see every operator
 PLAIN = {Tensor, torch.nn.Parameter, bool, int, float, str, list, tuple}
 
 
@@ -35,27 +36,26 @@ def operator(
 ) -> Callable:
     """Define ``lab::<schema>`` and return a function that calls it.
 
-    ``schema`` names the operator, its inputs and outputs, in PyTorch's own
-    language, a tensor first; it must not change an input, nor return one or a
-    view of one. ``cpu`` and ``cuda`` (which serves AMD, too) take the inputs
-    by position, and so does ``shapes``, which returns empty outputs.
-    ``backward`` and ``remember`` are those of
+    ``schema`` names the operator, its inputs and its outputs in PyTorch's
+    schema language; the first input is a tensor. The operator must not change
+    an input, nor return one or a view of one. ``cpu`` and ``cuda`` (used on
+    AMD, too) take the inputs by position, and so does ``shapes``, which
+    returns empty outputs. ``backward`` and ``remember`` are those of
     `torch.library.register_autograd`; without them a gradient through the
-    operator is refused. ``backward`` gets None, no zeros as large as the
-    output, for an output without a gradient, and is not called if none has
-    one.
+    operator is refused. For an output without a gradient ``backward`` gets
+    None instead of zeros as large as the output; if no output has a gradient,
+    it is not called.
 
-    Kernels compute in fp32: in float64 a GPU, too, runs ``cpu``. Autocast
-    changes no dtype within the operator. Derivatives that go forward with
-    the values are refused.
+    Kernels compute in fp32, so for float64 a GPU, too, runs ``cpu``. Autocast
+    changes no dtype within the operator. Forward-mode derivatives are refused.
     """
     label, bracket, rest = schema.partition("(")
     name = f"lab::{label}"
 
     def refuse(ctx, *grads):
         raise RuntimeError(
-            f"{name} has no gradient; detach its inputs, or ask for the"
-            " gradients of what comes after it only"
+            f"{name} has no gradient; detach its inputs, or ask only for the"
+            " gradients of what comes after it"
         )
 
     def keep(ctx, inputs, output):
@@ -103,8 +103,8 @@ def operator(
     def call(*inputs):
         if has_tangent(inputs):
             raise RuntimeError(
-                f"{name} has no derivative that goes forward; use"
-                " torch.autograd, which goes backward"
+                f"{name} has no forward-mode derivative; use reverse mode"
+                " (torch.autograd)"
             )
         if by_the_rules(inputs):
             return registered(*inputs)
@@ -118,7 +118,7 @@ def operator(
 
 
 def unless_wide(kernel: Callable, reference: Callable) -> Callable:
-    """``kernel``, but ``reference`` where an input is float64."""
+    """``kernel``, or ``reference`` where an input is float64."""
 
     def run(*inputs):
         wide = any(
@@ -130,9 +130,9 @@ def unless_wide(kernel: Callable, reference: Callable) -> Callable:
 
 
 def undisturbed(function: Callable, tensor: Tensor, arguments: tuple):
-    """``function`` of the arguments without autocast, on the tensor's GPU.
+    """Call ``function`` without autocast and on the tensor's GPU.
 
-    Autocast would narrow some products of a reference and not others; and
+    Autocast would narrow some products of a reference and not others, and
     Triton launches on the current GPU, wherever the tensors are.
     """
     kind = "cuda" if tensor.is_cuda else "cpu"
@@ -146,9 +146,10 @@ def undisturbed(function: Callable, tensor: Tensor, arguments: tuple):
 
 
 def has_tangent(inputs: tuple) -> bool:
-    """Whether an input carries a derivative forward, which the operator
-    would drop: under `torch.autograd.forward_ad` or `torch.func.jvp`."""
-    # no public function says whether anybody asks
+    """Whether an input carries a forward-mode derivative, as it does under
+    `torch.autograd.forward_ad` or `torch.func.jvp`: the operator would drop
+    it."""
+    # no public function says whether forward mode is on
     return forward_ad._current_level >= 0 and any(
         forward_ad.unpack_dual(x).tangent is not None
         for x in inputs
@@ -157,12 +158,12 @@ def has_tangent(inputs: tuple) -> bool:
 
 
 def by_the_rules(inputs: tuple) -> bool:
-    """Whether somebody may want to see the operator itself: torch.compile,
-    torch.jit.trace, a dispatch mode, torch.func.vmap, a tensor of another
+    """Whether PyTorch may have to see the operator itself: for torch.compile,
+    torch.jit.trace, a dispatch mode, torch.func.vmap, or a tensor of another
     kind or device."""
     return (
         torch.compiler.is_compiling()
-        # a launch leaves no trace, only the empty memory that it fills
+        # a trace misses the launch and keeps only the empty memory it fills
         or torch.jit.is_tracing()
         or is_in_torch_dispatch_mode()
         # no public function says so

@@ -1,7 +1,7 @@
 """Where the kernels run: compiled on a GPU, interpreted, or as PyTorch.
 
 Triton reads its switches when it is imported and when a kernel is decorated,
-so this module is imported before any kernel (``lab.kernels`` sees to it).
+so this module must be imported before any kernel; ``lab.kernels`` does that.
 """
 
 import functools
@@ -18,7 +18,7 @@ if not torch.cuda.is_available():
 
 
 def _interpreted() -> bool:
-    """What Triton makes of its switch: "1", "true" and "on" all say yes."""
+    """How Triton reads its switch: "1", "true" and "on" all mean yes."""
     # imports Triton, so the switches above must be set by now
     from triton import knobs
 
@@ -33,7 +33,7 @@ if INTERPRETED:
 
 
 def implementation() -> str:
-    """Name what the operators run on here, for the badge of a figure."""
+    """What the operators run on here, for the badge of a figure."""
     if torch.cuda.is_available():
         return f"Triton on {torch.cuda.get_device_name()}"
     return "PyTorch reference on CPU"
@@ -45,11 +45,11 @@ def device() -> str:
 
 
 def may_look(tensor: torch.Tensor) -> bool:
-    """Whether to check what a tensor holds before an operation.
+    """Whether to check the numbers of a tensor before an operation.
 
-    On a CPU that costs little. On a GPU reading a number stalls it, so there
-    the kernels say what they make of it; but float64 goes to the references
-    even there, and those count on numbers that were checked.
+    On a CPU a check costs little. On a GPU reading a number stalls it, so
+    there each kernel defines how it treats a bad number instead. But float64
+    goes to the references even on a GPU, and they rely on the check.
     """
     return tensor.is_cpu or tensor.dtype == torch.float64
 
@@ -57,7 +57,7 @@ def may_look(tensor: torch.Tensor) -> bool:
 def target(tensor: torch.Tensor) -> str:
     """What Triton compiles for on the tensor's device: sm_90, gfx942, ...
 
-    On a CPU that of a large GPU, so that the interpreter runs its tiles.
+    On a CPU it is that of a large GPU, so that the interpreter runs its tiles.
     """
     return _target(tensor.device)
 
@@ -74,9 +74,9 @@ def _target(device: torch.device) -> str:
 
 
 def multiprocessors(tensor: torch.Tensor) -> int:
-    """How many programs run at once where one fills a multiprocessor.
+    """How many programs run at once if each fills a multiprocessor.
 
-    On a CPU a few, so that in the interpreter each has several tiles.
+    On a CPU it is a few, so that in the interpreter each has several tiles.
     """
     return _multiprocessors(tensor.device)
 
@@ -89,16 +89,16 @@ def _multiprocessors(device: torch.device) -> int:
 
 
 def cdiv(a: int, b: int) -> int:
-    """The least number of b that cover a, as `triton.cdiv`.
+    """a / b rounded up, like `triton.cdiv`.
 
-    That one serves kernels, too, and takes 2 us to find out who asks; the
-    launchers of a layer ask a dozen times.
+    Triton's function can be called in kernels, too, and takes 2 us to find out
+    where it is called; the launchers of a layer call it a dozen times.
     """
     return -(-a // b)
 
 
 def next_power_of_2(n: int) -> int:
-    """The least power of 2 from n on, as `triton.next_power_of_2`."""
+    """The least power of 2 that is at least n, as `triton.next_power_of_2`."""
     return 1 << (n - 1).bit_length()
 
 

@@ -201,11 +201,11 @@ def test_a_derivative_forward_is_refused_where_it_would_be_lost():
     def weights(z):
         return topk_gate(z, 2).weights
 
-    with pytest.raises(RuntimeError, match="topk_gate has no derivative that"):
+    with pytest.raises(RuntimeError, match="topk_gate has no forward-mode"):
         torch.func.jvp(weights, (z,), (z,))
     with torch.autograd.forward_ad.dual_level():
         assert torch.equal(weights(z), weights(z.clone()))
-        with pytest.raises(RuntimeError, match="goes forward"):
+        with pytest.raises(RuntimeError, match="use reverse mode"):
             weights(torch.autograd.forward_ad.make_dual(z, z))
 
 
