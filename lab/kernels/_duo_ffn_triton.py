@@ -1,9 +1,9 @@
 """The Triton side of `duo_ffn`: both products of a tile in one program.
 
 The rows are sorted into big and small, and a tile has rows of one kind only,
-as in `expert_mlp` with two experts; only the run through the hidden units
-begins and ends elsewhere. The grid has room for a last tile of each kind that
-is not full; a program without a tile leaves at once.
+as in `expert_mlp` with two experts; only the first and last hidden unit differ
+between the kinds. The grid has room for a last tile of each kind that is not
+full; a program without a tile returns immediately.
 """
 
 from collections.abc import Iterator
@@ -64,9 +64,9 @@ def duo_ffn_kernel(
             mask=(d[:, None] < D) & (f[None, :] < last),
             other=0.0,
         )
-        # before the first product: otherwise v may take the place of w in
-        # shared memory, and ptxas 12.8 (Triton 3.6 and 3.7) then reads v at
-        # an address that it never computed
+        # loaded before the first product: otherwise v may take the place of w
+        # in shared memory, and ptxas 12.8 (Triton 3.6 and 3.7) then reads v
+        # at an address that it never computed
         v = tl.load(
             w_down_ptr + f[:, None] * D + d[None, :],
             mask=(f[:, None] < last) & (d[None, :] < D),
@@ -81,11 +81,11 @@ def duo_ffn_kernel(
 
 
 def blocks(dtype: torch.dtype, D: int, target: str) -> dict:
-    """Whether fp32 goes in parts; rows, width and hidden units of one step,
-    and warps.
+    """Whether fp32 goes in three parts; rows, width and hidden units of one
+    step; and warps.
 
-    A wide row leaves room for few hidden units beside it: with more, some
-    versions of Triton spill a register or two.
+    A wide row leaves room for only a few hidden units beside it: with more,
+    some versions of Triton spill a register or two.
     """
     block_d = max(16, next_power_of_2(D))
     wide = block_d > 64
@@ -98,8 +98,8 @@ def blocks(dtype: torch.dtype, D: int, target: str) -> dict:
         # no matrix units in full precision: registers set the limit
         tile = 32, 16 if block_d > 32 else 32, 8 if wide else 4
     elif wide:
-        # four warps multiply 64 rows at a time on these: eight would share
-        # the hidden units of 64 rows, and do all the rest of it twice
+        # on these GPUs four warps multiply 64 rows at a time: with 64 rows,
+        # eight would share the hidden units and do all the rest twice
         tile = 128 if target in HOPPER else 64, 32, 8
     else:
         tile = 64, 64, 4
@@ -118,7 +118,7 @@ def duo_ffn_triton(
     small: int,
     activation: str = "gelu",
 ) -> Tensor:
-    """Sort the tokens and launch; no number travels to the host."""
+    """Sort the tokens and launch; the host reads no number."""
     T, D = tokens.shape
     G = w_up.shape[1]
     kinds = big.logical_not().to(torch.int32)[:, None]
@@ -137,7 +137,7 @@ def duo_ffn_triton(
 
 
 def compiled(dtype: torch.dtype, D: int, activation: str) -> Iterator[Compile]:
-    """What to compile ahead of time: what is launched for these."""
+    """What to compile ahead of time: what is launched for these arguments."""
     kind = KINDS[dtype]
     floats = ("tokens_ptr", "w_up_ptr", "w_down_ptr", "out_ptr")
     signature = {

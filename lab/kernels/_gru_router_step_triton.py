@@ -19,13 +19,14 @@ NAMES = "x state w_input w_state input_bias state_bias w_gate".split()
 
 @triton.jit
 def exact_dot(a, w, total, SPLIT: tl.constexpr):
-    """total + a w nearly as good as in fp32, on matrix units if possible.
+    """total + a w nearly as accurate as in fp32, on matrix units if possible.
 
-    They multiply 16-bit factors of one kind exactly. Beside bf16 weights,
-    fp32 is a sum of three bf16 parts; beside others both are, if SPLIT. Where
-    the units add they cut off: twice the error of fp32 at a width of 128, and
-    it grows with the width. A sum from zero for each step (`add_product`)
-    would round, but takes registers that the four sums have not got.
+    The units multiply two 16-bit factors of one dtype exactly. With bf16
+    weights, fp32 is split into three bf16 parts; with other weights both
+    factors are, if SPLIT. When the units add, they cut off bits, which makes
+    twice the error of fp32 at a width of 128 and grows with the width. Summing
+    each step from zero (`add_product`) would round instead, but needs
+    registers that the four sums do not leave.
     """
     if a.dtype == w.dtype and a.dtype.primitive_bitwidth == 16:
         return tl.dot(a, w, total, input_precision="ieee")
@@ -46,9 +47,10 @@ def gru_router_step_kernel(
     SPLIT: tl.constexpr, EVEN: tl.constexpr, BLOCK_T: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
-    """EVEN: slices of both kinds cover P."""
+    """One router step for a block of tokens. EVEN: slices of both kinds cover
+    P exactly."""
     t = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
-    # rows past the last are the last again, and nothing of them is stored
+    # past the end, repeat the last row; its results are not stored
     row = tl.minimum(t, T - 1)[:, None]
     e = tl.arange(0, BLOCK_E)
     logits = tl.zeros([BLOCK_T, BLOCK_E], tl.float32)
@@ -92,7 +94,7 @@ def gru_router_step_kernel(
         u = tl.sigmoid(u)  # how much of the old state stays
         at = row * P + p[None, :]
         old = tl.load(state_ptr + at, mask=is_p, other=0.0).to(tl.float32)
-        # past P an infinite x would leave NaN, which 0 does not take away
+        # past P an infinite x would leave NaN, which times 0 stays NaN
         new = tl.where(is_p, n + u * (old - n), 0.0)
         tl.store(new_ptr + at, new, mask=is_p & (t[:, None] < T))
         gate = tl.load(
@@ -107,7 +109,8 @@ def gru_router_step_kernel(
 
 @triton.jit
 def tanh(a):
-    """Of small numbers by its series, for 1 less 1 has no digits left."""
+    """tanh, by its series where a is small: there the difference below would
+    have no digits left."""
     s = a * a
     series = a + a * s * (-1 / 3 + s * (2 / 15))
     return tl.where(s < 1e-3, series, 2.0 * tl.sigmoid(2.0 * a) - 1.0)
@@ -123,23 +126,24 @@ def both_biases(input_ptr, state_ptr, here):
 def blocks(P: int, E: int, kind: str, state: str, target: str) -> dict:
     """A program's tile: tokens, slices of the state and the sum, experts.
 
-    Four sums and the logits are in registers at once, and with plain fp32
-    products or a masked width more than them: then it holds fewer tokens.
-    Slices of 32 are twice as fast on an H200 (data/bench); elsewhere parts of
-    an fp32 state spill registers with them, and everywhere those of weights.
+    Four sums and the logits are in registers at the same time. Plain fp32
+    products or a masked width need more registers, so then a tile has fewer
+    tokens. Slices of 32 are twice as fast on an H200 (data/bench). With them,
+    the parts of an fp32 state spill registers on other GPUs, and the parts of
+    weights do so on all.
     """
     block_e = max(16, next_power_of_2(E))
     split = kind != "bf16" and splits(torch.float32, target)
     exact = split or kind == "bf16" or kind == state == "fp16"
     if exact and P % 16 == 0 and block_e <= 128:
-        # a B200 does the last product, in fp32, without matrix units
+        # a B200 computes the last product, in fp32, without matrix units
         whole = kind == "fp16" and not split and target in HOPPER
         block_t = 32 if whole and block_e > 64 else 64
     else:
         block_t = 32 if block_e <= 64 and (exact or kind == "fp32") else 16
     block_p = block_k = 16
     if P % 32 == 0 and (split or kind == "bf16"):
-        narrow = kind == state != "fp32"  # only the new state needs parts
+        narrow = kind == state != "fp32"  # only the new state is split
         few = block_e <= 64
         if narrow or few and target in HOPPER:
             block_k = 32
@@ -157,7 +161,7 @@ def launch(x: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
     (T, P), E = x.shape, weights[-1].shape[1]
     new = x.new_empty((T, P), dtype=torch.float32)
     logits = x.new_empty((T, E), dtype=torch.float32)
-    # x counts as its weights: where they differ, it is only slower
+    # x is taken to have its weights' dtype: a wrong guess is only slower
     state, kind = (KINDS.get(w.dtype, "fp32") for w in weights[:2])
     tile = blocks(P, E, kind, state, runtime.target(x))
     if T:
@@ -172,7 +176,7 @@ def launch(x: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
 def compiled(
     P: int, E: int, kind: str, state: str = "fp32"
 ) -> Iterator[Compile]:
-    """What is launched for these sizes and dtypes, by the tile it takes."""
+    """What is launched for these sizes and dtypes, one for each tile."""
     # on a T4 the step goes through PyTorch
     choose = partial(blocks, P, E, kind, state)
     for tile, targets in targets_by_tile(choose, EACH_TARGET):

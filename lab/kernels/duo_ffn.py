@@ -9,18 +9,19 @@ big one first and the f of the small one behind (for Duo-LLM f = F / 16):
     relu   act(z) = max(z, 0)
     gelu   act(z) = z Phi(z)          the exact one, not the tanh form
 
-The tokens are sorted into big and small (see `dispatch`), stably. A program
-takes a tile of one kind and runs through the columns of that kind, a block a
-step, so a tile of small tokens takes fewer. The hidden activations stay in
-registers, and as every token has one row, the sum goes straight to its place:
-no second product to launch and nothing to combine.
+The tokens are sorted stably into big and small (see `dispatch`). A program
+takes a tile of one kind and goes through the columns of that kind, one block
+in each step, so a tile of small tokens takes fewer steps. The hidden
+activations stay in registers. Every token has only one row, so the sum goes
+straight to its place: there is no second product to launch and nothing to
+combine.
 
 FLOPs: 4 D (F T_big + f T_small). Bytes: T D read and written, both matrices
-once. Products accumulate in fp32, and those of fp32 go in parts where that is
-faster (`_three_parts`). The backward pass goes through PyTorch, as does
-everything on a T4 or for D over 128: there both networks are computed for
-every token and the wrong columns set to 0, which waits for no number on the
-host and costs F + f columns a token.
+once. Products accumulate in fp32; products of fp32 numbers go in three parts
+where that is faster (`_three_parts`). The backward pass goes through PyTorch,
+as does everything on a T4 or for D over 128. There both networks are computed
+for every token and the wrong columns set to 0, so the host waits for no
+number, at a cost of F + f columns a token.
 
 Source: Alizadeh et al. 2024, section on training; the fused form is ours.
 """
@@ -47,7 +48,7 @@ def duo_ffn(
     small: int,
     activation: str = "gelu",
 ) -> Tensor:
-    """Outputs [T, D] of tokens [T, D], by the big network where ``big`` [T].
+    """Outputs [T, D] of tokens [T, D]: of the big network where ``big`` [T].
 
     ``w_up`` is [D, F + f] and ``w_down`` [F + f, D]; their last ``small`` = f
     hidden units are the small network. Differentiable in the tokens and both
@@ -62,8 +63,8 @@ def duo_ffn(
         )
     if big.dtype != torch.bool or big.shape != tokens.shape[:1]:
         raise ValueError(
-            f"big is {big.dtype} of shape {tuple(big.shape)}; give a bool for"
-            f" each of the {len(tokens)} tokens"
+            f"big is {big.dtype} of shape {tuple(big.shape)}; give one bool"
+            f" for each of the {len(tokens)} tokens"
         )
     if not 1 <= small < G:
         raise ValueError(
@@ -101,7 +102,7 @@ def duo_ffn_reference(
 
 
 def own_columns(big: Tensor, w_up: Tensor, small: int) -> Tensor:
-    """Which hidden units work for each token, [T, F + f]."""
+    """Which hidden units each token uses, [T, F + f]."""
     column = torch.arange(w_up.shape[1], device=big.device)
     return (column < w_up.shape[1] - small) == big[:, None]
 

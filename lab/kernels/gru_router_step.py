@@ -10,23 +10,25 @@ the E experts from it (RMoE):
     h' = (1 - u) n + u h        z = h' G
 
 The columns of ``w_input`` and ``w_state`` [P, 3P] hold r, u, n in this order,
-which is `torch.nn.GRUCell` with its weights transposed. State and logits are
-fp32 whatever the input is: rounding a logit changes who is chosen.
+as in `torch.nn.GRUCell` with its weights transposed. State and logits are in
+fp32 whatever the dtype of the input: rounding a logit changes which experts
+are chosen.
 
 In eager PyTorch a step is about a dozen kernels; here it is one, and neither
-gates nor candidates reach memory. The weights stream through in slices, so P
-is not bounded by the registers. The choice itself is `topk_gate`'s work, and
-the projection of the hidden vector a plain matrix product.
+gates nor candidates reach memory. The weights are read in slices, so P is not
+limited by the registers. `topk_gate` makes the choice itself, and the
+projection of the hidden vector is a plain matrix product.
 
 The matrix units multiply 16-bit numbers exactly and add in fp32, so x and its
-weights in 16 bits lose nothing there. An fp32 state beside bf16 weights goes
-as the sum of three bf16 parts, 24 bits in all; beside others so do both, on
-GPUs whose matrix units are that much faster (`_three_parts`). Elsewhere they
-are plain multiply-adds, which then bind the kernel.
+weights lose nothing there if they have 16 bits. With bf16 weights, an fp32
+state is multiplied as the sum of three bf16 parts, 24 bits in all. With other
+weights both factors are split, on GPUs whose matrix units are fast enough for
+that (`_three_parts`). On other GPUs these products are plain multiply-adds,
+which then limit the kernel.
 
 FLOPs: 12 P^2 + 2 P E per token. Bytes: x and h read, h' and z written, the
-weights once. The backward pass recomputes the gates from x and h, so that
-nothing but the inputs and h' is kept, and is left to PyTorch's products.
+weights once. The backward pass recomputes the gates from x and h, so that only
+the inputs and h' are kept, and is left to PyTorch's products.
 
 Source: Qiu et al. 2025, RMoE, section 3; `CustomGRUCell` of its code.
 """
@@ -46,7 +48,7 @@ from lab.kernels.operator import operator
 
 
 class RouterStep(NamedTuple):
-    """What a router with a memory passes on, and what it thinks now."""
+    """What a router with a memory passes on, and its scores."""
 
     state: Tensor  # [T, P], for the next layer's router
     logits: Tensor  # [T, E], for the gate of this layer
@@ -64,7 +66,7 @@ def gru_router_step(
     """Update the ``state`` [T, P] with x [T, P] and score the experts.
 
     ``w_input`` and ``w_state`` are [P, 3P], their biases [3P], ``w_gate`` is
-    [P, E]. fp32 results (float64 for float64 x). Differentiable in every
+    [P, E]. Results are fp32 (float64 for float64 x). Differentiable in every
     argument. O(T (P^2 + P E)).
     """
     arguments = x, state, w_input, w_state, input_bias, state_bias, w_gate
@@ -73,7 +75,7 @@ def gru_router_step(
 
 
 def check_step(x, state, w_input, w_state, input_bias, state_bias, w_gate):
-    """Refuse shapes that make no step, in one sentence."""
+    """Raise an error for shapes that do not fit together."""
     if x.ndim != 2 or x.shape[1] < 1:
         raise ValueError(
             f"x has shape {tuple(x.shape)}; a router's state needs"
@@ -124,7 +126,7 @@ def gru_router_step_reference(
 
 
 def _gates(from_input, from_state):
-    """Reset, update and candidate from both halves of the products."""
+    """Reset, update and candidate from the products of input and state."""
     a_r, a_u, a_n = from_input.chunk(3, dim=1)
     c_r, c_u, c_n = from_state.chunk(3, dim=1)
     r = torch.sigmoid(a_r + c_r)
@@ -167,7 +169,8 @@ def _remember(ctx, inputs, output):
 
 
 def _backward(ctx, grad_state, grad_logits):
-    """Through the logits into h', then through the cell, gates recomputed."""
+    """Go back from the logits to h', then through the cell; the gates are
+    recomputed."""
     *inputs, new = ctx.saved_tensors
     if grad_state is None:
         grad_state = torch.zeros_like(new)
@@ -247,7 +250,7 @@ DECLARATION = Declaration(
     triton=gru_router_step_triton,
     inputs=_inputs,
     differentiable=tuple(NAMES),
-    # everything is in fp32, whatever the inputs are
+    # everything is in fp32, whatever the dtype of the inputs
     tolerance={
         torch.float32: 1e-5, torch.float16: 1e-5, torch.bfloat16: 1e-5,
     },
