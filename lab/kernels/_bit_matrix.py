@@ -1,9 +1,9 @@
-"""Bits as a matrix: 32 words of 32 bits, to turn around and to count.
+"""Bits as a matrix: 32 words of 32 bits, to transpose and to count.
 
-A word w of row q holds the bits of number 32 w + q. In the transpose, row b
-holds bit b of all 32 numbers of a word, side by side. So a count of numbers
-that have a certain bit is a popcount, and the largest of many numbers are
-found without a sort.
+Word w of row q holds the bits of number 32 w + q. In the transpose, row b
+holds bit b of all 32 numbers of a word, side by side. So a popcount counts
+the numbers that have a certain bit, and the largest of many numbers are found
+without a sort.
 """
 
 import torch
@@ -17,13 +17,13 @@ LOWEST = {torch.bfloat16: 16, torch.float16: 13}
 
 
 def words(size: int) -> int:
-    """Words that as many bits need."""
+    """How many words ``size`` bits need."""
     return -(-size // BITS)
 
 
 @triton.jit
 def popcount(x):
-    """How many bits of uint32 words are set."""
+    """How many bits are set in each uint32 word."""
     x = x - ((x >> 1) & 0x55555555)
     x = (x & 0x33333333) + ((x >> 2) & 0x33333333)
     x = (x + (x >> 4)) & 0x0F0F0F0F
@@ -32,7 +32,7 @@ def popcount(x):
 
 @triton.jit
 def numbers(ptr, w, q, size, stride, N: tl.constexpr):
-    """Of ``size`` numbers those at 32 w + q and the next: fp32 [W, N], 0 past
+    """The N numbers from 32 w + q on, of ``size`` in all: fp32 [W, N], 0 past
     the end."""
     at = w[:, None] * 32 + q + tl.arange(0, N)[None, :]
     x = tl.load(ptr + at.to(tl.int64) * stride, mask=at < size, other=0.0)
@@ -51,7 +51,7 @@ def columns(x, W: tl.constexpr, N: tl.constexpr):
 
 @triton.jit
 def even_then_odd(parts, SIZE: tl.constexpr):
-    """Of each part [SIZE] the even entries, then of each the odd ones."""
+    """The even entries of each part [SIZE], then the odd entries of each."""
     even = ()
     odd = ()
     for q in tl.static_range(len(parts)):
@@ -63,9 +63,9 @@ def even_then_odd(parts, SIZE: tl.constexpr):
 
 @triton.jit
 def transpose(rows):
-    """Bit b of 32 rows of uint32 words, as row b, each word on its own.
+    """Bit b of 32 rows of uint32 words, as row b; each word is on its own.
 
-    Halves, quarters, ... of the matrix change places: Warren, Hacker's
+    Halves, quarters, ... of the matrix are exchanged: Warren, Hacker's
     Delight, section 7-3.
     """
     for e in tl.static_range(5):
@@ -75,8 +75,8 @@ def transpose(rows):
 
 @triton.jit
 def exchange(rows, S: tl.constexpr):
-    """In all 2 S x 2 S bits, swap the S x S at one off-diagonal corner with
-    those at the other."""
+    """In every block of 2 S x 2 S bits, swap the S x S bits at one
+    off-diagonal corner with those at the other."""
     LOW: tl.constexpr = 0xFFFFFFFF // ((1 << S) + 1)
     HIGH: tl.constexpr = LOW << S
     swapped = ()
@@ -94,10 +94,11 @@ def largest(plane, equal, left, HIGHEST: tl.constexpr, LOWEST: tl.constexpr):
     """The ``left`` largest of the numbers that are set in ``equal``, as bits
     of the same words [W]. Ties go to the first.
 
-    ``plane[b]`` [W] has bit b of all numbers, as `transpose` gives them. From
-    the highest on: how many of those that still equal the one looked for have
-    a 1 here? If at least ``left``, so has it; if fewer, all of these are
-    larger, and as many less are left to find.
+    ``plane[b]`` [W] has bit b of all numbers, as `transpose` gives them. The
+    bits of the least number to take are found from the highest on. Of the
+    numbers that agree with it so far, how many have a 1 in this bit? If at
+    least ``left``, it has a 1, too. If fewer, all of these are larger, and
+    ``left`` falls by their number.
     """
     above = tl.zeros_like(equal)
     for b in tl.static_range(HIGHEST, LOWEST - 1, -1):
@@ -108,8 +109,8 @@ def largest(plane, equal, left, HIGHEST: tl.constexpr, LOWEST: tl.constexpr):
         equal = tl.where(enough, one, equal ^ one)
         left = tl.where(enough, left, left - count)
 
-    # ties: the words before leave room for so many of this one; as many first
-    # bits of it as hold no more are found by 5 counts
+    # ties: the words before leave ``room`` for that many ties of this word; 5
+    # counts find how many of its first bits hold no more than that
     tied = popcount(equal)
     room = left - (tl.cumsum(tied, 0) - tied)
     bits = tl.zeros_like(equal)

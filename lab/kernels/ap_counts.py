@@ -1,4 +1,4 @@
-"""Average precision by counting: how well each neuron's ranking finds a job.
+"""Average precision by counting: how well neurons' rankings find a function.
 
 C instances were seen by n neurons, A [C, n]; which of F functions an instance
 needs is a bit mask y [C]. Neuron i ranks the instances by its activation, and
@@ -9,22 +9,23 @@ the average precision of that ranking is its score for function f:
     hits   = #{c' : A_c',i >= A_c,i and y_c' = f},   P = #{c : y_c = f}
 
 Counting >= needs no sort and settles ties: equal scores are one step of the
-ranking, in whatever order they come. A ReLU network is full of ties, for most
-of its activations are exactly 0. A neuron that never fires ties everywhere,
-and its score is P / C. The counts are integers and exact.
+ranking, in whatever order they come. A ReLU network is full of ties, because
+most of its activations are exactly 0. A neuron that never fires has only
+ties, and its score is P / C. The counts are integers and exact.
 
-Both counts are one sum, above + 4096 hits: each instance that reaches adds
-the weight that its label gives it, 1 or 4097. In fp32 that is exact below
-4096 instances; from there on the sum is an int64 and a hit 2^31.
+Both counts are kept in one sum, above + 4096 hits: each instance c' with
+A_c',i >= A_c,i adds the weight that its label gives it, 1 or 4097. In fp32
+this is exact below 4096 instances; from there on the sum is an int64 and a
+hit counts 2^31.
 
 Bytes: 4 C n read, 4 F n written, if the cache holds the scores between two
-positives. Work: C n comparisons for each of the positives, so for exclusive
-functions C^2 n in all: bound by instructions, two for each, a comparison and
-an addition. Sorting takes n C log C and wins when C is large; here C is the
-number of windows, a few hundred.
+positives. Work: C n comparisons for each positive, so C^2 n in all for
+exclusive functions. The limit is instructions, two for each of these: a
+comparison and an addition. Sorting takes n C log C and wins when C is large;
+here C is the number of windows, a few hundred.
 
-Source: Xiao et al. 2024, section 4 (functionality score). Same number as
-scikit-learn's ``average_precision_score``.
+Source: Xiao et al. 2024, section 4 (functionality score). The number is the
+same as that of scikit-learn's ``average_precision_score``.
 """
 
 import torch
@@ -37,7 +38,7 @@ from lab.kernels.operator import operator
 from lab.kernels.runtime import may_look
 
 MOST_FUNCTIONS = 31  # bits of an int32 without its sign
-FEW, MANY = 4096, 1 << 31  # what a hit adds, with fewer instances than this
+FEW, MANY = 4096, 1 << 31  # what a hit adds: FEW below FEW instances
 PARTS = 16  # programs that share the positives of a function
 
 
@@ -45,11 +46,11 @@ def ap_counts(scores: Tensor, labels: Tensor, functions: int) -> Tensor:
     """Average precision [F, n] of the scores [C, n] for each function.
 
     Bit f of ``labels`` [C] int32 says that an instance needs function f <
-    ``functions``. fp32 results (float64 for float64 scores). Refuses, on a
-    CPU, scores that are no finite number and a function that all or no
-    instances need; on a GPU, where looking would stall it, a score that is
-    NaN ranks last and counts for nothing, and a function without instances
-    gives NaN. O(C^2 n).
+    ``functions``. Results are fp32 (float64 for float64 scores). On a CPU,
+    scores that are not finite and a function that all or no instances need
+    are refused. On a GPU, where a check would stall it, a score that is NaN
+    ranks last and counts for nothing, and a function without instances gives
+    NaN. O(C^2 n).
     """
     if scores.ndim != 2 or len(scores) < 1:
         raise ValueError(
@@ -73,7 +74,7 @@ def ap_counts(scores: Tensor, labels: Tensor, functions: int) -> Tensor:
 
 
 def _look(scores, labels, functions):
-    """Refuse what has no average precision."""
+    """Raise an error where there is no average precision."""
     bad = int((~scores.isfinite()).sum())
     if bad:
         raise ValueError(
@@ -90,7 +91,7 @@ def _look(scores, labels, functions):
 
 
 def bits(labels: Tensor, functions: int) -> Tensor:
-    """Who needs what, [F, C] bool, from the bit masks [C]."""
+    """Which instance needs which function, [F, C] bool, from masks [C]."""
     shift = torch.arange(functions, device=labels.device, dtype=torch.int32)
     return ((labels[None, :] >> shift[:, None]) & 1).bool()
 
@@ -133,7 +134,7 @@ def ap_counts_kernel(
     total = tl.zeros([BLOCK_N], tl.float32)
     for tile in range(part, tl.cdiv(positives, BLOCK_P), parts):
         p = tile * BLOCK_P + tl.arange(0, BLOCK_P)
-        # past the last positive is that one again; it counts for nothing
+        # past the end, repeat the last positive; it counts for nothing
         at = positives_ptr + function * C + tl.minimum(p, positives - 1)
         c = tl.load(at).to(tl.int64)
         # [BLOCK_P, BLOCK_N]
@@ -151,7 +152,7 @@ def ap_counts_kernel(
                 mask=is_neuron,
                 other=0.0,
             ).to(tl.float32)
-            # an addition that is skipped, not one of a chosen zero
+            # skip the addition, rather than choose a zero to add
             both = tl.where(score[None, :] >= mine, both + weight, both)
         if weights_ptr.dtype.element_ty == tl.float32:
             both = both.to(tl.int32)

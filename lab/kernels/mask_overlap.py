@@ -1,35 +1,38 @@
-"""Mask overlap: a token's largest features as bits, and who shares them.
+"""Mask overlap: a token's top features as bits, and which experts share them.
 
 From the features u [T, D] of T tokens and the masks M [N, D] of N experts,
 packed 32 to a word:
 
-    M_0(t)      = the d features of token t with the largest |u|, none of 0
+    M_0(t)      = the d features of token t with the largest |u|, but none
+                  that is 0
     counts[t,j] = |M_0(t) and M_j|             bits that both have set
 
-A rank rule: d bits are set in a row, ties go to the lowest index, but a
-feature that is exactly 0 does nothing and is never set, as in the authors'
-code: that compares with the d-th largest by a strict >, which keeps d - 1
-bits and drops all that tie. In a ReLU network most features are 0; ranked,
-they would fill the mask by their index and drown the overlap.
+The features are ranked: d bits are set in a row, and ties go to the lowest
+index. But a feature that is exactly 0 does nothing and is never set, as in
+the authors' code. (That code compares with the d-th largest by a strict >,
+which keeps d - 1 bits and drops all that tie.) In a ReLU network most
+features are 0; if these were ranked, they would fill the mask by their index
+and drown the overlap.
 
-One program holds one token. Read as integers, floats that are not negative
-have the order of their bits, so the d-th largest is found bit by bit, from
-the highest on: how many of those that still equal it have a 1 here? If at
-least d, so has it; if fewer, all of these are larger, and d less that many
-are left to find. No sort, whatever d: 15 counts in bf16, 18 in fp16, 31 in
-fp32.
+One program holds one token. Floats that are not negative have the order of
+their bits read as integers, so the d-th largest is found bit by bit, from the
+highest on. Of the features that agree with it so far, how many have a 1 in
+this bit? If at least d, the d-th largest has a 1, too. If fewer, all of these
+are larger, and d falls by their number. No sort is needed, whatever d is: 15
+counts in bf16, 18 in fp16, 31 in fp32.
 
-What makes a count cheap is how the bits lie. The 32 features of a word are
-the rows of a matrix of 32 x 32 bits; the rows of its transpose have one bit
+A count is cheap because of the layout of the bits. The 32 features of a word
+are the rows of a matrix of 32 x 32 bits; each row of its transpose has one bit
 of all 32. A popcount then counts 32 features, and the words left at the end
 are the mask. A popcount of ``token & expert`` is the overlap.
 
 A row of 11008 features in bf16 takes 2531 instructions of 4 warps on an H200
-(Triton 3.6.0); a count is a few of them, and barriers for its sum over warps.
+(Triton 3.6.0); a count takes a few of them, and barriers for its sum over
+warps.
 
 Bytes: T D features read once, which is nearly all; the masks of the experts
-are D N / 8 bytes and stay in the cache, T (W + N) words of 4 bytes are
-written, W = ceil(D / 32).
+are D N / 8 bytes and stay in the cache; T (W + N) words of 4 bytes are
+written, with W = ceil(D / 32).
 
 Source: Cai et al. 2024 (Read-ME), eq. 3 and 4; VITA-Group/READ-ME,
 `thresholding`.
@@ -58,8 +61,8 @@ from lab.kernels.declaration import Compile, Cost, Declaration, Example
 from lab.kernels.operator import operator
 from lab.kernels.runtime import may_look
 
-MOST_FEATURES = 16384  # of one row, 128 registers a thread
-BLOCK_N = 8  # experts that are counted at once
+MOST_FEATURES = 16384  # in a row, 128 registers a thread
+BLOCK_N = 8  # experts that are counted together
 
 
 class Overlap(NamedTuple):
@@ -72,7 +75,7 @@ def mask_overlap(features: Tensor, experts: Tensor, d: int) -> Overlap:
 
     ``experts`` [N, W] int32 are packed masks as `pack` makes them; bits past
     D count for nothing. On a CPU, NaN or infinity is refused; on a GPU, where
-    looking would stall it, NaN counts as 0, and infinity as the largest.
+    a check would stall it, NaN counts as 0, and infinity as the largest.
     O(T D). No gradient.
     """
     if features.ndim != 2 or features.shape[1] < 1:
@@ -84,7 +87,9 @@ def mask_overlap(features: Tensor, experts: Tensor, d: int) -> Overlap:
         raise TypeError(f"features are {features.dtype}; use a floating type")
     D = features.shape[1]
     if D > MOST_FEATURES:
-        raise ValueError(f"D={D} features are more than {MOST_FEATURES}")
+        raise ValueError(
+            f"D={D} features are too many; use at most {MOST_FEATURES}"
+        )
     W = words(D)
     if (
         experts.ndim != 2
@@ -97,7 +102,9 @@ def mask_overlap(features: Tensor, experts: Tensor, d: int) -> Overlap:
             f" int32 words [experts, {W}] for D={D}, as pack(mask) makes them"
         )
     if not 1 <= d <= D:
-        raise ValueError(f"d={d} is not within 1 to {D}, the features")
+        raise ValueError(
+            f"d={d} is not within 1 to {D}, the number of features"
+        )
     if may_look(features) and not features.isfinite().all():
         raise ValueError(
             f"features hold {int((~features.isfinite()).sum())} NaN or"
@@ -125,7 +132,7 @@ def unpack(packed: Tensor, D: int) -> Tensor:
 def mask_overlap_reference(
     features: Tensor, experts: Tensor, d: int
 ) -> Overlap:
-    """The same in plain PyTorch: sort, cut, compare feature by feature."""
+    """The overlap in plain PyTorch: sort, cut, compare by feature."""
     _, D = features.shape
     wide = features if features.dtype == torch.float64 else features.float()
     # a stable sort, because torch.topk leaves the order of ties open
@@ -173,7 +180,7 @@ def mask_overlap_kernel(
         some = some | plane[b]
         every = every & plane[b]
 
-    # of the numbers that are neither 0 nor NaN
+    # the largest of the numbers that are neither 0 nor NaN
     mine = largest(plane, some ^ (every & fraction), d, 30, LOWEST)
     tl.store(
         masks_ptr + token * W + w, mine.to(tl.int32, bitcast=True), mask=w < W
@@ -191,7 +198,7 @@ def mask_overlap_kernel(
 
 
 def mask_overlap_triton(features: Tensor, experts: Tensor, d: int) -> Overlap:
-    """Launch the kernel, one program a token, on features of any strides."""
+    """Launch the kernel, one program per token, on features of any strides."""
     T, D = features.shape
     N, W = experts.shape
     masks = experts.new_empty((T, W))
@@ -209,7 +216,7 @@ def mask_overlap_triton(features: Tensor, experts: Tensor, d: int) -> Overlap:
 
 
 def warps(W: int) -> int:
-    """Warps of a program: 128 words each, four a lane, a power of two."""
+    """Warps of a program, a power of two: 128 words each, four per lane."""
     return max(1, triton.next_power_of_2(W) // 128)
 
 
@@ -256,7 +263,7 @@ def _compile(D: int) -> Compile:
         "BLOCK_N": BLOCK_N,
         "BLOCK_W": triton.next_power_of_2(W),
     }
-    if D > 192:  # the rows lie close, as nearly always
+    if D > 192:  # the rows are contiguous, as nearly always
         constants["stride_d"] = 1
     return Compile(
         f"D{D}",

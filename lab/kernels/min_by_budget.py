@@ -6,11 +6,12 @@ route (for Duo-LLM, how many of its layers are big):
     best[b, t]  = min of l[r, t] over the routes r with b_r = b
     route[b, t] = the lowest r that reaches it, -1 if there is none
 
-A segmented reduction whose segments are scattered: route 0b0111 has budget
-3, its neighbours 2 and 1. `dispatch` lists every menu's routes together, as
-it does the tokens of an expert; then a program takes one menu and a block of
-tokens, and reads rows of the losses in that order. Each loss is read once, in
-rows that lie together in memory, and nothing is copied into another order.
+The routes of one budget are a menu. This is a segmented reduction whose
+segments are scattered: route 0b0111 has budget 3, its neighbours have 2 and 1.
+`dispatch` lists the routes of each menu together, as it does the tokens of an
+expert. Then a program takes one menu and a block of tokens, and reads rows of
+the losses in that order. Each loss is read once, in rows that are contiguous
+in memory, and nothing is copied into another order.
 
 Bytes: 4 R T read and 8 B T written; R T comparisons, no floating-point
 operation. On any GPU the kernel waits for memory.
@@ -43,10 +44,10 @@ class Best(NamedTuple):
 def min_by_budget(losses: Tensor, budgets: Tensor, num_budgets: int) -> Best:
     """Reduce losses [R, T] over the routes of each budget [R] int32.
 
-    Menus run from 0 to ``num_budgets`` - 1; a route of another budget is on
-    none of them, and one of infinite loss is never taken. Losses come back
-    in fp32 (float64 for float64). NaN is refused on a CPU; on a GPU, where
-    looking would stall it, it counts as infinite. Without gradient. O(R T).
+    Menus run from 0 to ``num_budgets`` - 1; a route of any other budget is on
+    no menu, and a route of infinite loss is never taken. Losses are returned
+    in fp32 (float64 for float64). NaN is refused on a CPU; on a GPU, where a
+    check would stall it, it counts as infinite. No gradient. O(R T).
     """
     if losses.ndim != 2 or not losses.is_floating_point():
         raise ValueError(
@@ -65,7 +66,7 @@ def min_by_budget(losses: Tensor, budgets: Tensor, num_budgets: int) -> Best:
     if may_look(losses) and losses.isnan().any():
         raise ValueError(
             f"losses hold {int(losses.isnan().sum())} NaN entries, which"
-            " compare with nothing; use infinity to rule a route out"
+            " cannot be compared; use infinity to rule out a route"
         )
     return Best(*_min_by_budget(losses, budgets, num_budgets))
 
@@ -107,7 +108,7 @@ def min_by_budget_kernel(
     end = tl.load(offsets_ptr + budget + 1)
     # each row of a step keeps the best it has seen until the end
     best = tl.full([BLOCK_R, BLOCK_T], float("inf"), tl.float32)
-    nowhere = 2147483647  # behind every place
+    nowhere = 2147483647  # after every place
     place = tl.full([BLOCK_R, BLOCK_T], nowhere, tl.int32)
     at = begin + tl.arange(0, BLOCK_R)
     route = tl.load(order_ptr + at, mask=at < end, other=0).to(tl.int64)
@@ -117,14 +118,14 @@ def min_by_budget_kernel(
             mask=(at[:, None] < end) & (t[None, :] < T),
             other=float("inf"),
         ).to(tl.float32)
-        better = loss < best  # which NaN is not
+        better = loss < best  # never for NaN
         place = tl.where(better, at[:, None], place)
         best = tl.where(better, loss, best)
-        # a step ahead: losses whose place is known wait for memory once
+        # loaded a step ahead, so that the losses wait for memory only once
         at += BLOCK_R
         route = tl.load(order_ptr + at, mask=at < end, other=0).to(tl.int64)
     least = tl.min(best, 0)
-    # routes of a menu are in their order: an earlier place is a lower route
+    # routes of a menu are ascending: an earlier place is a lower route
     first = tl.min(tl.where(best == least[None, :], place, nowhere), 0)
     found = (first < nowhere) & (t < T)
     chosen = tl.load(order_ptr + first, mask=found, other=-1)
@@ -144,7 +145,7 @@ def min_by_budget_triton(
         min_by_budget_kernel[(triton.cdiv(T, BLOCK_T), num_budgets)](
             losses, order, offsets, best, route,
             T, *losses.stride(),
-            # four warps would meet in shared memory, 16 at one bank
+            # four warps would meet in shared memory, 16 lanes at one bank
             BLOCK_R=BLOCK_R, BLOCK_T=BLOCK_T, num_warps=1,
         )  # fmt: skip
     return Best(best, route)
@@ -192,7 +193,7 @@ def _inputs(seed, device, dtype, L, T, ties=False, scattered=False, ban=0.0):
 
 
 def _specified(result, **_):
-    # two infinities have no difference that could be small
+    # the difference of two infinities is not a small number
     return result._replace(loss=result.loss.where(result.route >= 0, 0.0))
 
 
@@ -226,8 +227,8 @@ DECLARATION = Declaration(
     inputs=_inputs,
     exact=("route",),
     specified=_specified,
-    # a loss is handed on, not computed with; the reference is given the
-    # rounded losses too
+    # losses are passed on, not computed with; the reference gets the rounded
+    # losses, too
     tolerance={
         torch.float32: 0.0, torch.float16: 0.0, torch.bfloat16: 0.0,
     },

@@ -5,22 +5,22 @@ an expert, its column of the scores [B, n, S]:
 
     t       = the c-th largest score of the column
     taken   = all scores above t, and of those equal to t the first ones
-    indices = where they stand, ascending
+    indices = the places of the taken scores, ascending
 
 So the order of time is kept, and a causal mask of c x c stays right after the
 gather. Ties go to the lowest index.
 
-One program holds one column. It finds t bit by bit: read as integers, floats
-of one sign have the order of their bits, so 32 counts fix all 32 bits of t,
-whatever c; of scores in bf16 16, in fp16 19. The 32 scores of a word are the
-rows of a matrix of 32 x 32 bits, and its transpose has one bit of all of them
-in a word, so a popcount counts 32 scores (see `largest`). The words left at
-the end mark who is taken. A prefix sum packs them, and they are sorted
-without a sort.
+One program holds one column. It finds t bit by bit: floats of one sign have
+the order of their bits read as integers, so 32 counts fix all 32 bits of t,
+whatever c is (16 counts for scores in bf16, 19 in fp16). The 32 scores of a
+word are the rows of a matrix of 32 x 32 bits, and each word of its transpose
+has one bit of all 32, so a popcount counts 32 scores (see `largest`). The
+words left at the end mark the tokens that are taken. A prefix sum packs these
+in ascending order without a sort.
 
-Bytes: 4 B n S read and 4 B n c written. The counts read registers only; but
-each ends in a sum over the whole program, and these barriers bound a short
-column.
+Bytes: 4 B n S read and 4 B n c written. The counts read only registers; but
+each ends in a sum over the whole program, and the barriers of these sums
+limit a short column.
 
 Source: YujiaoYang-work/UoE, model/mlp/UoME_DS.py (topk, then sort).
 """
@@ -52,14 +52,14 @@ from lab.kernels.operator import operator
 from lab.kernels.runtime import may_look, next_power_of_2
 from lab.kernels.topk_gate import ordered
 
-MOST_TOKENS = 8192  # of one column, 8 warps; twice as many would spill
+MOST_TOKENS = 8192  # in a column, on 8 warps; twice as many would spill
 
 
 def topc_select(scores: Tensor, c: int) -> Tensor:
     """The c best tokens of each column of scores [B, n, S], ascending.
 
     Returns int32 [B, n, c]. The selection has no gradient. On a CPU, NaN or
-    infinity is refused; on a GPU, where looking would stall it, NaN and -inf
+    infinity is refused; on a GPU, where a check would stall it, NaN and -inf
     count as the lowest number, inf as the highest. O(B n S).
     """
     if scores.ndim != 3 or scores.shape[2] < 1:
@@ -72,14 +72,15 @@ def topc_select(scores: Tensor, c: int) -> Tensor:
     S = scores.shape[2]
     if S > MOST_TOKENS:
         raise ValueError(
-            f"S={S} tokens are more than {MOST_TOKENS}; select in parts"
+            f"S={S} tokens are too many; use at most {MOST_TOKENS} in one call"
         )
     if not 1 <= c <= S:
         raise ValueError(f"c={c} is not within 1 to {S}, the number of tokens")
     if may_look(scores) and not scores.isfinite().all():
         raise ValueError(
             f"scores hold {int((~scores.isfinite()).sum())} NaN or infinite"
-            " entries; to rule a token out use a large negative number, -1e4"
+            " entries; to rule out a token, use a large negative number such"
+            " as -1e4"
         )
     return _topc_select(scores.detach(), c)
 
@@ -115,7 +116,7 @@ def topc_select_kernel(
     for q in tl.static_range(0, 32, CHUNK):
         z = finite(numbers(scores_ptr, w, q, S, stride_s, CHUNK))
         z = tl.where(z == 0.0, 0.0, z)  # -0 and 0 tie, but differ in a bit
-        # without a sign the highest bit is the first to count
+        # unsigned, so that counting can begin with the highest bit
         key = ordered(z).to(tl.uint32, bitcast=True) ^ 0x80000000
         rows = rows + columns(key, BLOCK_W, CHUNK)
     here = tl.minimum(S - w * 32, 32)  # tokens of a word
@@ -133,7 +134,7 @@ def topc_select_kernel(
 
 
 def topc_select_triton(scores: Tensor, c: int) -> Tensor:
-    """Launch the kernel, one program a column, on scores of any strides."""
+    """Launch the kernel, one program per column, on scores of any strides."""
     B, n, S = scores.shape
     indices = scores.new_empty((B, n, c), dtype=torch.int32)
     if B * n:
@@ -145,8 +146,10 @@ def topc_select_triton(scores: Tensor, c: int) -> Tensor:
 
 
 def blocks(S: int, dtype: torch.dtype) -> dict:
-    """Which bits count, scores that a lane loads at once, words, and warps:
-    a word a lane, as the 32 rows of two would fill the registers."""
+    """The lowest bit that counts, scores that a lane loads, words, and warps.
+
+    A lane has one word, because the 32 rows of two would fill the registers.
+    """
     block_w = next_power_of_2(words(S))
     return {
         "LOWEST": LOWEST.get(dtype, 0),
