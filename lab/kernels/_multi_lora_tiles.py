@@ -1,7 +1,7 @@
-"""Which tiles the kernels of `multi_lora` take, and what they compile to.
+"""Which tiles the kernels of `multi_lora` use, and what to compile of them.
 
-Adapters stand side by side in groups; a group and its lanes follow from how
-many adapters there are, from their rank and from the dtype.
+Adapters stand side by side in groups; the size of a group and its lanes follow
+from the number of adapters, their rank and the dtype.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from lab.kernels.declaration import Compile
 from lab.kernels.runtime import next_power_of_2
 
 STAGES = 3
-FEWEST = 16  # rows or columns that a matrix product takes
+FEWEST = 16  # rows or columns that a matrix product needs
 
 
 class Blocks(NamedTuple):
@@ -24,50 +24,50 @@ class Blocks(NamedTuple):
     BLOCK_T: int  # tokens
     BLOCK_N: int  # columns of the tokens, or of a result
     BLOCK_E: int  # adapters of a group
-    BLOCK_R: int  # lanes that hold a hidden row of one
+    BLOCK_R: int  # lanes that hold a hidden row of one adapter
 
 
 def blocks(N: int, rank: int, dtype: torch.dtype, split: bool) -> Blocks:
-    """The tiles for N adapters of a rank; in fp32, whether in three parts."""
+    """The tiles for N adapters of a rank; ``split``: fp32 in three parts."""
     lanes = next_power_of_2(rank)
     tokens, columns, widest = 128, 64, 128
-    # full precision wants smaller tiles: parts and their sums fill the
-    # registers, and without matrix units whole numbers do
+    # fp32 needs smaller tiles: the three parts and their sums fill the
+    # registers, or, without matrix units, whole numbers do
     if dtype == torch.float32:
         tokens, columns, widest = 128 if split else 64, 32, 64
     group = next_power_of_2(N) * lanes
     if group > widest:
-        # rows of two groups at once need the registers
+        # the rows of two groups at a time need the registers
         group, tokens = widest, tokens // 2
     return Blocks(tokens, columns, max(FEWEST, group) // lanes, lanes)
 
 
 def warps(split: bool, *sizes: int) -> int:
-    """How many share a tile; measured on an H200 (data/bench).
+    """How many warps share a tile; measured on an H200 (data/bench).
 
-    Four have no registers left for the addresses of rows of odd sizes.
+    Four warps have no registers left for the addresses of rows of odd sizes.
     """
     return 4 if split and all(size % 16 == 0 for size in sizes) else 8
 
 
 def turned(block: Blocks) -> Blocks:
-    """The tile of a sum over tokens, where a step is of tokens.
+    """The tile of a sum over tokens, where each step takes some tokens.
 
-    Of several groups, `shrink` writes no rows of a tile that did not choose
-    one. So a step must not reach beyond a tile of `shrink`.
+    If there are several groups, `shrink` writes no rows of a group that its
+    tile did not choose. So a step must not reach beyond a tile of `shrink`.
     """
     return block._replace(BLOCK_T=block.BLOCK_N, BLOCK_N=block.BLOCK_T)
 
 
 def stages_of_sum(split: bool) -> int:
-    """How many tiles of a sum over tokens are under way at once: parts leave
-    no registers for the addresses of a third."""
+    """How many tiles of a sum over tokens are in flight at the same time: the
+    three parts leave no registers for the addresses of a third tile."""
     return 2 if split else STAGES
 
 
 def compiles(kernel) -> tuple[Compile, ...]:
     """What to compile of a kernel: both dtypes, one group and several, sizes
-    that 16 divides, of contiguous matrices, and others."""
+    that 16 divides (of contiguous matrices) and other sizes."""
     found = []
     kinds = (
         ("fp32", torch.float32, True, HAVE_ROOM),

@@ -1,18 +1,18 @@
-"""The Triton side of `multi_lora`: through the waist, out again, gradients.
+"""The Triton side of `multi_lora`: shrink to the rank, expand, gradients.
 
-Adapters stand side by side, as many as fill one matrix product: a group, say
-eight of rank 16. A tile of tokens goes through a group at once, whoever chose
-whom. Of the product into the waist, each token's chosen rows are kept, times
-their weights, and the rest is set to 0 (``spread``, [T, columns]). What comes
-out of the waist, and the gradients, are then plain products. They multiply
-more than was asked for, but read the tokens once a group, and it is memory
-that takes the time. With several groups, those that no token of a tile chose
-are left out.
+Adapters stand side by side in groups; a group fills one matrix product, say
+with eight adapters of rank 16. A tile of tokens is multiplied with a whole
+group, whichever adapters its tokens chose. Of the product that shrinks, each
+token's chosen rows are kept, times their weights, and the rest is set to 0
+(``spread``, [T, columns]). The product that expands and the gradients are then
+plain matrix products. They multiply more than was asked for, but read the
+tokens only once per group, and it is memory that takes the time. With several
+groups, those that no token of a tile chose are left out.
 
 Nothing is sorted, no two programs write to one place, and no number travels
-to the host. Matrices come by strides, so that the backward pass runs the
-same kernels with transposed ones. ``spread`` takes T N r numbers of the
-tokens' dtype, with each r rounded up to a power of 2.
+to the host. Matrices have any strides, so that the backward pass can run the
+same kernels on transposed ones. ``spread`` has T N r numbers of the tokens'
+dtype, with each r rounded up to a power of 2.
 """
 
 import torch
@@ -37,7 +37,7 @@ LEAST = 4  # tiles of tokens that are added up before they are stored
 
 @triton.jit
 def group_of(expert, N, BLOCK_E: tl.constexpr):
-    """The group of an adapter; the first one clears the empty slots."""
+    """The group of an adapter; the first group clears the empty slots."""
     return tl.where((expert >= 0) & (expert < N), expert, 0) // BLOCK_E
 
 
@@ -93,7 +93,7 @@ def multi_lora_shrink_kernel(
     T = (T - before).to(tl.int32)
     t = tl.arange(0, BLOCK_T)
     count = slots_in(group, experts_ptr, T, S, N, BLOCK_T, BLOCK_E)
-    # one group alone is read everywhere, so it is never left out
+    # a lone group is read everywhere, so it is never left out
     if not MANY or tl.sum(count, 0) > 0:
         row = tokens_ptr + t * n
         line, real = lines(
@@ -133,7 +133,7 @@ def multi_lora_shrink_kernel(
             mine = (expert[:, None] == e[None, :]) & (e < N)[None, :]
             weight += tl.where(mine, w.to(tl.float32)[:, None], 0.0)
             chosen += mine.to(tl.int32)
-        # what nobody chose may be no number, which 0 would not hide
+        # an adapter not chosen may give NaN, which times 0 would stay NaN
         g = tl.where(
             (chosen > 0)[:, :, None], weight[:, :, None] * product, 0.0
         )
@@ -164,7 +164,7 @@ def multi_lora_expand_kernel(
     column = tl.arange(0, BLOCK_E * BLOCK_R)
     at = t[:, None] * groups * (BLOCK_E * BLOCK_R) + column[None, :]
     count = slots_in(0, experts_ptr, T, S, N, BLOCK_T, BLOCK_E)
-    # the first group's rows serve all columns of the result
+    # the first group's rows are used for all columns of the result
     g = tl.load(spread_ptr + at, mask=count[:, None] > 0, other=0.0)
     line, real = lines(up_ptr, 0, N, r, stride_e, stride_r, BLOCK_E, BLOCK_R)
     step = tl.num_programs(1) * BLOCK_N
@@ -210,7 +210,7 @@ def multi_lora_outer_kernel(
 ):  # fmt: skip
     """sums[part, e] = sum over the part's tokens of spread[t, e] rows[t].
 
-    A part is ``per`` tokens, one after the other.
+    A part is ``per`` consecutive tokens.
     """
     k = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     group = tl.program_id(1)
@@ -226,7 +226,7 @@ def multi_lora_outer_kernel(
     total = tl.zeros([BLOCK_E * BLOCK_R, BLOCK_N], tl.float32)
     for _ in range(0, per, BLOCK_T):
         count = tl.zeros([BLOCK_T], tl.int32)
-        # a loop within would keep Triton from loading a step ahead
+        # unrolled: an inner loop would keep Triton from loading a step ahead
         for s in tl.static_range(S):
             e = tl.load(experts_ptr + t * S + s, mask=t < T, other=-1)
             mine = (e >= 0) & (e < N) & (e // BLOCK_E == group)
@@ -236,7 +236,7 @@ def multi_lora_outer_kernel(
                 spread_ptr + t[:, None] * width + column[None, :],
                 mask=(t < T)[:, None], other=0.0,
             )  # fmt: skip
-            # a token without an adapter may be no number
+            # a token without an adapter may be NaN
             x = tl.load(
                 rows_ptr + t[:, None] * n + k[None, :],
                 mask=(count > 0)[:, None] & (k < n)[None, :], other=0.0,
@@ -256,13 +256,13 @@ def multi_lora_outer_kernel(
 
 
 def for_lanes(adapters: Tensor) -> Tensor:
-    """The adapters; with the second of three sizes side by side where the
-    lanes would wait, six times as long."""
+    """The adapters, with their second dimension contiguous where the lanes
+    would otherwise wait, six times as long (see `is_whole`)."""
     return adapters.mT.contiguous().mT if is_whole(adapters) else adapters
 
 
 def tile(x: Tensor, N: int, rank: int) -> tuple[Blocks, bool]:
-    """What is worked on at a time, and whether fp32 goes in parts."""
+    """What is worked on at a time, and whether fp32 goes in three parts."""
     split = splits(x.dtype, runtime.target(x))
     return blocks(N, rank, x.dtype, split), split
 
@@ -271,8 +271,8 @@ def shrink(
     tokens: Tensor, experts: Tensor, weights: Tensor, down: Tensor,
     keep: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """down[e] tokens[t] for each slot, [T, S, r] fp32 (empty if not to
-    ``keep``; 0 in an empty slot), and spread, [T, columns]."""
+    """down[e] tokens[t] for each slot, [T, S, r] fp32 (0 in an empty slot;
+    an empty tensor unless ``keep``), and spread, [T, columns]."""
     T, S = experts.shape
     N, r, n = down.shape
     down = for_lanes(down)
@@ -299,7 +299,7 @@ def expand(spread: Tensor, experts: Tensor, up: Tensor) -> Tensor:
     block, split = tile(up, N, r)
     if out.numel():
         tiles = runtime.cdiv(T, block.BLOCK_T)
-        # where there are few tokens, programs share their columns
+        # where there are few tokens, several programs share the columns
         programs = max(1, RESIDENT * runtime.multiprocessors(up) // tiles)
         programs = min(programs, runtime.cdiv(m, block.BLOCK_N))
         multi_lora_expand_kernel[tiles, programs](
@@ -312,8 +312,8 @@ def expand(spread: Tensor, experts: Tensor, up: Tensor) -> Tensor:
 
 
 def outer(spread: Tensor, experts: Tensor, rows: Tensor, out: Tensor) -> None:
-    """Fill out [N, r, n], any strides, with the sum of spread[t, e] times
-    ``rows`` [T, n], of parts of the tokens first, then of the parts."""
+    """Fill out [N, r, n], of any strides, with the sum of spread[t, e] times
+    ``rows`` [T, n]: first over parts of the tokens, then over the parts."""
     T, S = experts.shape
     N, r, n = out.shape
     block, split = tile(out, N, r)

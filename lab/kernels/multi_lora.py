@@ -3,18 +3,19 @@
     y[t] = sum over the filled slots s of w[t, s] B[e] A[e] u[t]
     e = experts[t, s],  A [N, r, n] called ``down``,  B [N, m, r] called ``up``
 
--1 in a slot means no adapter; a token without any gets 0. The frozen matrix W
-of the layer is not touched: add y to its output. With one slot and weight 1
-this is a batch of requests that each use their own adapter; with a gate's
-top-k it is PHATGOOSE.
+-1 in a slot means no adapter; a token without any adapter gets 0. The frozen
+matrix W of the layer is not touched: add y to its output. With one slot and
+weight 1 this is a batch of requests that each use their own adapter; with a
+gate's top-k it is PHATGOOSE.
 
-Bytes: u, experts and weights read and y written once, the used adapters read
-once; between the two products N r numbers a token are written and read again
-in u's dtype, 0 for adapters not chosen. FLOPs: 2 T k r (n + m), but a tile of
-tokens is multiplied with whole groups of adapters, as many as have 128 ranks
-(64 in fp32): up to N / k times as many. While all adapters are one group it
-is bound by memory in 16 bits. From there on time grows with the groups that
-tiles use, and a batch sorted by task uses few.
+Bytes: u, experts, weights and the used adapters read once, y written once.
+Between the two products N r numbers per token are written and read again, in
+u's dtype and 0 for adapters not chosen. FLOPs: 2 T k r (n + m). But a tile of
+tokens is multiplied with whole groups of adapters, each of as many adapters as
+have 128 ranks together (64 in fp32), which makes up to N / k times as many
+FLOPs. While all adapters fit one group, the operation is bound by memory in 16
+bits. With more groups the time grows with the groups that tiles use, and a
+batch sorted by task uses few.
 
 Source: Chen et al. 2023, Punica (shrink and expand for many adapters), here
 without sorting or atomics; Muqeeth et al. 2024 for the weights.
@@ -36,20 +37,20 @@ from lab.kernels.declaration import Cost, Declaration, Example
 from lab.kernels.multi_lora_backward import multi_lora_backward
 from lab.kernels.operator import operator
 
-WIDEST = 64  # rank; a wider waist is no longer cheap, and is not compiled
+WIDEST = 64  # rank; a larger one is no longer cheap, and is not compiled
 
 
 def multi_lora(
     tokens: Tensor, experts: Tensor, weights: Tensor, down: Tensor, up: Tensor
 ) -> Tensor:
-    """The update [T, m] of tokens [T, n] by experts, weights [T, S].
+    """The update [T, m] of tokens [T, n]; experts and weights are [T, S].
 
     ``down`` is [N, r, n] and ``up`` [N, m, r]. Differentiable in all but
-    ``experts``. On a CPU an adapter that does not exist or a token that is
-    no number is refused; on a GPU, where looking would stall it, the first
-    counts as none and the second spreads: in the backward pass to adapters
-    that the token did not choose, too, unless it chose none. So does an
-    adapter that is no number, to tokens that did not choose it.
+    ``experts``. On a CPU, an adapter that does not exist or a token that is
+    not finite is refused. On a GPU, where a check would stall it, such an
+    adapter counts as none. A token that is not finite spreads: in the backward
+    pass even to adapters that the token did not choose, unless it chose none.
+    An adapter that is not finite spreads to tokens that did not choose it.
     O(T N r (n + m)) on a GPU, O(T S r (n + m)) on a CPU.
     """
     check_adapters(tokens, experts, weights, down, up)
@@ -57,18 +58,18 @@ def multi_lora(
 
 
 def check_adapters(tokens, experts, weights, down, up) -> None:
-    """Refuse what does not fit together, in one sentence."""
+    """Raise an error for arguments that do not fit together."""
     N, r, n = down.shape if down.ndim == 3 else (0, 0, 0)
     if up.ndim != 3 or not N * r or (up.shape[0], up.shape[2]) != (N, r):
         raise ValueError(
-            f"down {tuple(down.shape)} and up {tuple(up.shape)} are no"
-            " adapters; they need [N, r, n] and [N, m, r], N and r from 1 up"
+            f"down {tuple(down.shape)} and up {tuple(up.shape)} do not fit;"
+            " adapters need [N, r, n] and [N, m, r], with N and r from 1 up"
         )
     if r > WIDEST:
-        raise ValueError(f"rank {r} is too wide; use 1 to {WIDEST}")
+        raise ValueError(f"rank {r} is too large; use 1 to {WIDEST}")
     if tokens.ndim != 2 or tokens.shape[1] != n:
         raise ValueError(
-            f"tokens have shape {tuple(tokens.shape)}; these adapters take"
+            f"tokens have shape {tuple(tokens.shape)}; these adapters need"
             f" [tokens, {n}]"
         )
     wanted = (len(tokens), experts.shape[-1] if experts.ndim else 0)
@@ -92,7 +93,9 @@ def check_adapters(tokens, experts, weights, down, up) -> None:
             f" use 0 to {N - 1}, and -1 for an empty slot"
         )
     if not tokens.isfinite().all():
-        raise ValueError("tokens hold NaN or infinity; look where it began")
+        raise ValueError(
+            "tokens hold NaN or infinity; look for the step that produced it"
+        )
 
 
 def multi_lora_reference(
@@ -153,8 +156,8 @@ def _inputs(
     seed, device, dtype, T, N, S, n, m, r,
     empty=0.0, only=None, by_task=False,
 ):  # fmt: skip
-    """Distinct adapters per token as a gate gives them, or ``only`` one; or
-    a batch sorted ``by_task``, where a token may have one twice."""
+    """Distinct adapters per token as a gate gives them, or ``only`` one; or a
+    batch sorted ``by_task``, where a token may have the same adapter twice."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape):

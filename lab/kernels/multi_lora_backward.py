@@ -1,4 +1,4 @@
-"""Routed LoRA backward: from the gradient of the update to all inputs.
+"""Routed LoRA backward: gradients of all inputs from that of the update.
 
 With h = A[e] u[t] and q = B[e]^T dy[t] for every filled slot (t, s) of e:
 
@@ -7,16 +7,16 @@ With h = A[e] u[t] and q = B[e]^T dy[t] for every filled slot (t, s) of e:
     dA[e]    = sum over the slots of e of w q u[t]^T
     dB[e]    = sum over the slots of e of w dy[t] h^T
 
-q is what `multi_lora`'s first kernel makes of dy with B transposed, and du
-what its second makes of q with A transposed; only the two sums of outer
-products need a kernel of their own.
+`multi_lora`'s first kernel computes q from dy and B transposed, and its second
+kernel du from q and A transposed; only the two sums of outer products need a
+kernel of their own.
 
-The sums take parts of the tokens, each the work of one program, and then add
-up the parts, always in the same order.
+In that kernel each program sums over a part of the tokens. Then the parts are
+added up, always in the same order.
 
-FLOPs: T k r (6 n + 4 m), h computed again, and up to N / k times as many, as
-in `multi_lora`. Bytes: u and dy read twice, the adapters and their gradients
-once.
+FLOPs: T k r (6 n + 4 m), with h computed again, and up to N / k times as many,
+as in `multi_lora`. Bytes: u and dy read twice, the adapters and their
+gradients once.
 """
 
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ from lab.kernels._wanted import like
 from lab.kernels.declaration import Cost, Declaration, Example
 from lab.kernels.operator import operator
 
-ALL = True, True, True, True  # gradients
+ALL = True, True, True, True  # gradients wanted
 
 
 class LoRAGradients(NamedTuple):
@@ -58,13 +58,13 @@ def multi_lora_backward(
 ) -> LoRAGradients:
     """Gradients of the four float inputs of `multi_lora`, from grad [T, m].
 
-    One that is not ``wanted`` (in the order of the result) is empty.
+    A gradient that is not ``wanted`` (in the order of the result) is empty.
     O(T N r (n + m)) on a GPU, O(T S r (n + m)) on a CPU.
     """
     if grad.shape != (len(tokens), up.shape[1]):
         raise ValueError(
             f"grad has shape {tuple(grad.shape)}; the update of these tokens"
-            f" is {(len(tokens), up.shape[1])}"
+            f" has {(len(tokens), up.shape[1])}"
         )
     return LoRAGradients(
         *_multi_lora_backward(tokens, experts, weights, down, up, grad, wanted)

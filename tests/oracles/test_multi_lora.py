@@ -68,8 +68,8 @@ def test_gating_the_input_or_the_output_is_the_same():
     ("changed", "sentence"),
     [
         ({"down": torch.ones(3, 2, 7)}, r"\[tokens, 7\]"),
-        ({"up": torch.ones(3, 5, 3)}, "no adapters"),
-        ({"up": torch.ones(2, 5, 2)}, "no adapters"),
+        ({"up": torch.ones(3, 5, 3)}, "do not fit; adapters"),
+        ({"up": torch.ones(2, 5, 2)}, "do not fit; adapters"),
         ({"down": torch.ones(0, 2, 6), "up": torch.ones(0, 5, 2)}, "from 1"),
         ({"down": torch.ones(3, 65, 6), "up": torch.ones(3, 5, 65)}, "rank"),
         ({"weights": torch.ones(4, 3)}, "must both be"),
