@@ -1,21 +1,21 @@
 """Placement cost: the traffic of many expert placements at once.
 
-A placement says for every expert of every layer on which GPU it sits. From
-the placements P [K, L, E] and the transition counts W [L - 1, E, E]:
+A placement says on which GPU each expert of each layer sits. From the
+placements P [K, L, E] and the transition counts W [L - 1, E, E]:
 
     cost[k] = sum over l, i, j of  W[l, i, j] [P[k, l, i] != P[k, l + 1, j]]
 
-the tokens that change GPUs between neighbouring layers. A program holds a
-block of placements and the next layer's GPU of each expert; expert after
-expert, it adds a row of W where the GPUs differ. W is the same for all of
-them and stays in the cache. The sum is in fp32, so counts are exact up to
-2^24 tokens times layers.
+which is the number of tokens that change GPUs between neighbouring layers. A
+program holds a block of placements and the GPU of each expert of the next
+layer. Going through the experts of this layer, it adds a row of W where the
+GPUs differ. W is the same for all placements and stays in the cache. The sum
+is in fp32, so counts are exact up to 2^24 tokens times layers.
 
 Bytes: K L E read (int8), 4 (L - 1) E^2 once, 4 K written. The work is
-K (L - 1) E^2 comparisons and as many additions, and bound by them: two
-instructions for each. What else a step needs, the row of W and the GPU of its
-expert, is shared by up to 32 sums of a thread; one word holds the GPUs of four
-experts.
+K (L - 1) E^2 comparisons, each with an addition, and these two instructions
+are the limit. The other needs of a step, the row of W and the GPU of its
+expert, are shared by up to 32 sums of a thread; one word holds the GPUs of
+four experts.
 
 Source: the objective of Yao et al. 2024, on counts instead of tokens.
 """
@@ -37,14 +37,14 @@ MANY = 1 << 14  # placements that fill a GPU with large tiles
 def placement_cost(placements: Tensor, counts: Tensor) -> Tensor:
     """Cost [K] of the placements [K, L, E] int8 under counts [L - 1, E, E].
 
-    fp32, or float64 for float64 counts. Only equality of the GPU numbers
-    matters. A count that is no number is refused on a CPU; on a GPU, where
-    looking would stall it, it spoils the sum. O(K L E^2).
+    The result is fp32 (float64 for float64 counts). It depends only on which
+    GPU numbers are equal. A count that is not finite is refused on a CPU; on a
+    GPU, where a check would stall it, it spoils the sum. O(K L E^2).
     """
     if placements.ndim != 3 or placements.dtype != torch.int8:
         raise ValueError(
-            f"placements of shape {tuple(placements.shape)} and"
-            f" {placements.dtype} are not read; give [K, layers, experts] in"
+            f"placements are {placements.dtype} of shape"
+            f" {tuple(placements.shape)}; give [K, layers, experts] in"
             " torch.int8"
         )
     K, L, E = placements.shape
@@ -59,7 +59,7 @@ def placement_cost(placements: Tensor, counts: Tensor) -> Tensor:
             f" fit; give {(L - 1, E, E)} in floating point"
         )
     if may_look(counts) and not torch.isfinite(counts).all():
-        raise ValueError("counts has a value that is no number; count again")
+        raise ValueError("counts hold NaN or infinity; count again")
     return _placement_cost(placements, counts)
 
 
@@ -96,7 +96,7 @@ def placement_cost_kernel(
     k = tl.program_id(0).to(tl.int64) * BLOCK_K + tl.arange(0, BLOCK_K)
     e = tl.arange(0, BLOCK_E)
     is_expert = (e < E) | EVEN
-    # past the last placement is that one again; nothing of it is stored
+    # past the end, repeat the last placement; its results are not stored
     first = tl.minimum(k, K - 1) * L * E
     total = tl.zeros([BLOCK_K, BLOCK_E], tl.float32)
     for layer in range(0, L - 1):
@@ -112,7 +112,7 @@ def placement_cost_kernel(
                 here = (word.to(tl.int32) >> 8 * step) & 255
                 row_ptr = counts_ptr + (layer * E + start + step) * E
                 tokens = tl.load(row_ptr + e, mask=is_expert, other=0.0)
-                # an addition that is skipped, not one of a chosen zero
+                # skip the addition, rather than choose a zero to add
                 total = tl.where(
                     here[:, None] != there,
                     total + tokens.to(tl.float32)[None, :],
@@ -122,19 +122,19 @@ def placement_cost_kernel(
 
 
 def blocks(E: int, K: int) -> tuple[int, int]:
-    """Placements and experts of a tile: 1024 sums, or 4096 for many."""
+    """Placements and experts of a tile: 1024 sums, or 4096 if K is large."""
     block_e = triton.next_power_of_2(max(2, E))
     sums = 4096 if K >= MANY else 1024
     return max(16, min(128, sums // block_e)), block_e
 
 
 def placement_cost_triton(placements: Tensor, counts: Tensor) -> Tensor:
-    """Launch the kernel; one program costs a block of placements."""
+    """Launch the kernel; one program takes a block of placements."""
     K, L, E = placements.shape
     placements, counts = placements.contiguous(), counts.contiguous()
     cost = counts.new_empty(K, dtype=torch.float32)
     block_k, block_e = blocks(E, K)
-    # experts that one load brings; no row may begin within a word
+    # experts of one load; no row may begin within a word
     word = 4 if E % 4 == 0 and placements.data_ptr() % 4 == 0 else 1
     if K:
         placement_cost_kernel[(triton.cdiv(K, block_k),)](
@@ -164,9 +164,9 @@ _placement_cost = operator(
 
 def _inputs(seed, device, dtype, K, L, E, gpus, empty=False):
     generator = torch.Generator().manual_seed(seed)
-    # a million of them, each drawn, would take minutes
+    # drawing each of a million placements would take minutes
     keys = torch.rand(min(K, 4096), L, E, generator=generator)
-    # balanced: as many experts of a layer on each GPU as can be
+    # balanced: each GPU has equally many experts of a layer, if possible
     placements = (keys.argsort(dim=2) * gpus // E).to(torch.int8)
     placements = placements.repeat(-(-K // 4096), 1, 1)[:K]
     # whole numbers, whose sums are exact in every order

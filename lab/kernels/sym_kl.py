@@ -7,12 +7,13 @@ With p = softmax(a) and q = softmax(b) over the V logits of a row:
 Both log-partition constants cancel in the second form, so no logarithm of a
 small probability is ever taken. One sweep keeps, for a and for b, the running
 maximum, the sum of exponentials and the sum of exponentials times (a - b),
-and rescales them when a maximum rises. What the backward pass needs of a row
-are four numbers, kept in ``statistics``: both log-sum-exps and the means of
-a - b under p and under q, taken from the row's first difference.
+and rescales them when a maximum rises. The backward pass needs four numbers
+per row, kept in ``statistics``: both log-sum-exps and the means of a - b under
+p and under q, relative to the row's first difference.
 
-Bytes: 2 V elements and 1 read, 20 written per row; the chain of two softmaxes,
-two logarithms, difference, product and sum moves 10 to 14 V elements.
+Bytes per row: 2 V elements and 1 byte read, 20 bytes written; the chain of two
+softmaxes, two logarithms, difference, product and sum moves 10 to 14 V
+elements.
 
 Source: Zuo et al. 2022, "Taming Sparsely Activated Transformer with
 Stochastic Experts"; the authors' ``symmetric_KL_loss`` sums it over all rows.
@@ -37,14 +38,14 @@ class _Parts(NamedTuple):
 
 
 def sym_kl(a: Tensor, b: Tensor, mask: Tensor) -> Tensor:
-    """The divergence [T] of the logits a and b [T, V], 0 where not masked in.
+    """The divergence [T] of the logits a and b [T, V], 0 where not ``mask``.
 
-    ``mask`` [T] is True for the rows that count. fp32, or float64 for float64
-    logits; differentiable in both. On a CPU a logit that is no finite number
-    is refused; on a GPU, where looking would stall it, its row becomes NaN.
-    Differences of the passes are taken less that of the first symbol, so no
-    constant between them matters; but a mask value on that symbol in one
-    pass alone, such as -1e9, takes the digits of all others.
+    ``mask`` [T] is True for the rows that count. The result is fp32 (float64
+    for float64 logits) and differentiable in a and b. On a CPU a logit that is
+    not finite is refused; on a GPU, where a check would stall it, its row
+    becomes NaN. The first symbol's difference is subtracted from all others,
+    so a constant between a and b does not matter. But if only one of them has
+    a mask value such as -1e9 on that symbol, all others lose their digits.
     """
     if a.ndim != 2 or a.shape != b.shape or a.dtype != b.dtype:
         raise ValueError(
@@ -94,7 +95,7 @@ def sym_kl_kernel(
 ):
     t = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
     is_row = t < T
-    # a constant between the two passes would swallow the digits of a - b
+    # a constant between the two would swallow the digits of a - b
     first_a = tl.load(a_ptr + t * V, mask=is_row, other=0.0).to(tl.float32)
     first_b = tl.load(b_ptr + t * V, mask=is_row, other=0.0).to(tl.float32)
     shift = first_a - first_b
@@ -140,7 +141,7 @@ def sym_kl_kernel(
 def blocks(V: int) -> tuple[int, int, int]:
     """Rows and symbols of one program's tile, and its warps.
 
-    Few warps and wide tiles: each of the six sums of a tile crosses warps.
+    Warps are few and tiles wide, as each of a tile's six sums crosses warps.
     """
     block_v = min(2048, triton.next_power_of_2(V))
     # eight rows of 128 would spill on an H100
@@ -255,7 +256,7 @@ DECLARATION = Declaration(
     triton=sym_kl_triton,
     inputs=_inputs,
     differentiable=("a", "b"),
-    # all sums are in fp32 whatever the logits are
+    # all sums are in fp32 whatever the dtype of the logits
     tolerance={
         torch.float32: 1e-5, torch.float16: 1e-5, torch.bfloat16: 1e-5,
     },

@@ -1,4 +1,4 @@
-"""Backward of `sym_kl`: from the gradient of the divergence to both logits.
+"""Backward of `sym_kl`: gradients of both logits from the divergence's.
 
 With p = softmax(a), q = softmax(b), d = a - b, and m_p, m_q the means of d
 under p and under q:
@@ -6,8 +6,9 @@ under p and under q:
     dL/da_j = 1/2 [ p_j (d_j - m_p) + p_j - q_j]
     dL/db_j = 1/2 [-q_j (d_j - m_q) + q_j - p_j]
 
-Both passes get a gradient; neither is held fixed. The forward pass left both
-log-sum-exps and both means, so each logit is read once and written once.
+Both predictions get a gradient; neither is held fixed. The forward pass kept
+both log-sum-exps and both means, so each logit is read once and its gradient
+is written once.
 
 Bytes: 2 V elements and 21 read, 2 V elements written per row.
 """
@@ -24,7 +25,7 @@ from lab.kernels.operator import operator
 
 
 class SymKLGradient(NamedTuple):
-    """The gradients of both passes."""
+    """The gradients of both predictions."""
 
     a: Tensor  # [T, V]
     b: Tensor  # [T, V]
@@ -35,8 +36,8 @@ def sym_kl_backward(
 ) -> SymKLGradient:
     """Gradients of the logits a, b [T, V] from that of the loss [T].
 
-    ``mask`` [T] says which rows count, the others get 0; ``statistics``
-    [T, 4] holds what the forward pass left (`sym_kl`).
+    ``mask`` [T] says which rows count; the others get 0. ``statistics``
+    [T, 4] is what the forward pass kept (`sym_kl`).
     """
     if grad_loss.shape != a.shape[:1] or statistics.shape != (len(a), 4):
         raise ValueError(
@@ -162,7 +163,7 @@ def _inputs(seed, device, dtype, T, V, spread=1.0):
         ],
         dim=1,
     )
-    # the kernel gets its statistics and the pull in fp32 at least
+    # the kernel gets its statistics and grad_loss in fp32 at least
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     return {
         "a": a.to(device, dtype),

@@ -5,12 +5,13 @@ From the routes R [N, L] of N tokens through the E experts of L layers:
     W[l, i, j] = number of tokens n with R[n, l] = i and R[n, l + 1] = j
 
 A program takes some tokens and up to 32 neighbouring layers, and adds 1 to
-the count of each pair that it sees. Programs share the counts, so these are
-atomic additions. Of whole numbers: the result is the same in every order.
+the count of each pair that it sees. Programs share the counts, so the
+additions are atomic. They add whole numbers, so the result is the same in
+every order.
 
-Bytes: N L read (int8), 4 (L - 1) E^2 written. What binds it is how many of
-the N (L - 1) additions the cache takes at a time. A route outside 0 .. E - 1,
-such as -1 for a dropped token, is in no pair.
+Bytes: N L read (int8), 4 (L - 1) E^2 written. The limit is how many of the
+N (L - 1) additions the cache takes at a time. A route outside 0 .. E - 1, such
+as -1 for a dropped token, is in no pair.
 
 Source: Yao et al. 2024, section on inter-layer expert affinity.
 """
@@ -29,7 +30,7 @@ MOST_EXPERTS = 128  # what int8 holds
 def transition_counts(routes: Tensor, experts: int) -> Tensor:
     """Count the pairs of neighbouring layers in routes [N, L] int8.
 
-    Returns W [L - 1, E, E] int32. Needs two layers and no float. O(N L).
+    Returns W [L - 1, E, E] int32. Needs two layers or more. O(N L).
     """
     if routes.ndim != 2 or routes.shape[1] < 2:
         raise ValueError(
@@ -37,9 +38,7 @@ def transition_counts(routes: Tensor, experts: int) -> Tensor:
             " pair; give [tokens, layers] with 2 layers or more"
         )
     if routes.dtype != torch.int8:
-        raise ValueError(
-            f"routes of {routes.dtype} are not counted; use .to(torch.int8)"
-        )
+        raise ValueError(f"routes are {routes.dtype}; use .to(torch.int8)")
     if not 1 <= experts <= MOST_EXPERTS:
         raise ValueError(
             f"experts={experts} is not within 1 to {MOST_EXPERTS}"

@@ -91,10 +91,10 @@ R = torch.zeros(5, 3, dtype=torch.int8)
     ("call", "sentence"),
     [
         (lambda: placement_cost(P.int(), W), "torch.int8"),
-        (lambda: placement_cost(P[0], W), "are not read"),
+        (lambda: placement_cost(P[0], W), r"of shape \(3, 4\)"),
         (lambda: placement_cost(P, W[:1]), "do not fit"),
         (lambda: placement_cost(P, W.int()), "floating point"),
-        (lambda: placement_cost(P, W + float("nan")), "no number"),
+        (lambda: placement_cost(P, W + float("nan")), "NaN or infinity"),
         (lambda: placement_cost(P[:, :, :0], W[:, :0, :0]), "E=0"),
         (lambda: transition_counts(R[:, :1], 4), "no two layers"),
         (lambda: transition_counts(R.int(), 4), "torch.int32"),
