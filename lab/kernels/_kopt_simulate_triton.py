@@ -83,7 +83,8 @@ def kopt_simulate_kernel(
             is_chosen = c[None, :] == chosen[:, None]
             a = tl.sum(tl.where(is_chosen, choices, 0), 1)
             a = tl.where(alive > 0, a, end)
-            # before the prefixes: later, its address would spill registers
+            # loaded before the prefixes: later, the address would spill
+            # registers
             to_a = distances_ptr + a.to(tl.int64) * stride_j
             gain -= tl.load(to_a + end.to(tl.int64) * stride_i)
 
@@ -130,10 +131,10 @@ def kopt_simulate_kernel(
 
 
 def blocks(C: int, hip: bool = bool(torch.version.hip)) -> tuple[int, int]:
-    """Simulations and candidates of one program, a warp."""
+    """Simulations and candidates of one program, which is one warp."""
     # a tile of 256 potentials and their addresses fit the registers
     block_c = max(2, triton.next_power_of_2(C))
-    # Triton 3.6 translates no tile of one simulation for an AMD chip
+    # Triton 3.6 cannot compile a tile of one simulation for an AMD GPU
     fewest = 2 if hip else 1
     return max(fewest, min(32, 256 // block_c)), block_c
 
@@ -153,7 +154,8 @@ def launch(
 ) -> None:
     """Fill the last five tensors; a program holds simulations of one tour.
 
-    All but ``distances`` are contiguous, ``prefixes`` is 0 and ``tried`` -1.
+    All tensors but ``distances`` must be contiguous; ``prefixes`` must hold 0
+    and ``tried`` -1.
     """
     B, n = tours.shape
     S, D, C = draws.shape[1], draws.shape[2] - 1, candidates.shape[2]

@@ -1,25 +1,25 @@
 """Frontier: one routing policy for each price of money, all in one pass.
 
-A prompt n goes to the model with the best predicted score, minus what it
-costs; lambda is the price of money, and sweeping it traces what any budget
-can buy:
+Each prompt n goes to the model with the best predicted score after lambda
+times its cost is subtracted. lambda is the price of money; sweeping it traces
+what any budget can buy:
 
     m*(n, l) = argmax over m of  S[n, m] - lambda[l] C[n, m]
     quality[l] = mean over n of  Y[n, m*]
     cost[l]    = mean over n of  C[n, m*]
     load[l, m] = how many n chose m
 
-S is what the router believes, Y what really happened. Ties go to the lowest
+S is what the router predicts, Y what really happened. Ties go to the lowest
 index. A difference within rounding of 0 may fall on either side.
 
-Bytes: 8 N M read (4 N M more where costs differ by prompt), once, whatever
-the number of lambdas; one policy at a time would read that L times. The work
-is some 3 N M L operations, so from L = 64 on comparing bounds it, not memory.
+Bytes: 8 N M read once (4 N M more where costs differ by prompt), whatever the
+number of lambdas; one policy at a time would read them L times. The work is
+about 3 N M L operations, so from L = 64 on the limit is comparing, not memory.
 
 A lane owns a lambda and goes through the prompts one by one, so neither a
-choice nor a sum asks another lane. No atomics: every program sums its own
-prompts, and a second sum adds up the programs, so a result repeats bit for
-bit.
+choice nor a sum needs another lane. There are no atomics: every program sums
+its own prompts, and a second sum adds up the programs, so a result repeats bit
+for bit.
 
 Source: the Lagrangian of the budgeted routing problem; Varangot-Reille et al.
 2025, section on the formal problem.
@@ -38,8 +38,8 @@ from lab.kernels.operator import operator
 from lab.kernels.runtime import cdiv, next_power_of_2
 
 MOST_MODELS = 64
-PROGRAMS = 32  # along the prompts, for each multiprocessor: what it holds
-MOST_PROMPTS = 255  # of a program; its counts have 8 bits
+PROGRAMS = 32  # along the prompts, per multiprocessor: as many as it holds
+MOST_PROMPTS = 255  # of a program, because its counts have 8 bits
 
 
 class Frontier(NamedTuple):
@@ -53,12 +53,12 @@ class Frontier(NamedTuple):
 def frontier(
     predicted: Tensor, truth: Tensor, costs: Tensor, prices: Tensor
 ) -> Frontier:
-    """Route predicted scores [N, M] at each of the prices of money [L].
+    """Route by predicted scores [N, M] at each of the prices of money [L].
 
     ``truth`` [N, M] are the true scores and ``costs`` [M] or [N, M] what a
-    call costs. fp32, or float64 where the predictions are. On a CPU, NaN and
-    negative prices are refused; on a GPU, where looking would stall it, a NaN
-    prediction loses to all others. O(N M L).
+    call costs. Results are fp32 (float64 for float64 predictions). On a CPU,
+    NaN and negative prices are refused; on a GPU, where a check would stall
+    it, a NaN prediction loses to all others. O(N M L).
     """
     if predicted.ndim != 2 or 0 in predicted.shape:
         raise ValueError(
@@ -67,13 +67,15 @@ def frontier(
         )
     N, M = predicted.shape
     if M > MOST_MODELS:
-        raise ValueError(f"M={M} models are more than {MOST_MODELS}")
+        raise ValueError(
+            f"M={M} models are too many; use at most {MOST_MODELS}"
+        )
     fits = truth.shape == (N, M) and costs.shape in ((M,), (N, M))
     if not fits or prices.ndim != 1:
         raise ValueError(
             f"truth {tuple(truth.shape)}, costs {tuple(costs.shape)} and"
             f" prices {tuple(prices.shape)} do not fit {N} prompts and {M}"
-            f" models; use [{N}, {M}], [{M}] or [{N}, {M}], and a list"
+            f" models; use [{N}, {M}], then [{M}] or [{N}, {M}], then a list"
         )
     if runtime.may_look(predicted):
         _check_values(predicted, truth, costs, prices)
@@ -85,7 +87,7 @@ def _check_values(predicted, truth, costs, prices):
     for name, values in given.items():
         if not torch.isfinite(values).all():
             raise ValueError(
-                f"{name} has a value that is no number; leave its prompt out"
+                f"{name} has a NaN or infinite value; leave out its prompt"
             )
     if (prices < 0).any():
         raise ValueError(
@@ -152,11 +154,11 @@ def frontier_kernel(
         s = tl.load(
             predicted_ptr + n * M + m, mask=is_model, other=float("-inf")
         ).to(tl.float32)
-        # one row for all prompts has stride 0
+        # a row that all prompts share has stride 0
         row_ptr = costs_ptr + n * costs_stride_n
         c = tl.load(row_ptr + m, mask=is_model, other=0.0).to(tl.float32)
         value = s[:, None] - price[None, :] * c[:, None]
-        # NaN neither is the largest nor equals it
+        # NaN is neither the largest nor equal to it
         is_best = value == tl.max(value, 0)[None, :]
         choice = tl.min(tl.where(is_best, m[:, None], BLOCK_M), 0)
         choice = tl.where(choice < M, choice, 0)
@@ -180,15 +182,15 @@ def frontier_kernel(
 
 
 def blocks(M: int, L: int) -> tuple[int, int]:
-    """Models and lambdas of a program, which one warp owns: two lambdas a
-    lane where there are as many, and at most 32 values a lane."""
+    """Models and lambdas of a program of one warp: two lambdas per lane where
+    there are as many, and at most 32 values per lane."""
     block_m = max(4, next_power_of_2(M))
     most = min(64, 1024 // block_m)
     return block_m, min(most, max(16, next_power_of_2(L)))
 
 
 def share(N: int, multiprocessors: int) -> int:
-    """Prompts of a program, so that every multiprocessor is full."""
+    """Prompts per program, such that every multiprocessor is full."""
     return min(MOST_PROMPTS, cdiv(N, PROGRAMS * multiprocessors))
 
 
@@ -215,7 +217,7 @@ def frontier_triton(
         )  # fmt: skip
     means = (sums.sum(dim=0, dtype=torch.float64) / N).float()
     quality, cost = (
-        # contiguous() would leave up to one number at a stride of 2
+        # contiguous() would leave a single number, or none, at a stride of 2
         column.clone(memory_format=torch.contiguous_format)
         for column in means.unbind(dim=1)
     )

@@ -1,24 +1,26 @@
 """Nearest neighbours by rank, the whole input of the k-nearest prior.
 
-For each city i, the K other cities in the order of their distance; the prior
-then says that the r-th of them is a tour edge with probability p_r:
+The result lists the K nearest other cities of each city i in the order of
+their distance. The prior then says that the edge to the r-th of them is in the
+tour with probability p_r:
 
     H[i, neighbours[i, r]] = p_r
 
-Coordinates are whole numbers, so squared distances are exact and ties, which
-real maps are full of, go to the lowest index everywhere.
+Coordinates are whole numbers, so squared distances are exact. Ties, which real
+maps are full of, go to the lowest index everywhere.
 
-One program holds one city. It deals the others out to 32 lists, one a lane,
-and each keeps the four nearest that it meets, in order. The nearest of the 32
-heads is then the next neighbour, and its list moves up. A list of which all
-four are taken may have left out a nearer one than the other heads, so all are
-dealt again, without the neighbours found so far: no distance matrix, no sort,
-and no storage. 24 neighbours among 1000 cities in any order take 1.1 deals;
-the worst order, which has them all in one list, K / 4.
+One program holds one city. It deals the other cities out to 32 lists, one per
+lane, and each list keeps the four nearest cities that it gets, in order. The
+nearest of the 32 heads is then the next neighbour, and its list moves up. A
+list whose four cities are all taken may have left out a city nearer than the
+other heads, so all cities are dealt again, without the neighbours found so
+far. There is no distance matrix, no sort and no storage. 24 neighbours among
+1000 cities in any order take 1.1 deals; the worst order, which has all
+neighbours in one list, takes K / 4.
 
-Bytes: 8 n read and 4 n K written per instance. A deal takes n^2 distances and
-four comparisons each, 63 instructions for 32 of them, and a neighbour 55, so
-the kernel is bound by arithmetic, not by memory.
+Bytes: 8 n read and 4 n K written per instance. A deal needs n^2 distances and
+four comparisons for each, 63 instructions for 32 distances; a neighbour takes
+55 instructions. So the kernel is bound by arithmetic, not by memory.
 
 Source: Pan et al. 2024, "Rethinking the Heatmap + Monte Carlo Tree Search
 Paradigm", GT-Prior; there `torch.topk` on a full matrix of fp32 distances.
@@ -35,35 +37,35 @@ from lab.kernels.runtime import may_look
 
 LARGEST = 2**30  # difference of coordinates whose square is still exact
 FAR = 1 << 61  # more than the square of any distance
-LISTS = 32  # of one city's neighbours, a lane each
+LISTS = 32  # of one city's neighbours, one per lane
 EMPTY = -1  # index of a city in a list that has none left
 
 
 def knn_prior(points: Tensor, k: int) -> Tensor:
     """The k nearest cities [B, n, k], nearest first, of points [B, n, 2].
 
-    Points are int32 and less than 2**30 apart, which is checked on a CPU; on
-    a GPU looking would stall it. Cities that share a place are at distance 0;
-    a city is never its own neighbour. Ties go to the lowest index.
+    Points are int32 and less than 2**30 apart. This is checked on a CPU; on a
+    GPU a check would stall it. Cities that share a place are at distance 0; a
+    city is never its own neighbour. Ties go to the lowest index.
     """
     if points.dtype != torch.int32 or points.ndim != 3:
         raise ValueError(
-            f"points of shape {tuple(points.shape)} and type {points.dtype}"
-            " are not allowed; use int32 [instances, cities, 2]"
+            f"points are {points.dtype} of shape {tuple(points.shape)}; use"
+            " int32 [instances, cities, 2]"
         )
     n = points.shape[1]
     if points.shape[2] != 2:
         raise ValueError(
-            f"points have {points.shape[2]} coordinates; give 2 each"
+            f"points have {points.shape[2]} coordinates each; give 2"
         )
     if not 1 <= k < n:
-        raise ValueError(f"k={k} of {n} cities; use 1 to {n - 1}")
+        raise ValueError(f"k={k} does not fit {n} cities; use 1 to {n - 1}")
     if may_look(points) and len(points):
         apart = int((points.amax(1).long() - points.amin(1)).max())
         if apart >= LARGEST:
             raise ValueError(
-                f"cities are {apart} apart; use less than {LARGEST}, so that"
-                " squared distances are exact"
+                f"cities are {apart} apart in a coordinate; use less than"
+                f" {LARGEST}, so that squared distances are exact"
             )
     return _knn_prior(points, k)
 
@@ -81,14 +83,15 @@ def knn_prior_reference(points: Tensor, k: int) -> Tensor:
 
 @triton.jit
 def insert(square, j, carried, carried_j, new):
-    """One place of a sorted list as a city at distance ``new`` comes in.
+    """One place of a sorted list when a city at distance ``new`` comes in.
 
-    Everyone behind it moves up by one: ``carried`` comes from the place
-    before, and who stood here is carried on. The new city, which has the
-    highest index so far, stands behind its equals.
+    Every city behind the new one moves on by one place: ``carried`` comes from
+    the place before, and the city that stood here is carried on. The new city
+    has the highest index so far, so it goes behind its equals.
     """
-    # against the new city, not the carried one, which may equal its follower;
-    # by the sign: a comparison is made three times, for minimum, maximum, j
+    # compare with the new city, not the carried one, which may equal its
+    # follower; and compare by the sign: a comparison would be made three
+    # times, for minimum, maximum and j
     move = new - square < 0
     return (
         tl.where(move, carried, square),
@@ -157,7 +160,7 @@ def knn_prior_kernel(
 
 
 def knn_prior_triton(points: Tensor, k: int) -> Tensor:
-    """Launch the kernel; one program holds a city."""
+    """Launch the kernel; one program holds one city."""
     B, n, _ = points.shape
     points = points.contiguous()
     neighbours = points.new_empty((B, n, k))

@@ -9,19 +9,19 @@ leaves a path from b_1 to a_1. Then, up to D times, from the free end b:
     gain         += d(c, a) - d(b, a)
 
 until joining the free end to a_1 shortens the tour (closing gain > 0) or no
-candidate is left. Not allowed are a_1 and the present neighbour of b.
+candidate is left. a_1 and the present neighbour of b are not allowed as a.
 
-Each step reverses the first p places of the path. So nothing is moved: the
-prefix lengths p_1..p_t say where every city is now. A city at place x of the
-first path is found by  x <- p - 1 - x if x < p  for p_1, ..., p_t, and the
-city at place y by the same rule for p_t, ..., p_1.
+Each step reverses the first p places of the path. So no city is moved: the
+prefix lengths p_1..p_t say where every city is now. The rule
+x <- p - 1 - x if x < p  for p_1, ..., p_t leads from a city's place x in the
+first path to its place now; the same rule for p_t, ..., p_1 leads back.
 
-All numbers are whole: lengths, potentials (fixed point) and draws (31 bits),
-so the result has the same bits everywhere. Bytes per simulation: 4 D for the
+All numbers are whole: lengths, potentials (fixed point) and draws (31 bits).
+So the result has the same bits everywhere. Bytes per simulation: 4 D for the
 draws, 8 D for prefixes and tried edges, 12 for the result; and once per tour
-8 n C for candidates and potentials, 4 n^2 for distances. The reads are at
-random places, D (8 C + 16) bytes a simulation: bound by latency, so the
-speed comes from many tours at once.
+8 n C for candidates and potentials, 4 n^2 for distances. The D (8 C + 16)
+bytes read by a simulation are at random places. The kernel is bound by
+latency, so its speed comes from many tours at once.
 
 Source: Fu, Qiu, Zha 2021, the search that Pan et al. 2024 examine; their
 solver walks one doubly linked list, one simulation after another.
@@ -79,8 +79,8 @@ def kopt_simulate(
     B, n = tours.shape
     if not 5 <= n <= MOST_CITIES:
         raise ValueError(
-            f"a tour of {n} cities is not searched; use 5, which have a move,"
-            f" to {MOST_CITIES}"
+            f"a tour of {n} cities cannot be searched; use 5, the fewest with"
+            f" a move, to {MOST_CITIES}"
         )
     shapes = {
         "candidates": (B, n, candidates.shape[-1]),
@@ -94,7 +94,9 @@ def kopt_simulate(
                 f"{name} have shape {tuple(tensors[name].shape)}; use {shape}"
             )
     if draws.shape[2] < 2:
-        raise ValueError("draws allow 0 steps; give 2 or more numbers each")
+        raise ValueError(
+            "draws allow 0 steps; give 2 or more numbers for each simulation"
+        )
     return KOpt(*_kopt_simulate(*tensors.values()))
 
 
@@ -105,7 +107,7 @@ def kopt_simulate_reference(
     distances: Tensor,
     draws: Tensor,
 ) -> KOpt:
-    """The simulations in plain PyTorch, all of them step by step."""
+    """The simulations in plain PyTorch, all together, step by step."""
     B, n = tours.shape
     D = draws.shape[2] - 1
     tours, row = tours.long(), torch.arange(B, device=tours.device)[:, None]
@@ -212,7 +214,7 @@ def _inputs(seed, device, dtype, B, n, C, S, D, holes=0, closed=False):
 
     points = whole(1000, B, n, 2).double()
     distances = torch.cdist(points, points).round()
-    # the nearest first; city itself out; some left out, some never chosen
+    # nearest first, without the city itself; some missing, some never chosen
     candidates = distances.argsort(dim=2, stable=True)[:, :, 1 : C + 1]
     candidates[whole(100, B, n, C) < holes] = -1
     potentials = whole(5000, B, n, C)

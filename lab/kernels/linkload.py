@@ -1,25 +1,25 @@
 """Link load: how much every link of a leaf-spine fabric carries.
 
-A batch of B assignments, each of G subflows. Subflow g of size z_g goes from
+There are B assignments of G subflows each. Subflow g of size z_g goes from
 leaf i_g up to spine k_g and down to leaf j_g:
 
     up_ik   = sum of z_g over i_g = i, k_g = k, i_g != j_g
     down_jk = sum of z_g over j_g = j, k_g = k, i_g != j_g
-    peak    = the largest of both
+    peak    = the largest of all up_ik and down_jk
 
-A subflow inside one leaf meets no spine, and one with spine -1 is padding.
-Both load nothing.
+A subflow inside one leaf crosses no spine, and a subflow with spine -1 is
+padding; neither loads a link.
 
-Sums by address need atomics, whose order changes from run to run. As a
-product of two matrices of zeros and ones, one of them times the sizes, they
-need none:
+Sums by address need atomics, whose order changes from run to run. Written as a
+product of two matrices of zeros and ones, one of them times the sizes, the
+sums need none:
 
     up_ik = sum over g of  [i_g = i] * z_g [k_g = k]
 
 One program owns one assignment and one tile of leaves and spines. It reads
 the subflows block by block and multiplies on the matrix units; sources and
-targets are rows of one product. The units take fp32 cut to tf32, 11 of its 24
-bits, so a size goes as three such parts. Zeros and ones lose nothing.
+targets are rows of one product. The units cut fp32 to tf32, 11 of its 24 bits,
+so a size is multiplied as three such parts. Zeros and ones lose nothing.
 
 Bytes: 16 G read and 8 L S + 4 written per assignment, as long as one tile
 holds all links. FLOPs: 2 per subflow; the products, 4 G L S, are the kernel's
@@ -56,7 +56,7 @@ class LinkLoad(NamedTuple):
 
     up: Tensor  # [B, L, S], leaf to spine
     down: Tensor  # [B, L, S], spine to leaf
-    peak: Tensor  # [B], the largest of either
+    peak: Tensor  # [B], the largest of all of these
 
 
 def linkload(
@@ -70,12 +70,11 @@ def linkload(
     """Add up the subflows [B, G] on the links of B fabrics.
 
     ``source`` and ``target`` are leaves, ``spine`` is -1 in an empty slot.
-    Sums are fp32 (float64 for float64 sizes). Ids outside the fabric and
-    sizes that are negative or not finite are refused on a CPU; on a GPU,
-    where looking would stall it, such ids count as empty slots, and a size
-    that is not finite spoils all links of its spine, of which at least one
-    is NaN, and so is the peak. O(G) per assignment on a CPU, O(G L S) on a
-    GPU.
+    Sums are fp32 (float64 for float64 sizes). On a CPU, ids outside the fabric
+    and sizes that are negative or not finite are refused. On a GPU, where a
+    check would stall it, such ids count as empty slots, and a size that is not
+    finite spoils all links of its spine: at least one of them is NaN, and so
+    is the peak. O(G) per assignment on a CPU, O(G L S) on a GPU.
     """
     _check_shapes(source, target, spine, size)
     if leaves < 1 or spines < 1:
@@ -113,8 +112,8 @@ def _check_values(source, target, spine, size, leaves, spines):
             )
     if not size.isfinite().all() or (size < 0).any():
         raise ValueError(
-            "sizes hold entries that are negative, infinite or NaN; a"
-            " subflow's size is at least 0"
+            "sizes hold entries that are negative, infinite or NaN; use a"
+            " finite number of at least 0 for each subflow"
         )
 
 
@@ -180,7 +179,7 @@ def linkload_kernel(
         j = tl.load(target_ptr + at, mask=inside, other=0)
         k = tl.load(spine_ptr + at, mask=inside, other=-1)
         z = tl.load(size_ptr + at, mask=inside, other=0.0).to(tl.float32)
-        # read without a sign, an id below 0 is above every leaf
+        # read as unsigned, an id below 0 is above every leaf
         far = tl.maximum(
             i.to(tl.uint32, bitcast=True), j.to(tl.uint32, bitcast=True)
         )
@@ -194,7 +193,7 @@ def linkload_kernel(
     tl.store(up_ptr + at, load, mask=inside & is_up)
     tl.store(down_ptr + at, load, mask=inside & ~is_up)
     peak = tl.max(tl.max(tl.where(inside, load, 0.0), 1), 0)
-    # a maximum passes over NaN, its sum does not
+    # a maximum ignores NaN, a sum does not
     lost = tl.sum(tl.sum(tl.where(inside, load * 0.0, 0.0), 1), 0)
     tile = tl.program_id(1) * tl.num_programs(2) + tl.program_id(2)
     tiles = tl.num_programs(1) * tl.num_programs(2)
@@ -205,16 +204,16 @@ def linkload_kernel(
 def add_sizes(
     load, meets, takes, z, PARTS: tl.constexpr, PRECISION: tl.constexpr
 ):
-    """The load, and the sums of z [G] over who meets a leaf [rows, G] and
-    takes a spine [G, columns].
+    """The load plus the sums of z [G] over the subflows that meet a leaf
+    [rows, G] and take a spine [G, columns].
 
-    Matrix units cut off what does not fit where they add. So a step's sizes
-    are added up from zero, and an ordinary addition rounds them into the
-    load.
+    When matrix units add, they cut off the bits that do not fit. So a step's
+    sizes are summed from zero, and an ordinary addition, which rounds, adds
+    them to the load.
     """
     if PARTS == 1:
         sizes = tl.where(takes, z[:, None], 0.0)
-        # a zero that the compiler does not know, or it would leave the
+        # a zero that the compiler cannot see; otherwise it would leave the
         # addition to the matrix units
         zero = load * 0.0
         return load + tl.dot(meets, sizes, zero, input_precision=PRECISION)
@@ -240,9 +239,9 @@ def leading_bits(z):
 def blocks(L: int, S: int, dtype: torch.dtype, target: str) -> dict:
     """How a size is multiplied, and subflows, leaves and spines of one step.
 
-    One warp owns them, as each would build the same matrices; more links
-    would spill registers. A T4 has no matrix units that Triton reaches, AMD's
-    take fp32 as it is.
+    A program is one warp, because each warp would build the same matrices;
+    more links would spill registers. A T4 has no matrix units that Triton
+    reaches; AMD's take fp32 as it is.
     """
     tf32 = target.startswith("sm_") and int(target[3:]) >= 80
     return {
@@ -299,7 +298,7 @@ _linkload = operator(
 
 
 def _inputs(seed, device, dtype, B, G, L, S, empty=0.0, only=None):
-    """Random subflows; ``empty`` slots, or all on the ``only`` path."""
+    """Random subflows with a share of ``empty`` slots, or all on one path."""
     generator = torch.Generator().manual_seed(seed)
 
     def ids(end):
@@ -361,7 +360,7 @@ DECLARATION = Declaration(
     reference=linkload_reference,
     triton=linkload_triton,
     inputs=_inputs,
-    # sums are in fp32 whatever the sizes are
+    # sums are in fp32 whatever the dtype of the sizes
     tolerance={
         torch.float32: 1e-5, torch.float16: 1e-5, torch.bfloat16: 1e-5,
     },

@@ -121,7 +121,7 @@ NAN = torch.full((4, 3), float("nan"))
         ((S, S[:3], C, L), "do not fit"),
         ((S, S, C[:2], L), "do not fit"),
         ((S, S, C, L[0]), "do not fit"),
-        ((NAN, S, C, L), "predicted has a value that is no number"),
+        ((NAN, S, C, L), "predicted has a NaN or infinite value"),
         ((S, S, C, -L), "would reward spending"),
     ],
 )

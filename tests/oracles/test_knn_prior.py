@@ -40,7 +40,7 @@ def test_ties_go_to_the_lowest_index(name):
     [
         (points(9).long(), 3, "torch.int64"),
         (points(9)[0], 3, r"shape \(9, 2\)"),
-        (points(9), 9, "k=9 of 9 cities; use 1 to 8"),
+        (points(9), 9, "k=9 does not fit 9 cities; use 1 to 8"),
         (points(9), 0, "k=0"),
         (torch.zeros(1, 9, 3).int(), 2, "3 coordinates"),
         (torch.tensor([[[-(2**29), 0], [2**29, 0]]]).int(), 1, "1073741824 a"),
