@@ -1,7 +1,7 @@
 """Runs notebooks without a browser: one run, or a sweep on Dask.
 
 papermill executes a run. A sweep is one run per combination of parameters on a
-Dask cluster: a local one by default, or that of the scheduler at an address.
+Dask cluster: a local one, unless the address of a running scheduler is given.
 Each finished run is one file, so a sweep resumes where it was stopped.
 """
 
@@ -43,7 +43,7 @@ class Run(NamedTuple):
 
 
 class Sweep(NamedTuple):
-    """The results of a sweep; `failed` maps parameters to a sentence."""
+    """The results of a sweep; `failed`: parameters as text to a sentence."""
 
     table: Path | None  # Parquet, None if nothing has finished
     figure: Path | None  # HTML, None without a numeric score
@@ -54,7 +54,7 @@ class Sweep(NamedTuple):
 
 
 def notebook_of(which: Page | str | int | Path) -> Path:
-    """The path of a chapter's notebook, or of the .ipynb file so named.
+    """The path of a chapter's notebook, or of a .ipynb file given by path.
 
     0 is the first page, which is not a paper's chapter.
     """
@@ -197,7 +197,7 @@ def run_one(
     """Does one run of a sweep on a worker: the notebook arrives as text and
     the scores are returned as a value, so no shared file system is needed.
 
-    A notebook that fails returns {"error": its sentence}.
+    If the notebook fails, {"error": its sentence} is returned.
     """
     begin = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="lab-sweep-") as scratch:

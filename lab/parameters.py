@@ -13,7 +13,7 @@ from numbers import Integral, Real
 
 @dataclass(frozen=True)
 class Rule:
-    """What one parameter may be: `accepts` decides, `allowed` is in words."""
+    """What one parameter may be: `accepts` decides, `allowed` describes it."""
 
     accepts: object
     allowed: str
@@ -22,8 +22,8 @@ class Rule:
 def span(low, high):
     """A number from `low` to `high`, both included.
 
-    If both bounds are whole, only whole numbers are accepted. If one has a
-    decimal point, every number in between is. An infinite bound is no limit.
+    If both bounds are whole, only whole numbers are accepted; if one has a
+    decimal point, every number in between. An infinite bound is no limit.
     """
     whole = all(isinstance(b, Integral) or math.isinf(b) for b in (low, high))
     kind, name = (Integral, "a whole number") if whole else (Real, "a number")

@@ -160,7 +160,7 @@ def store(folder: Path, job: dict[str, object], answer: dict) -> None:
 
 
 def finished(folder: Path, jobs: list[dict]) -> dict[str, dict]:
-    """What those `jobs` that have finished left, by key."""
+    """The results of those `jobs` that have finished, by key."""
     found = {}
     for job in jobs:
         path = folder / "results" / f"{key(job)}.json"

@@ -75,7 +75,7 @@ def test_providers_take_turns():
         {"a": provider("a"), "b": provider("b")}, "cpu", samples=6
     )
     rounds = [tuple(turns[i : i + 2]) for i in range(0, 16, 2)]
-    # two of them to warm up; then neither is always the first
+    # the first two are the warm-up; after them neither is always the first
     assert len(turns) == 16
     assert set(rounds) == {("a", "b"), ("b", "a")}
     assert all(t.samples == 6 for t in found.values())
@@ -160,7 +160,7 @@ def test_who_is_slow_leaves_the_rounds(monkeypatch):
     }
     # two calls to warm up, or one if a call takes long
     assert turns.count("slow") == 6 and turns.count("very") == 4
-    # nobody is measured in a block of its own
+    # no provider is measured in a block of its own
     for i in (5, 8, 11):
         assert sorted(turns[i : i + 3]) == ["quick", "slow", "very"]
 

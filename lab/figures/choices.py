@@ -1,4 +1,4 @@
-"""What one token chose, what all tokens chose, and who carries the load."""
+"""What one token and all tokens chose, and which expert carries the load."""
 
 from lab.figures.theme import COLOURS, PALE, SCALE, drawn, number, plain
 
