@@ -181,7 +181,7 @@ def _list_difference(found, expected, tolerance):
     if not isinstance(found, list | np.ndarray):
         return f"expected {len(expected)} items, found {_short(found)}"
     if len(found) != len(expected):
-        return f"{len(found)} items, expected {len(expected)}"
+        return f"the length is {len(found)}, expected {len(expected)}"
     pairs = zip(found, expected, strict=True)
     for place, (one, other) in enumerate(pairs):
         said = _difference(one, other, tolerance)

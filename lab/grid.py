@@ -127,8 +127,9 @@ def parse(
     for text in texts:
         name, equals, right = (part.strip() for part in text.partition("="))
         if not equals or not name or not right:
+            example = "top_k=4" if single else "top_k=1:4"
             raise ValueError(
-                f"-p {text} is not name=value; write for example -p top_k=1:4"
+                f"-p {text} is not name=value; write for example -p {example}"
             )
         check_name(name, known)
         if name in grid:

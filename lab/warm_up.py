@@ -8,7 +8,7 @@ other, and throws the pictures away. The compiled kernels stay.
 
 The pictures are drawn between the cells, in the thread that runs the cells,
 and under the lock of the moves. So neither a cell nor a move meets a model
-that such a picture has changed.
+that such a picture is about to change.
 """
 
 import asyncio

@@ -73,7 +73,7 @@ def test_right_values_are_accepted(answer, attempt):
         ((8, 3), 8, "shape (), expected (2,)"),
         ((8, 3), [[8], [3, 1]], "expected an array of shape (2,)"),
         ([{0}, {2}], [{0}, {1}], "item 1: the sets differ: {2} missing"),
-        ([{0}, {2}], [{0}], "1 items, expected 2"),
+        ([{0}, {2}], [{0}], "the length is 1, expected 2"),
         ({"a": 1}, {"b": 1}, "the keys differ: {'a'} missing, {'b'} not"),
         ({"a": 1}, {"a": 2}, "at 'a': 2, expected 1"),
         (TABLE, TABLE[:, :1], "shape (4, 1), expected (4, 2)"),

@@ -126,7 +126,7 @@ def test_selection_bars_sort_and_colour():
 def test_selection_bars_tell_nulls_from_experts():
     figure = figures.selection_bars([0.2, 0.3, 0.1, 0.4], {1, 3}, nulls=[2, 3])
     assert list(figure.data[1].y) == [0.4]
-    assert "1 of 2 experts and 1 that do nothing" in voices(figure)[0]
+    assert "1 of 2 experts and 1 that does nothing" in voices(figure)[0]
 
 
 def test_the_name_of_a_large_p_is_not_cut_off():

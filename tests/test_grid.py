@@ -84,6 +84,11 @@ def test_wrong_values_are_refused_in_one_sentence(tiny_notebook, text, words):
     assert "\n" not in str(caught.value)
 
 
+def test_a_run_is_not_shown_an_example_that_it_would_refuse(tiny_notebook):
+    with pytest.raises(ValueError, match="example -p top_k=4$"):
+        parse(["top_k"], tiny_notebook(), single=True)
+
+
 def test_a_name_given_twice_is_refused(tiny_notebook):
     with pytest.raises(ValueError, match="top_k is given twice"):
         parse(["top_k=1", "top_k=2"], tiny_notebook())

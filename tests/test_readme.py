@@ -49,6 +49,6 @@ def test_a_notebook_without_the_picture_is_named():
         ValueError, match='no picture in a cell "nowhere"'
     ) as e:
         readme.picture(notebook, "nowhere")
-    # it says to render a notebook by its file, as no chapter has number 00
+    # the command names the notebook's file, which always works
     (named,) = re.findall("run `lab render (.+)` first", str(e.value))
     assert notebook_of(named) == notebook

@@ -37,7 +37,8 @@ def selection_bars(
     title = f"{item[:1].upper()}{item[1:]} uses {len(real)} of "
     title += f"{len(order) - len(nulls)} experts"
     if idle:
-        title += f" and {len(idle)} that do nothing"
+        title += f" and {len(idle)} that {'does' if len(idle) == 1 else 'do'}"
+        title += " nothing"
     mass = sum(probabilities[i] for i in kept)
     note = f"they hold {mass:.2f} of the probability"
     if p is not None:
