@@ -63,8 +63,8 @@ def duo_ffn(
         )
     if big.dtype != torch.bool or big.shape != tokens.shape[:1]:
         raise ValueError(
-            f"big is {big.dtype} of shape {tuple(big.shape)}; give one bool"
-            f" for each of the {len(tokens)} tokens"
+            f"big is {big.dtype} of shape {tuple(big.shape)}; give a bool for"
+            f" each of the {len(tokens)} tokens"
         )
     if not 1 <= small < G:
         raise ValueError(
