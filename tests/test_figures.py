@@ -241,6 +241,16 @@ def test_curves_draw_a_band_from_lowest_to_highest():
     assert list(band.y) == [3, 2, 3, 1, 2, 1]
 
 
+def test_only_a_few_whole_numbers_are_all_labelled():
+    def step(x):
+        figure = figures.curves(x, {"a": x}, "steps", "layers apart", "y")
+        return figure.layout.xaxis.dtick
+
+    assert step([1, 2, 3, 4, 5]) == step([0.0, 1.0, 2.0]) == 1
+    for x in (range(20), [0, 2, 3], [0.5, 1.5], [3]):
+        assert step(list(x)) is None
+
+
 def test_curves_on_logarithmic_axes_are_labelled_where_measured():
     figure = figures.curves(
         [1, 4, 16], {"a": [1, 2, 3]}, "t", "x", "y", marks={"m": 4}, log="x"

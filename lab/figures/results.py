@@ -1,6 +1,7 @@
 """What an experiment showed: curves, bars and trade-offs."""
 
 import math
+from itertools import pairwise
 
 from lab.figures.theme import (
     COLOURS,
@@ -13,6 +14,8 @@ from lab.figures.theme import (
     upright,
 )
 from lab.rounding import fixed
+
+FEW = 10  # whole numbers on an axis that has room for every one
 
 
 def curves(
@@ -67,10 +70,18 @@ def curves(
 
 def _axis(title, logarithmic, ticks=None):
     if not logarithmic:
-        return dict(title_text=title)
+        axis = dict(title_text=title)
+        # plotly would also label the halves between a few whole numbers
+        return axis | dict(dtick=1) if _counts(ticks) else axis
     # 10000 rather than 10k, and 0.001 rather than 1m
     axis = dict(title_text=title, type="log", exponentformat="none")
     return axis if ticks is None else axis | dict(tickvals=ticks)
+
+
+def _counts(ticks):
+    """Whether these are a few whole numbers in a row, such as 1, 2, 3."""
+    steps = [b - a for a, b in pairwise(ticks or [])]
+    return 0 < len(steps) < FEW and set(steps) == {1} and ticks[0] % 1 == 0
 
 
 def _band_and_line(x, runs, name, shade):

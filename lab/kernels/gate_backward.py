@@ -82,7 +82,7 @@ def finite(z):
     """Fp32 logits with NaN and -inf as the lowest number, inf as the highest.
 
     The gates' kernels use it too. An infinite logit would turn every weight
-    of its row into NaN, and the kernels mark what is taken with -inf.
+    of its row into NaN, and -inf marks the columns past the last expert.
     """
     # NaN fails every comparison
     z = tl.where(z > -HIGHEST, z, -HIGHEST)

@@ -15,7 +15,7 @@ nearest of the 32 heads is then the next neighbour, and its list moves up. A
 list whose four cities are all taken may have left out a city nearer than the
 other heads, so all cities are dealt again, without the neighbours found so
 far. There is no distance matrix, no sort and no storage. 24 neighbours among
-1000 cities in any order take 1.1 deals; the worst order, which has all
+1000 cities in random order take 1.1 deals; the worst order, which has all
 neighbours in one list, takes K / 4.
 
 Bytes: 8 n read and 4 n K written per instance. A deal needs n^2 distances and
