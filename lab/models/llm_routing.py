@@ -252,9 +252,9 @@ def _easy(seed: int, **parameters) -> float:
 NINE = {"strategy": "classifier", "data": "nine"}
 SMALL = (
     "Recorded scores, list prices per token, sentence vectors from a model of"
-    " 22 million parameters. Seeds draw new splits of the same prompts, so"
-    " the interval speaks of the split, not of other traffic. Results of one"
-    " or two seeds had been seen when the claims were put into code."
+    " 22 million parameters. Seeds draw new splits of the same prompts, so "
+    "the interval covers the split, not other traffic. Results of one or two "
+    "seeds had been seen when the claims were put into code."
 )
 
 _claim = partial(
@@ -342,9 +342,11 @@ CLAIMS = (
         slug="easy-queries",
         sentence="A generalist model is not worth its price on easy queries.",
         source="synthesis",
-        effect="GPT-4's lead over Mixtral on the half of MMLU where a table"
-        " of subjects foresees the smaller lead, in percent of its lead on"
-        " all",
+        effect=(
+            "GPT-4's lead over Mixtral on the half of MMLU where a table of "
+            "subjects predicts the smaller lead, in percent of its lead on "
+            "all"
+        ),
         unit="%",
         experiment=_easy,
         threshold=50.0,

@@ -246,15 +246,19 @@ CLAIMS = (
         sentence="Minimal splitting suffices: what counts is which flows are"
         " cut and where the pieces go (implied by the equivalence).",
         source="our reading",
-        effect="fullest link of blind cuts above the leaf rule's, least case",
+        effect=(
+            "fullest link of blind cuts above the leaf rule's, smallest case"
+        ),
         experiment=_against_blind,
         threshold=0.0,
         side="above",
     ),
     _claim(
         slug="equal-time-by-size",
-        sentence="Equal congestion is equal completion, if every subflow's"
-        " rate follows its size (our reading of the equivalence).",
+        sentence=(
+            "Equal congestion means equal completion, if every subflow's rate"
+            " follows its size (our reading of the equivalence)."
+        ),
         source="our reading",
         effect="time above ideal spraying, rates by size, worst case",
         experiment=partial(_worst_time, fairness="by size"),

@@ -241,8 +241,8 @@ def _within_five(seed: int) -> float:
 FULL = {"instances": " ".join(TESTED), "budget": 300, "together": True}
 SHORT = {"instances": "kroA100", "budget": 60, "together": False}
 SMALL = (
-    "Four TSPLIB instances of 52 to 150 cities; the paper solves 500 to"
-    " 10 000. Depths up to 20, the paper tunes up to 200."
+    "Four TSPLIB instances of 52 to 150 cities; the paper solves 500 to "
+    "10 000. Depths go up to 20; the paper tunes up to 200."
 )
 
 _claim = partial(
@@ -333,7 +333,7 @@ CLAIMS = (
         sentence="The prior carries over to other maps: 94.3 % of the optimal"
         " edges of uniform instances go to the five nearest cities.",
         source="the authors' table for 500 cities; 90 % is our threshold",
-        effect="optimal edges within the five nearest, one instance a seed",
+        effect="optimal edges within the five nearest, one instance per seed",
         unit="%",
         experiment=_within_five,
         threshold=90.0,
@@ -355,8 +355,10 @@ CLAIMS = (
         experiment=None,
         threshold=0.0,
         side="below",
-        out_of_reach="it needs the weights of published networks and hours"
-        " of search an instance",
+        out_of_reach=(
+            "it needs the weights of published networks and hours of search "
+            "per instance"
+        ),
     ),
 )
 

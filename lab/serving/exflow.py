@@ -227,8 +227,10 @@ CLAIMS = (
         sentence="The saving comes from affinity between layers (implied;"
         " part of it could be uneven load alone).",
         source="our control",
-        effect="crossings of the control, where layers know nothing of each"
-        " other, minus crossings of the true pairs",
+        effect=(
+            "crossings of the control without affinity minus crossings of the"
+            " true pairs"
+        ),
         unit="points",
         experiment=_affinity,
         threshold=0.0,
@@ -289,8 +291,10 @@ CLAIMS = (
     ),
     _claim(
         slug="fewer-bytes-with-all-layers",
-        sentence="The same if attention needs what entered every layer, as"
-        " keys and values do.",
+        sentence=(
+            "The same, if attention needs the input of every layer, as keys "
+            "and values do."
+        ),
         source="our reading",
         effect="bytes saved between 4 GPUs, six hidden vectors a token"
         " gathered",

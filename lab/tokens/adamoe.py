@@ -252,7 +252,7 @@ CLAIMS = (
         sentence="AdaMoE with 8 null experts and k = 3 saves 14.5 % of the"
         " FLOPs of top-2 (ARC-C, Mixtral-8x7B).",
         source="abstract; table 2",
-        effect="expert calls saved against top-2",
+        effect="expert calls saved compared with top-2",
         unit="%",
         experiment=_saving,
         threshold=14.5,

@@ -135,11 +135,14 @@ _claim = partial(
     parameters=FULL,
     reduced=SHORT,
     seeds=SEEDS,
-    limits="A character model of three layers, trained for 600 steps with"
-    " one learning rate, tuned for nobody. A router's own settings are those"
-    " of its chapter, but AdaMoE's alpha is not lowered, THOR has no dropout"
-    " and SMoE-Dropout makes its first step with all experts. Trained longer,"
-    " larger or tuned, the order may be another.",
+    limits=(
+        "A character model of three layers, trained for 600 steps with one "
+        "learning rate, tuned for no router. A router's own settings are "
+        "those of its chapter, except that AdaMoE's alpha is not lowered, "
+        "THOR has no dropout and SMoE-Dropout makes its first step with all "
+        "experts. With longer training, larger models or tuning, the order "
+        "may differ."
+    ),
 )
 
 CLAIMS = (

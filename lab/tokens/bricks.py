@@ -176,7 +176,10 @@ CLAIMS = (
         sentence="The damage is specific: tens to hundreds of per cent on the"
         " function's own data, 3 to 26 % on the others.",
         source="section 4.4, figure 9; the factor 3 is ours",
-        effect="rise of perplexity on the own text over that on other texts",
+        effect=(
+            "rise of perplexity on the own text, divided by that on other "
+            "texts"
+        ),
         unit="times",
         experiment=_specific,
         threshold=3.0,
@@ -184,23 +187,32 @@ CLAIMS = (
     ),
     _claim(
         slug="more-than-random",
-        sentence="Neurons with a job matter more to it than others do.",
+        sentence=(
+            "Neurons with a function matter more to it than other neurons do."
+        ),
         source="section 4.4; our control, as many neurons at random",
-        effect="bits lost on the own text, best 5 % minus any 5 %",
+        effect=(
+            "bits lost on the function's own text, best 5 % minus random 5 %"
+        ),
         unit="bits",
         experiment=_than_random,
         side="above",
-        limits=SMALL + " The most active 5 % cost their own text more than"
-        " the best scores do, in 7, 5 and 7 of seven functions with seeds 0,"
-        " 1 and 2, and the other texts about twice as much.",
+        limits=SMALL
+        + (
+            " Pruning the most active 5 % costs the own text more than "
+            "pruning the best scores, in 7, 5 and 7 of seven functions with "
+            "seeds 0, 1 and 2, and costs the other texts about twice as much."
+        ),
     ),
     _claim(
         slug="specialists-exist",
         sentence="The best scores lie far above those of random neurons.",
         source="section 4.4, figure 8; our baseline, the best of as many"
         " random neurons",
-        effect="best score minus best of 576 random neurons, for the function"
-        " where this is least",
+        effect=(
+            "best score minus best of 576 random neurons, for the function "
+            "with the smallest lead"
+        ),
         unit="AP",
         experiment=_maxima,
         side="above",
@@ -210,7 +222,7 @@ CLAIMS = (
         sentence="Few neurons are specialised; most score about as a random"
         " ranking does.",
         source="section 4.4, figure 8; the bound 0.05 is ours",
-        effect="distance of the mean score from that of a random ranking",
+        effect="distance of the mean score from the score of a random ranking",
         unit="AP",
         experiment=_mean_score,
         threshold=0.05,
@@ -254,8 +266,10 @@ CLAIMS = (
     ),
     _claim(
         slug="resident-neurons",
-        sentence="Where pruning hurts every function, neurons that are active"
-        " for every input are to blame.",
+        sentence=(
+            "If pruning hurts every function, it is because of neurons that "
+            "are active for every input."
+        ),
         source="section 4.4, on the knowledge row of Llama-3",
         effect="bits per character lost on other texts, most active 5 % minus"
         " random 5 %",
@@ -288,8 +302,10 @@ CLAIMS = (
         sentence="Bricks of their own serve tasks better than one module for"
         " all.",
         source="section 2.2, customised bricks; our control",
-        effect="bits per character, the text's own brick minus one brick"
-        " trained on all texts for as many steps in all",
+        effect=(
+            "bits per character, the text's own brick minus one brick trained"
+            " on all texts for as many steps in total"
+        ),
         unit="bits",
         experiment=_modular,
         side="below",

@@ -140,8 +140,10 @@ _claim = partial(
 CLAIMS = (
     _claim(
         slug="one-big-layer-beats-all",
-        sentence="The oracle with one big layer for each token has a lower"
-        " perplexity than all twelve layers big.",
+        sentence=(
+            "The oracle with one big layer for each token has a lower "
+            "perplexity than a model with all twelve layers big."
+        ),
         source="section 3.2.1, figure 4b",
         effect="bits per character, oracle with 1 of 6 layers big minus all"
         " big",
@@ -161,8 +163,10 @@ CLAIMS = (
         sentence="The oracle shows what better routing could gain (budget 1).",
         source="our reading: then it must beat as many copies that differ by"
         " noise alone",
-        effect="bits per character, oracle minus null oracle, 6 routes"
-        " against 6 copies that scatter alike",
+        effect=(
+            "bits per character, oracle minus null oracle, 6 routes against 6"
+            " copies that scatter as widely"
+        ),
         experiment=partial(_against_null, budget=1),
     ),
     _claim(
@@ -171,8 +175,10 @@ CLAIMS = (
         " the layers).",
         source="our reading: then it must beat as many copies that differ by"
         " noise alone",
-        effect="bits per character, oracle minus null oracle, 20 routes"
-        " against 20 copies that scatter alike",
+        effect=(
+            "bits per character, oracle minus null oracle, 20 routes against "
+            "20 copies that scatter as widely"
+        ),
         experiment=partial(_against_null, budget=HALF),
     ),
     _claim(
@@ -180,8 +186,10 @@ CLAIMS = (
         sentence="Choosing a route gains clearly more than choosing among"
         " noisy copies.",
         source="our variation, added after a first look at seed 0",
-        effect="mean of the menu minus its best, of 6 routes, in percent of"
-        " that of 6 copies which scatter alike",
+        effect=(
+            "mean minus best of a menu of 6 routes, in percent of the same "
+            "for 6 copies that scatter as widely"
+        ),
         unit="%",
         experiment=partial(_gain, budget=1),
         threshold=110.0,
@@ -212,14 +220,19 @@ CLAIMS = (
         sentence="A high loss does not mean that a token is worth more"
         " compute.",
         source="section 3.2.2, figure 6",
-        effect="overlap of the tenth with the largest loss of small layers"
-        " and the tenth with the largest gap, small layers to oracle",
+        effect=(
+            "overlap of two tenths of the tokens: largest loss with small "
+            "layers, and largest gap from there to the oracle"
+        ),
         unit="%",
         experiment=_overlap,
         threshold=50.0,
-        limits=SMALL + " At first the loss was that of the big networks (12 %"
-        " overlap); the paper's is that of the small ones, and what it gives"
-        " here, about 30 %, was known when the measure was changed.",
+        limits=SMALL
+        + (
+            " At first the loss was that of the big networks (12 % overlap); "
+            "the paper's is that of the small ones, and its result here, "
+            "about 30 %, was known when the measure was changed."
+        ),
     ),
     _claim(
         slug="later-when-scarce",

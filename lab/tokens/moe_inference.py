@@ -120,19 +120,26 @@ _timed = partial(
     parameters=TIMED,
     reduced={"samples": 7, "copies": 2},
     seeds=5,
-    limits="One layer of 16 experts in fp32 on the machine named. Other"
-    " programs ran beside it; medians of processor time, layers in turn.",
+    limits=(
+        "One layer of 16 experts in fp32 on the machine named. Other programs"
+        " ran beside it; medians of processor time, the two layers "
+        "alternating."
+    ),
 )
 
 CLAIMS = (
     _timed(
         slug="no-free-batch",
-        sentence="Decoding is bound by memory, and a mixture makes it worse:"
-        " a dense layer takes more tokens for nothing, new tokens bring new"
-        " experts.",
+        sentence=(
+            "Decoding is bound by memory, and a mixture makes it worse: a "
+            "dense layer serves more tokens at no cost, but in a mixture new "
+            "tokens bring new experts."
+        ),
         source="premise (i); our cost model",
-        effect="growth of the mixture's time from 1 to 4 tokens, by that of"
-        " a dense layer",
+        effect=(
+            "growth of the mixture's time from 1 to 4 tokens, divided by that"
+            " of a dense layer"
+        ),
         unit="x",
         experiment=_free_batch,
         threshold=1.0,
@@ -140,11 +147,15 @@ CLAIMS = (
     ),
     _timed(
         slug="time-follows-experts",
-        sentence="At small batches a layer's time is that of its distinct"
-        " experts, not of its tokens.",
+        sentence=(
+            "At small batches a layer's time follows its distinct experts, "
+            "not its tokens."
+        ),
         source="our cost model, t_experts",
-        effect="growth of time from 1 to 16 tokens, where 0 is that of the"
-        " distinct experts and 1 that of the tokens",
+        effect=(
+            "growth of time from 1 to 16 tokens, on a scale from 0 (as the "
+            "distinct experts) to 1 (as the tokens)"
+        ),
         unit="(log scale)",
         experiment=_follows,
         threshold=0.5,
@@ -178,7 +189,10 @@ CLAIMS = (
         sentence="Experts are not equally popular, so the uniform formula"
         " promises too many reads (here: no balance loss).",
         source="premise (ii)",
-        effect="uniform formula above the count for 16 unrelated tokens",
+        effect=(
+            "excess of the uniform formula over the count for 16 unrelated "
+            "tokens"
+        ),
         unit="%",
         experiment=_skew,
         threshold=5.0,
@@ -199,8 +213,10 @@ CLAIMS = (
         slug="placement-pays",
         sentence="Placing experts by popularity evens the devices' load.",
         source="premise (ii); expert parallelism",
-        effect="fullest of 4 devices, placed by index minus by popularity,"
-        " 64 tokens",
+        effect=(
+            "load of the fullest of 4 devices, placed by index minus by "
+            "popularity, 64 tokens"
+        ),
         unit="mean loads",
         experiment=_placement,
         threshold=0.0,

@@ -200,10 +200,12 @@ _claim = partial(
     reduced=SHORT,
     seeds=10,
     threshold=0.0,
-    limits="A character model of six layers, 600 steps of 512 characters,"
-    " one learning rate for all arms, the model's usual one, tuned for none."
-    " The paper trains from 15 million parameters up, and reports a tie at"
-    " that smallest size.",
+    limits=(
+        "A character model of six layers, 600 steps of 512 characters, one "
+        "learning rate for all arms, the model's usual one, tuned for none of"
+        " them. The paper trains from 15 million parameters up, and reports a"
+        " tie at that smallest size."
+    ),
 )
 
 CLAIMS = (

@@ -321,8 +321,10 @@ CLAIMS = (
         experiment=None,
         threshold=0.0,
         side="above",
-        out_of_reach="it is a property of their GPUs and their kernels; here"
-        " only the share of experts at work is known, 75 % from 8 to 16",
+        out_of_reach=(
+            "it depends on the authors' GPUs and kernels; here only the share"
+            " of experts at work is known, 75 % on average from 8 to 16"
+        ),
     ),
 )
 

@@ -114,10 +114,10 @@ def _points(better: str, worse: str, seed: int, steps: int) -> float:
 
 
 SMALL = (
-    "16 patches, two layers, 1000 digits to learn from, one fixed set of 797"
-    " test digits; the interval covers first weights and order of the batches,"
-    " not other digits. The paper's images are larger, and its image code is"
-    " not released."
+    "16 patches, two layers, 1000 digits to learn from, one fixed set of 797 "
+    "test digits; the interval covers initial weights and the order of the "
+    "batches, not other digits. The paper's images are larger, and its image "
+    "code is not released."
 )
 
 _claim = partial(
@@ -143,7 +143,9 @@ CLAIMS = (
         side="below",
         parameters={},
         reduced={},
-        limits="It says nothing about a layer of which slices are missing.",
+        limits=(
+            "It says nothing about a layer with some of its slices missing."
+        ),
     ),
     _claim(
         slug="better-than-a-mixture",
@@ -172,9 +174,12 @@ CLAIMS = (
         effect="accuracy, weighted union minus random slices",
         experiment=partial(_points, "weighted", "random"),
         threshold=0.0,
-        limits=SMALL + " Both layers and all seeds throw the same dice. With"
-        " dice of their own, seeds 0 to 4 gave -0.05 points [-1.00, 0.90],"
-        " undecided as well.",
+        limits=SMALL
+        + (
+            " Both layers and all seeds use the same random draws. With draws"
+            " of their own, seeds 0 to 4 gave -0.05 points [-1.00, 0.90], "
+            "undecided as well."
+        ),
     ),
     _claim(
         slug="a-trained-gate-pays",

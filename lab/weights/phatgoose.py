@@ -238,9 +238,9 @@ SHORT = {
     "characters": 512,
 }  # fmt: skip
 SMALL = (
-    "A character model of 64 numbers a token and six experts, one a language;"
-    " the paper adapts T5 of three billion parameters with 36 to 166. At n ="
-    " 64 the softmax over two scores stays soft."
+    "A character model of 64 numbers per token and six experts, one per "
+    "language; the paper adapts T5 of three billion parameters with 36 to 166"
+    " experts. At n = 64 the softmax over two scores stays soft."
 )
 
 _claim = partial(
@@ -256,7 +256,8 @@ _claim = partial(
     limits=SMALL,
 )
 _MIXED = (
-    "bits per character on lines of six languages in turn, PHATGOOSE minus "
+    "bits per character on lines in six languages, one after another, "
+    "PHATGOOSE minus "
 )
 _ADDED = " This claim was added when one seed of the others had been seen."
 _ZERO_SHOT = "bits per character on six held-out languages, PHATGOOSE minus "
@@ -318,7 +319,7 @@ CLAIMS = (
         experiment=_unlike_oracle,
         threshold=50.0,
         side="above",
-        limits=SMALL + " Choosing by lot would differ in 83 %.",
+        limits=SMALL + " A random choice would differ in 83 %.",
     ),
     _claim(
         slug="t5-and-166-experts",
