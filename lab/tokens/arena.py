@@ -70,8 +70,8 @@ def above_line(
 ) -> float:
     """Bits lost against the line through the baseline's points, at equal work.
 
-    ``line_work`` is in rising order; beyond its ends the line continues as its
-    outermost pieces do.
+    ``line_work`` is in rising order; beyond its ends the outermost
+    pieces of the line continue.
     """
     inside = range(1, len(line_work) - 1)
     i = next((i for i in inside if work < line_work[i]), len(line_work) - 1)

@@ -120,7 +120,7 @@ def train(
     seed: int,
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> DigitModel:
-    """Train in place by Adam, one-cycle rate; the seed draws the batches."""
+    """Train in place by Adam, one-cycle rate; the seed fixes the batches."""
     if steps < 1:
         raise ValueError(f"steps={steps} trains nothing; use 1 or more")
     images, labels = digits("train")

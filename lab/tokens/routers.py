@@ -40,7 +40,7 @@ class Router(nn.Module):
         raise NotImplementedError
 
     def watch(self, w_up: Tensor) -> None:
-        """Receive the experts' first weights [E, D, F]; most ignore them."""
+        """Receive the experts' up-projections [E, D, F]; most ignore them."""
 
 
 class TopKRouter(Router):

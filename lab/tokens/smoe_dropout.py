@@ -4,7 +4,7 @@ Chen, Zhang, Jaiswal, Liu, Wang, "Sparse MoE as the New Dropout: Scaling
 Dense and Self-Slimmable Transformers", ICLR 2023. A dense network is cut into
 N small experts. A random router chooses k of them and is never trained. k
 grows during training and can be chosen freely at test time: the model is
-meant to get better with every expert switched on ("self-slimmable").
+meant to get better with every further expert switched on ("self-slimmable").
 
     z = x W_r                 W_r random and frozen
     w = softmax over the k largest z

@@ -79,7 +79,7 @@ def two_passes(alpha: float) -> Callable:
 
 
 def add_dropout(model: CharLM, rate: float, seed: int) -> CharLM:
-    """Add dropout to what the experts read, in training only."""
+    """Add seeded dropout to what the experts read, in training only."""
     if not 0 <= rate < 1:
         raise ValueError(f"dropout={rate} is not within [0, 1); use 0.1")
     stream = torch.Generator().manual_seed(seed)
@@ -96,7 +96,7 @@ def add_dropout(model: CharLM, rate: float, seed: int) -> CharLM:
 
 
 def untrained(kind: str, experts: int = EXPERTS, seed: int = 0) -> CharLM:
-    """The untrained character model of a kind; THOR's kind is "random"."""
+    """The untrained character model of one of `KINDS`; THOR's is "random"."""
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r} is not one of {KINDS}")
     experts = 1 if kind == "dense" else experts

@@ -72,7 +72,7 @@ ARMS = {  # by name: the rule, and whether attention follows it too
 
 @cache
 def arm(name: str, seed: int, steps: int = STEPS) -> Arm:
-    """Train and test one arm; a seed fixes first weights and batches."""
+    """Train and test one arm; a seed fixes initial weights and batches."""
     model = train(untrained(*ARMS[name], seed=seed), steps, seed)
     score = evaluate(model)
     works = [layer.mlp.choice.chosen for layer in model.layers]
