@@ -17,7 +17,7 @@ from lab.tokens.dense_lm import DenseLM
 from lab.tokens.domains import DOMAINS, passage
 
 BITS = 1 / math.log(2)  # a nat
-QUANTILES = (4, 3, 2, 1)  # fifths of N_1; the first threshold is N_1 - 1
+QUANTILES = (4, 3, 2, 1)  # fifths of N_1: the places after the first, N_1 - 1
 
 
 class Experts(NamedTuple):

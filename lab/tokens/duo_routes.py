@@ -68,7 +68,7 @@ def route_losses(
 def tree(
     model: DuoCharLM, context: Tensor, target: Tensor, options: Sequence[str]
 ) -> Tensor:
-    """Bits of all routes at once; routes share a common beginning."""
+    """Bits of all routes at once; a shared beginning is computed once."""
     x = model.start(context)[None]  # [routes so far, T, D]
     for layer in model.layers:
         add = {"skip": torch.zeros_like, "small": layer.small}
