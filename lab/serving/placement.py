@@ -8,7 +8,7 @@ The objective is a chain of layers, so a Viterbi pass solves it: the states
 of a layer are its balanced placements, E! / ((E / G)!)^G of them. But the
 names of the GPUs are free: renaming the GPUs of all layers together changes no
 cost. So the best chain that ends in a state is worth the same for all
-renamings of that state, and the set partitions are states enough: 105 instead
+renamings of that state, and set partitions are enough as states: 105 instead
 of 2520 for E = 8 and G = 4. The cost of a step is then that under the best
 renaming of the next layer, an assignment of G groups to G groups.
 """
