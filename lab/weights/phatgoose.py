@@ -8,8 +8,9 @@ steps on the same task:
     expert      y = W u + B A u
     gate        y = W u + B A u sigmoid(v . u)        v starts at 0
 
-Nobody trains a router. The gates of all contributors become its rows, for
-every token and module separately. LN is a layer norm without parameters:
+Nobody trains a router. The gates of all contributors become its rows, and it
+decides separately for every token and module. LN is a layer norm without
+parameters:
 
     score_i = LN(v_i) . LN(u) / sqrt(n)
     y = W u + sum of w_i B_i A_i u  over the k = 2 best

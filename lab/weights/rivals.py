@@ -65,7 +65,7 @@ def retrieved(
 
 
 def fingerprints(ids: Tensor) -> Tensor:
-    """How often any three characters in a row occur in each whole passage of
+    """How often each run of three characters occurs in each whole passage of
     ids, [passages, buckets]; rows of length 1, so a product is a cosine."""
     passages = ids[: len(ids) // PASSAGE * PASSAGE].view(-1, PASSAGE)
     a, b, c = (passages[:, i : PASSAGE - 2 + i] for i in range(3))
