@@ -73,7 +73,7 @@ def duo_ffn(
         )
     if activation not in ACTIVATIONS:
         raise ValueError(
-            f"activation={activation!r} is none of {', '.join(ACTIVATIONS)}"
+            f"activation={activation!r} is not one of {', '.join(ACTIVATIONS)}"
         )
     if not tokens.dtype == w_up.dtype == w_down.dtype:
         raise TypeError(

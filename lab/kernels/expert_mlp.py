@@ -77,7 +77,7 @@ def check_experts(
     """Raise an error for weights that do not fit the tokens."""
     if activation not in ACTIVATIONS:
         raise ValueError(
-            f"activation={activation!r} is none of {', '.join(ACTIVATIONS)}"
+            f"activation={activation!r} is not one of {', '.join(ACTIVATIONS)}"
         )
     halves = 2 if activation == "swiglu" else 1
     E, F, H = w_down.shape if w_down.ndim == 3 else (0, 0, 0)

@@ -195,7 +195,7 @@ def sparse_bits(
     80 %.
     """
     if indicator not in INDICATORS:
-        raise ValueError(f"indicator={indicator!r} is none of {INDICATORS}")
+        raise ValueError(f"indicator={indicator!r} is not one of {INDICATORS}")
     if not 0 <= share < 1:
         raise ValueError(
             f"share={share} is not within [0, 1); use a share such as 0.7"

@@ -221,8 +221,8 @@ CLAIMS = (
         " compute.",
         source="section 3.2.2, figure 6",
         effect=(
-            "overlap of two tenths of the tokens: largest loss with small "
-            "layers, and largest gap from there to the oracle"
+            "overlap of two sets, a tenth of the tokens each: largest loss "
+            "with small layers, and largest gap from there to the oracle"
         ),
         unit="%",
         experiment=_overlap,

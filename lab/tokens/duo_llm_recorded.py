@@ -152,7 +152,7 @@ def choices(chooser: str, most: int, noise: float, where: str) -> Taken:
     ``most`` is the most routes or copies that an oracle may look at.
     """
     if chooser not in CHOOSERS:
-        raise ValueError(f"chooser={chooser!r} is none of {CHOOSERS}")
+        raise ValueError(f"chooser={chooser!r} is not one of {CHOOSERS}")
     losses, noisy, routed = passage()[1] if where == "passage" else sample()
     budget = budgets(LAYERS)
     T = losses.shape[1]
@@ -211,7 +211,7 @@ def picture(
     between the budgets that were really spent.
     """
     if colour not in COLOURS:
-        raise ValueError(f"colour={colour!r} is none of {(*COLOURS,)}")
+        raise ValueError(f"colour={colour!r} is not one of {(*COLOURS,)}")
     text, here = passage()
     there = choices(chooser, most, noise, "passage")
     all_ = choices(chooser, most, noise, "sample")

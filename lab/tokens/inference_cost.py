@@ -68,7 +68,7 @@ def expert_time(
     """
     if bytes_per_weight not in BYTES:
         raise ValueError(
-            f"bytes_per_weight={bytes_per_weight} is none of {BYTES}"
+            f"bytes_per_weight={bytes_per_weight} is not one of {BYTES}"
         )
     w = size.weights
     reading = w * bytes_per_weight / machine.memory  # w s / W

@@ -156,7 +156,9 @@ def recorded(router: str) -> Trace:
         name, _, experts = router.split()
         model = top_p_routing_recorded.recorded(name, int(experts))
     else:
-        raise ValueError(f"router={router!r} is none of {', '.join(ROUTERS)}")
+        raise ValueError(
+            f"router={router!r} is not one of {', '.join(ROUTERS)}"
+        )
     return read(model)[1]
 
 

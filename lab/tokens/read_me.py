@@ -140,7 +140,7 @@ SMALL = (
     "A character model of 100 000 parameters and seven kinds of text, experts"
     " not fine-tuned; the paper carves Llama-2-7B and tunes on a billion "
     "tokens. Seed 0 had been looked at when the thresholds were set; they are"
-    " the paper's figures, where it has one. After that look, units that are "
+    " the paper's figures where it has them. After that look, units that are "
     "0 were taken out of a token's mask; with them seed 0's router was 0.07 "
     "bits worse than the true domain."
 )
@@ -189,7 +189,10 @@ CLAIMS = (
         sentence="Batching by expert cuts the experts of a batch from 5.08 to"
         " 3.51.",
         source="section 5.3",
-        effect="fewer different experts in a batch of 16 tokens, 64 requests",
+        effect=(
+            "fewer different experts in a batch of 16 tokens than in order of"
+            " arrival, 64 requests"
+        ),
         unit="%",
         experiment=_fewer_experts,
         threshold=30.9,

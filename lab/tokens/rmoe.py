@@ -101,7 +101,7 @@ class RMoERouter(Router):
     ) -> None:
         super().__init__(cell.width, experts)
         if state not in RECURRENT:
-            raise ValueError(f"state={state!r} is none of {RECURRENT}")
+            raise ValueError(f"state={state!r} is not one of {RECURRENT}")
         self.project = nn.Parameter(torch.empty(dim, cell.width))
         self.cell = cell
         self.k = k
@@ -131,7 +131,7 @@ def untrained(
 ) -> CharLM:
     """The untrained character model, a ``variant`` router in every layer."""
     if variant not in VARIANTS:
-        raise ValueError(f"variant={variant!r} is none of {VARIANTS}")
+        raise ValueError(f"variant={variant!r} is not one of {VARIANTS}")
     cell = Cell(width)
 
     def router(_: int) -> Router:

@@ -102,7 +102,7 @@ def test_products_equal_grouped_mm_with_gradients():
 @pytest.mark.parametrize(
     "change, sentence",
     [
-        ({"activation": "silu"}, "'silu' is none of relu, gelu, swiglu"),
+        ({"activation": "silu"}, "'silu' is not one of relu, gelu, swiglu"),
         ({"activation": "swiglu"}, r"need \[E, H, 2 F\]"),
         ({"tokens": torch.zeros(13, 7).double()}, "width 7, the experts 6"),
         ({"tokens": torch.zeros(13, 6)}, "use one dtype"),

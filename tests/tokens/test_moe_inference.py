@@ -98,7 +98,7 @@ def test_calibration_points_of_mixtral():
             ),
             "bytes_per_weight=3",
         ),
-        (lambda: recorded("none"), "is none of top-2 of 16"),
+        (lambda: recorded("none"), "is not one of top-2 of 16"),
     ],
 )
 def test_what_makes_no_sense_is_refused(call, hint):
