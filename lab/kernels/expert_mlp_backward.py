@@ -65,6 +65,8 @@ from lab.kernels.declaration import Cost, Declaration
 from lab.kernels.operator import operator
 
 ALL = True, True, True  # gradients wanted
+# dh where z > 0, else 0: PyTorch's own gradient of relu
+threshold_backward = torch.ops.aten.threshold_backward
 
 
 class MLPGradients(NamedTuple):
@@ -150,7 +152,10 @@ def activate(
 ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """The activation of z [R, G], and the function from dh to dz."""
     if activation == "relu":
-        return z.relu(), lambda dh: dh.where(z > 0, 0.0)
+        # `where` takes ten times as long on a CPU, which guesses its branches
+        # wrong; NaN counts as not above 0, as in the kernel
+        known = z.nan_to_num(nan=0.0)
+        return z.relu(), lambda dh: threshold_backward(dh, known, 0)
     if activation == "gelu":
         density = torch.exp(-z * z / 2) / math.sqrt(2 * math.pi)
         below = torch.special.ndtr(z)
