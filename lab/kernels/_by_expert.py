@@ -3,8 +3,9 @@
 The loop over slices shows what happens. PyTorch's grouped product computes the
 same bits on a CPU in about half the time, without the loop's copies, but it
 came late (2.10), lacks float64 (which gradcheck needs) and needs rows of a
-multiple of 16 bytes. A GPU uses the loop: this code runs only on GPUs without
-matrix units, if on one at all, and there a grouped product is not faster.
+multiple of 16 bytes. A GPU uses the loop: it runs this code only in float64 or
+where Triton does not reach its matrix units, and there a grouped product is
+not faster.
 """
 
 import torch
@@ -46,7 +47,7 @@ def _suits(*operands):
 
 
 def _in_whole_rows(a):
-    """Whether rows or columns are contiguous and whole 16 bytes apart."""
+    """Whether rows or columns are contiguous, a multiple of 16 bytes apart."""
     *outer, near, far = a.stride()
     width = a.shape[-2]
     if far == 1:

@@ -302,7 +302,7 @@ def product(
     }  # fmt: skip
     count = (runtime.cdiv(R, tiles.m) + E) * runtime.cdiv(N, tiles.n)
     programs = runtime.multiprocessors(a)
-    # descriptors do not pay either if no program has a second tile
+    # descriptors do not pay if no program has a second tile
     if count > programs and suits_descriptors(a, weight, tiles):
         transposed = weight.stride(2) != 1
         flat = (weight.mT if transposed else weight).flatten(0, 1)
@@ -339,8 +339,8 @@ def suits_descriptors(a: Tensor, weight: Tensor, tiles: Tiles) -> bool:
 
 
 def copies_tiles(*matrices: Tensor) -> bool:
-    """Whether the GPU has hardware that copies tiles of these contiguous
-    matrices: from Hopper on, if rows begin at multiples of 16 bytes."""
+    """Whether hardware copies tiles of these contiguous matrices: on HOPPER,
+    in 16 bits, if rows begin at multiples of 16 bytes."""
     return runtime.target(matrices[0]) in HOPPER and all(
         x.itemsize == 2 and x.shape[-1] % 8 == 0 and x.data_ptr() % 16 == 0
         for x in matrices

@@ -12,7 +12,7 @@ groups, those that no token of a tile chose are left out.
 Nothing is sorted, no two programs write to one place, and no number travels
 to the host. Matrices have any strides, so that the backward pass can run the
 same kernels on transposed ones. ``spread`` has T N r numbers of the tokens'
-dtype, with each r rounded up to a power of 2.
+dtype, with N rounded up to whole groups and r to a power of 2.
 """
 
 import torch
@@ -256,8 +256,8 @@ def multi_lora_outer_kernel(
 
 
 def for_lanes(adapters: Tensor) -> Tensor:
-    """The adapters, with their second dimension contiguous where the lanes
-    would otherwise wait, six times as long (see `is_whole`)."""
+    """The adapters, with their second dimension contiguous where lanes would
+    otherwise wait six times as long as they work (see `is_whole`)."""
     return adapters.mT.contiguous().mT if is_whole(adapters) else adapters
 
 
@@ -313,7 +313,7 @@ def expand(spread: Tensor, experts: Tensor, up: Tensor) -> Tensor:
 
 def outer(spread: Tensor, experts: Tensor, rows: Tensor, out: Tensor) -> None:
     """Fill out [N, r, n], of any strides, with the sum of spread[t, e] times
-    ``rows`` [T, n]: first over parts of the tokens, then over the parts."""
+    ``rows`` [T, n]: first within parts of the tokens, then over the parts."""
     T, S = experts.shape
     N, r, n = out.shape
     block, split = tile(out, N, r)

@@ -1,8 +1,9 @@
 """Average precision by counting: how well neurons' rankings find a function.
 
 C instances were seen by n neurons, A [C, n]; which of F functions an instance
-needs is a bit mask y [C]. Neuron i ranks the instances by its activation, and
-the average precision of that ranking is its score for function f:
+needs is a bit mask y [C], and y_c = f means that bit f is set in y_c. Neuron i
+ranks the instances by its activation, and the average precision of that
+ranking is its score for function f:
 
     AP_f,i = 1/P sum over c with y_c = f of  hits / above
     above  = #{c' : A_c',i >= A_c,i}

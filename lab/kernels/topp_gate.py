@@ -53,7 +53,7 @@ from lab.kernels.topk_gate import (
 def topp_gate(logits: Tensor, p: float, renormalize: bool = False) -> Gate:
     """Pick each token's best experts up to mass p by its logits [T, E].
 
-    Each token has S = E slots, of which the last may be empty.
+    Each token has S = E slots; the empty ones come last.
 
     Weights are fp32 (float64 for float64 logits). Differentiable in
     ``logits`` through the weights; the selection itself has no gradient.
@@ -177,7 +177,7 @@ def blocks(E: int) -> tuple[int, int, int]:
 def topp_gate_triton(
     logits: Tensor, p: float, renormalize: bool = False
 ) -> Gate:
-    """Launch the kernel; one warp holds a block of whole rows."""
+    """Launch the kernel; one program holds a block of whole rows."""
     T, E = logits.shape
     logits = logits.contiguous()
     experts = logits.new_empty((T, E), dtype=torch.int32)
