@@ -63,7 +63,7 @@ def even_then_odd(parts, SIZE: tl.constexpr):
 
 @triton.jit
 def transpose(rows):
-    """Bit b of 32 rows of uint32 words, as row b; each word is on its own.
+    """Turn bit b of 32 rows of uint32 words into row b, word by word.
 
     Halves, quarters, ... of the matrix are exchanged: Warren, Hacker's
     Delight, section 7-3.
@@ -109,8 +109,8 @@ def largest(plane, equal, left, HIGHEST: tl.constexpr, LOWEST: tl.constexpr):
         equal = tl.where(enough, one, equal ^ one)
         left = tl.where(enough, left, left - count)
 
-    # ties: the words before leave ``room`` for that many ties of this word; 5
-    # counts find how many of its first bits hold no more than that
+    # ties: the words before leave ``room`` ties to this word; 5 counts find
+    # how many of its first bits hold no more than that
     tied = popcount(equal)
     room = left - (tl.cumsum(tied, 0) - tied)
     bits = tl.zeros_like(equal)

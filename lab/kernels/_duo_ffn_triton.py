@@ -1,9 +1,9 @@
 """The Triton side of `duo_ffn`: both products of a tile in one program.
 
 The rows are sorted into big and small, and a tile has rows of one kind only,
-as in `expert_mlp` with two experts; only the first and last hidden unit differ
-between the kinds. The grid has room for a last tile of each kind that is not
-full; a program without a tile returns immediately.
+as in `expert_mlp` with two experts; the kinds differ only in where the loop
+over the hidden units begins and ends. The grid has room for a last tile of
+each kind that is not full; a program without a tile returns immediately.
 """
 
 from collections.abc import Iterator
@@ -98,8 +98,8 @@ def blocks(dtype: torch.dtype, D: int, target: str) -> dict:
         # no matrix units in full precision: registers set the limit
         tile = 32, 16 if block_d > 32 else 32, 8 if wide else 4
     elif wide:
-        # on these GPUs four warps multiply 64 rows at a time: with 64 rows,
-        # eight would share the hidden units and do all the rest twice
+        # on HOPPER four warps multiply 64 rows at a time: with 64 rows, eight
+        # would share the hidden units and do all the rest twice
         tile = 128 if target in HOPPER else 64, 32, 8
     else:
         tile = 64, 64, 4

@@ -11,7 +11,7 @@ leaves a path from b_1 to a_1. Then, up to D times, from the free end b:
 until joining the free end to a_1 shortens the tour (closing gain > 0) or no
 candidate is left. a_1 and the present neighbour of b are not allowed as a.
 
-Each step reverses the first p places of the path. So no city is moved: the
+Each step reverses the first p places of the path. No city has to be moved: the
 prefix lengths p_1..p_t say where every city is now. The rule
 x <- p - 1 - x if x < p  for p_1, ..., p_t leads from a city's place x in the
 first path to its place now; the same rule for p_t, ..., p_1 leads back.

@@ -7,7 +7,7 @@ packed 32 to a word:
                   that is 0
     counts[t,j] = |M_0(t) and M_j|             bits that both have set
 
-The features are ranked: d bits are set in a row, and ties go to the lowest
+The features are ranked: each token gets d bits, and ties go to the lowest
 index. But a feature that is exactly 0 does nothing and is never set, as in
 the authors' code. (That code compares with the d-th largest by a strict >,
 which keeps d - 1 bits and drops all that tie.) In a ReLU network most

@@ -6,12 +6,12 @@ route (for Duo-LLM, how many of its layers are big):
     best[b, t]  = min of l[r, t] over the routes r with b_r = b
     route[b, t] = the lowest r that reaches it, -1 if there is none
 
-The routes of one budget are a menu. This is a segmented reduction whose
-segments are scattered: route 0b0111 has budget 3, its neighbours have 2 and 1.
-`dispatch` lists the routes of each menu together, as it does the tokens of an
-expert. Then a program takes one menu and a block of tokens, and reads rows of
-the losses in that order. Each loss is read once, in rows that are contiguous
-in memory, and nothing is copied into another order.
+The routes of one budget are a menu. The minima are a segmented reduction whose
+segments, the menus, are scattered: route 0b0111 has budget 3, its neighbours
+have 2 and 1. `dispatch` lists the routes of each menu together, as it does the
+tokens of an expert. Then a program takes one menu and a block of tokens, and
+reads rows of the losses in that order. Each loss is read once, each row is
+contiguous in memory, and nothing is copied into another order.
 
 Bytes: 4 R T read and 8 B T written; R T comparisons, no floating-point
 operation. On any GPU the kernel waits for memory.

@@ -108,7 +108,7 @@ def sym_kl_backward_kernel(
 
 
 def blocks(V: int) -> tuple[int, int]:
-    """Rows and symbols of one program's tile: 1024 logits of each pass."""
+    """Rows and symbols of one program's tile: 1024 of each prediction."""
     block_v = min(1024, triton.next_power_of_2(V))
     return max(1, min(128, 1024 // block_v)), block_v
 

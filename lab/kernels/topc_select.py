@@ -146,7 +146,7 @@ def topc_select_triton(scores: Tensor, c: int) -> Tensor:
 
 
 def blocks(S: int, dtype: torch.dtype) -> dict:
-    """The lowest bit that counts, scores that a lane loads, words, and warps.
+    """Lowest bit that counts, scores that a lane loads at once, words, warps.
 
     A lane has one word, because the 32 rows of two would fill the registers.
     """
