@@ -153,10 +153,10 @@ def expert_weight_backward_kernel(
 ):  # fmt: skip
     """Sum over an expert's rows of a^T b, [M, N].
 
-    One program adds all rows of a tile. GATHER: ``a`` holds tokens, which are
-    gathered by row. EVEN: tiles cover M and N exactly. SPLIT: fp32 numbers go
-    in three parts, see `add_product`. BY_TILE: hardware copies the tiles, by
-    a descriptor that ends with the expert's rows, so that rows past them
+    One program sums all rows for its tile. GATHER: ``a`` holds tokens, which
+    are gathered by row. EVEN: tiles cover M and N exactly. SPLIT: fp32 numbers
+    go in three parts, see `add_product`. BY_TILE: hardware copies the tiles,
+    by a descriptor that ends with the expert's rows, so that rows past them
     count as 0.
     """
     expert = tl.program_id(1)
@@ -219,8 +219,8 @@ def expert_weight_backward_kernel(
 def transposed(weight: Tensor) -> Tensor:
     """Each expert's matrix transposed, [E, K, N] to [E, N, K].
 
-    The result is a view, or a copy where lanes would wait, 16 at a time, for
-    one another (see `is_whole`).
+    The result is a view, or a copy where lanes would wait for one another, 16
+    at a time (see `is_whole`).
     """
     return weight.mT.contiguous() if is_whole(weight) else weight.mT
 

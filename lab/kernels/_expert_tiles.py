@@ -1,4 +1,4 @@
-"""Which tiles the expert network's kernels use, and what to compile of them.
+"""Which tiles the expert network's kernels use, and what to compile for them.
 
 A tile is chosen by dtype, by how many rows an expert has on average, and by
 the GPU. What is compiled ahead of time follows from the same choice.

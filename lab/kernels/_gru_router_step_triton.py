@@ -23,8 +23,8 @@ def exact_dot(a, w, total, SPLIT: tl.constexpr):
 
     The units multiply two 16-bit factors of one dtype exactly. With bf16
     weights, fp32 is split into three bf16 parts; with other weights both
-    factors are, if SPLIT. When the units add, they cut off bits, which makes
-    twice the error of fp32 at a width of 128 and grows with the width. Summing
+    factors are, if SPLIT. When the units add, they cut off bits: an error
+    twice that of fp32 at a width of 128, which grows with the width. Summing
     each step from zero (`add_product`) would round instead, but needs
     registers that the four sums do not leave.
     """

@@ -1,4 +1,4 @@
-"""Which tiles the kernels of `multi_lora` use, and what to compile of them.
+"""Which tiles the kernels of `multi_lora` use, and what to compile for them.
 
 Adapters stand side by side in groups; the size of a group and its lanes follow
 from the number of adapters, their rank and the dtype.

@@ -44,7 +44,7 @@ def splits(dtype: torch.dtype, target: str) -> bool:
 def is_whole(x: Tensor) -> bool:
     """Whether x is fp32 and is multiplied as it is, not in three parts.
 
-    No matrix unit then transposes a tile, so lanes that read neighbours far
+    No matrix unit then transposes a tile, so neighbouring lanes that read far
     apart wait for one another in shared memory.
     """
     return x.dtype == torch.float32 and not splits(x.dtype, runtime.target(x))

@@ -41,7 +41,7 @@ import triton
 from triton import language as tl
 from triton.runtime import interpreter
 
-TRIED = ((3, 6), (3, 10))  # from the first up to, but not with, the second
+TRIED = ((3, 6), (3, 10))  # the first included, the second not
 
 _patch_lang = interpreter._patch_lang
 _generic_reduce = interpreter.ReduceOps.generic_reduce

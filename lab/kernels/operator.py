@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-# but no subclass of a tensor, which may want to see every operator
+# no subclass of a tensor: it may want to see every operator
 PLAIN = {Tensor, torch.nn.Parameter, bool, int, float, str, list, tuple}
 
 
@@ -166,7 +166,7 @@ def by_the_rules(inputs: tuple) -> bool:
         # a trace misses the launch and keeps only the empty memory it fills
         or torch.jit.is_tracing()
         or is_in_torch_dispatch_mode()
-        # no public function says so
+        # no public function says whether such a transform is active
         or torch._C._are_functorch_transforms_active()
         or not PLAIN.issuperset(map(type, inputs))
         or not (inputs[0].is_cuda or inputs[0].is_cpu)

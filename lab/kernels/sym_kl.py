@@ -141,7 +141,7 @@ def sym_kl_kernel(
 def blocks(V: int) -> tuple[int, int, int]:
     """Rows and symbols of one program's tile, and its warps.
 
-    Warps are few and tiles wide, as each of a tile's six sums crosses warps.
+    Warps are few and tiles wide: each of a tile's six sums crosses warps.
     """
     block_v = min(2048, triton.next_power_of_2(V))
     # eight rows of 128 would spill on an H100
