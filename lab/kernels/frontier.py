@@ -86,9 +86,8 @@ def _check_values(predicted, truth, costs, prices):
     given = dict(predicted=predicted, truth=truth, costs=costs, prices=prices)
     for name, values in given.items():
         if not torch.isfinite(values).all():
-            source = "price" if name == "prices" else "prompt"
             raise ValueError(
-                f"{name} has a NaN or infinite value; leave out its {source}"
+                f"{name} has a NaN or infinite value; use finite numbers"
             )
     if (prices < 0).any():
         raise ValueError(
