@@ -836,7 +836,7 @@ def test_a_run_that_is_stopped_goes_on_where_it_was(
         suite.main(["--record"])
     assert status.value.code == 130
     said = capsys.readouterr().out
-    assert "stopped" in said and "the same command goes on" in said
+    assert "stopped" in said and "the same command continues" in said
     assert table.recorded() == []
     bad.clear()
     suite.main(["--record"])

@@ -12,7 +12,7 @@
 ``suite``      what is measured, in which order, and the command
 ``table``      the rows of `data/bench/`, one file per machine
 ``record``     the rows of a run, kept as they come so that none is lost
-``limits``     times that no GPU can beat at these sizes, from data sheets
+``limits``     the least times of these sizes, from the GPUs' data sheets
 ``tiles``      the experts' kernels with tiles that they do not choose
 ``picture``    one operation beside its floor, for a notebook
 =============  ===============================================================

@@ -72,7 +72,7 @@ def lab_bounded(tokens, gate, w_up, w_down):
 
 
 def torch_loop(tokens, gate, w_up, w_down):
-    """The loop of most model files: each expert adds to those who chose it."""
+    """The loop of most model files: each expert adds to its own tokens."""
 
     def run(x, weights, up, down):
         y = torch.zeros_like(x)

@@ -67,7 +67,7 @@ class Record:
             os.fsync(file.fileno())
 
     def finish(self, rows: list[dict]) -> Path:
-        """The table from all rows; the part goes if none of them is owed."""
+        """Write the table; remove the part if no row is left to measure."""
         write(rows, self.table)
         if not any(row["note"] == NO_TIME or is_lost(row) for row in rows):
             self.part.unlink()

@@ -5,13 +5,13 @@
     lab bench --record          write data/bench/<machine>.csv as well
     lab bench --minutes 3       begin nothing after three minutes
     lab bench --only moe_layer  one operation
-    lab bench --limits          what no GPU can beat, without measuring
-    lab bench --tiles           other tiles than the experts' kernels choose
+    lab bench --limits          the least times, from the GPUs' data sheets
+    lab bench --tiles           tiles that the experts' kernels do not choose
 
 Nothing is timed before its result agrees with the reference. What matters
 most comes first: the layer in bf16, then the kernels, then the layer in fp16
 and fp32. A row that had no turn says "no time left". A run that is stopped
-keeps its rows, and `lab bench --record` goes on after them.
+keeps its rows, and `lab bench --record` continues after them.
 """
 
 import argparse
@@ -45,9 +45,9 @@ def run(
     """Measure on this machine; one dictionary per row of the table.
 
     ``quick`` keeps the first case of the layer and takes fewer samples,
-    ``only`` names one operation. ``progress`` hears what is done. After
+    ``only`` names one operation. ``progress`` is told what is done. After
     ``minutes`` no further piece is begun. ``record`` keeps each row. If the
-    GPU does not answer any more, `work.Lost` comes with the rows.
+    GPU no longer answers, `work.Lost` is raised and holds the rows.
     """
     known = [d.name for d in all_declarations()] + ["moe_layer"]
     if only and only not in known:
@@ -148,7 +148,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--record",
         action="store_true",
-        help="keep the table; goes on after a run that stopped",
+        help="write the table; continues a run that stopped",
     )
     parser.add_argument(
         "--anew", action="store_true", help="keep nothing of a stopped run"
@@ -192,15 +192,15 @@ def measure(options: argparse.Namespace) -> int:
     def progress(text):
         print(f"... {text}", flush=True)
 
-    record, onward = None, "the same command goes on"
+    record, onward = None, "the same command continues"
     if options.record:
         record = Record(circumstances(), options.anew)
         if not record.goes_on:
             onward = "but the same command starts over"
             progress(
-                "these files are no commit that is known, so a run that stops"
-                " cannot go on; commit them, or name a copy's commit by"
-                " LAB_COMMIT"
+                "these files belong to no known commit, so a run that stops"
+                " cannot be continued; commit them, or name a copy's commit"
+                " in LAB_COMMIT"
             )
 
     fallen = None
@@ -211,7 +211,7 @@ def measure(options: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("stopped")
         if record:
-            print(f"{record.part} keeps what is measured; {onward}")
+            print(f"{record.part} keeps what was measured; {onward}")
         raise SystemExit(130) from None
     except work.Lost as problem:
         fallen, rows = problem, problem.rows

@@ -26,7 +26,7 @@ AHEAD_MS = 0.5  # more than Python needs for nearly any call
 
 class Sample(NamedTuple):
     ms: float
-    host_us: float | None = None  # until the call came back; GPU only
+    host_us: float | None = None  # until the call returned; GPU only
 
 
 class Timing(NamedTuple):
@@ -34,7 +34,7 @@ class Timing(NamedTuple):
     ms20: float  # a fifth of the samples are faster
     ms80: float  # a fifth are slower
     samples: int
-    host_us: float | None = None  # median until the call came back; GPU only
+    host_us: float | None = None  # median until the call returned; GPU only
 
 
 class Roofs(NamedTuple):
@@ -47,12 +47,12 @@ class Roofs(NamedTuple):
 
 
 def clock(device: str, ahead: bool = False) -> Callable[[Callable], Sample]:
-    """A function that runs its argument and says how long that took.
+    """A function that runs its argument and returns how long that took.
 
-    On a GPU nothing waits for the result, so the time until the call comes
-    back is what the host works, unless the call waits of its own accord.
-    With the host ``ahead`` the GPU first has work for half a millisecond, and
-    finds the whole call waiting for it: what it needs by itself.
+    On a GPU nothing waits for the result, so the time until the call returns
+    is the host's, unless the call itself waits. With the host ``ahead`` the
+    GPU is first busy for half a millisecond and then finds the whole call
+    waiting for it, so the time is the GPU's own.
     """
     if device == "cpu":
 
@@ -82,7 +82,7 @@ def clock(device: str, ahead: bool = False) -> Callable[[Callable], Sample]:
 
 
 def _milliseconds(call: Callable) -> float:
-    """What the GPU takes for a call that it has done before."""
+    """The GPU's time for a call that it has done before."""
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     call()
     begin.record()

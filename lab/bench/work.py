@@ -1,8 +1,8 @@
 """Pieces of work one after the other, as long as there is time.
 
 A piece knows beforehand which rows it will give. So one that has no turn, or
-dies, still stands in the table, with the reason; and one whose rows an
-earlier run kept need not be done again.
+fails, is still in the table, with the reason; and one whose rows an earlier
+run kept need not be done again.
 """
 
 import gc
@@ -37,7 +37,7 @@ def done(
 ) -> Iterator[dict]:
     """The rows of all pieces: those ``kept`` as they are, the others new.
 
-    A piece is begun while there is time, and then finished; ``begin`` hears
+    A piece is begun while there is time, and then finished; ``begin`` gets
     its keys first. Once the GPU no longer answers, no further piece can be
     measured: the remaining rows are noted as if time were over, and `Lost` is
     raised after the last. Pieces with rows that an earlier run ``lost`` in
@@ -81,7 +81,7 @@ def _measured(piece, device):
     except Lost as problem:
         yield from _noted(missing.values(), reason(problem))
         raise
-    # whatever it dies of, the next piece may live
+    # whatever it fails with, the next piece may work
     except Exception as problem:
         failure = reason(problem)
     yield from _noted(missing.values(), failure)
