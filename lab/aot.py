@@ -239,7 +239,7 @@ def report(found: list[tuple[dict, bool]]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Compile all and compare with the ledger, or rewrite it by --update."""
+    """Compile all and compare with the ledger, which --update rewrites."""
     parser = argparse.ArgumentParser(
         prog="python -m lab.aot", description=main.__doc__
     )

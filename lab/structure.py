@@ -130,7 +130,7 @@ def _fixed_cells(cells, fixed):
         name, kind = cell["id"], cell["cell_type"]
         if name in PROSE and kind != "markdown":
             yield f'cell "{name}" should be Markdown'
-        # the cell "grid" is a sentence or a figure, or both
+        # the cell "grid" is a figure, or a sentence that a figure may follow
         if name in fixed and name not in PROSE | {"grid"} and kind != "code":
             yield f'cell "{name}" should be code'
         needed = TAGS.get(name, set()) if name in fixed else set()

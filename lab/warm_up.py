@@ -7,8 +7,8 @@ a view draws what each of its knobs could ask for, one picture after the
 other, and throws the pictures away. The compiled kernels stay.
 
 The pictures are drawn between the cells, in the thread that runs the cells,
-and under the lock of the moves. So neither a cell nor a move meets a model
-that such a picture is about to change.
+and under the lock of the moves. So no such picture changes a model while a
+cell or a move uses it.
 """
 
 import asyncio
