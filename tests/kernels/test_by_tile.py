@@ -83,7 +83,7 @@ def test_sums_over_rows_take_none_of_the_next_expert(gather):
 @pytest.mark.parametrize("rows", [1, 3, 16, 17, 40])
 @pytest.mark.parametrize("experts", [1, 3])
 def test_every_tile_has_one_program(rows, experts):
-    """Some cases have several groups of rows of tiles, all several columns."""
+    """Some cases have several groups of tile rows, all several columns."""
     tiles = Tiles(16, 16, 16, 4, 2)
     ends = [0, *(rows * 16 * (e + 1) - e for e in range(experts))]
     offsets = torch.tensor(ends, dtype=torch.int32, device=DEVICE)

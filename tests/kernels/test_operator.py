@@ -1,4 +1,4 @@
-"""Registering an operation as an operator of PyTorch must not cost these."""
+"""What registering an operation with PyTorch must not cost."""
 
 import contextlib
 import subprocess
