@@ -53,7 +53,7 @@ SHARED = {
 }
 # a kernel that does anything has more; fewer are a fault of the compiler
 LEAST_INSTRUCTIONS = 20
-UNRECORDED = "Triton {} has no rows in the ledger: nothing to compare"
+UNRECORDED = "Triton {} has no rows in data/aot.csv: nothing to compare"
 
 # the assembler seems to stay below the number of registers that lets one more
 # block run at a time (80 with 8 warps, say), and to move a few values to the
@@ -98,7 +98,7 @@ def row(declaration, entry, target: str) -> dict:
 
 
 def kernel_name(entry) -> str:
-    """The kernel's name in the ledger; it wraps `fn`, interpreted or not."""
+    """The kernel's name in data/aot.csv; it wraps `fn`, interpreted or not."""
     return entry.kernel.fn.__name__.removesuffix("_kernel")
 
 
