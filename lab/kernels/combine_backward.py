@@ -77,24 +77,31 @@ def combine_backward_reference(
     wanted: Sequence[bool] = BOTH,
 ) -> CombineGradients:
     """Both formulas in plain PyTorch, over the filled slots."""
-    grad_rows, grad_weights = like((expert_rows, weights), wanted)
     rows_wanted, weights_wanted = wanted
-    filled = (rows >= 0) & (rows < len(expert_rows))
-    slot = filled.flatten().nonzero()[:, 0]
-    row = rows.flatten().index_select(0, slot)
+    grad_rows, grad_weights = like((expert_rows, weights), wanted)
     wide = torch.promote_types(expert_rows.dtype, weights.dtype)
-    # copies of rows, so the products may overwrite them
-    g = grad.index_select(0, slot // rows.shape[1]).to(wide)
+    R, S = len(expert_rows), rows.shape[1]
+    filled = (rows >= 0) & (rows < R)
+    slot = filled.flatten().nonzero()[:, 0]
+    row = rows.flatten().index_select(0, slot).long()
+    # in the order of the rows: only integers change places, no vectors
+    slot = slot.new_full((R,), -1).index_copy_(0, row, slot)
+    used, v = None, expert_rows
+    if len(row) < R:
+        used = (slot >= 0).nonzero()[:, 0]
+        slot, v = slot.index_select(0, used), v.index_select(0, used)
+
+    g = grad.index_select(0, slot // S).to(wide)
     if weights_wanted:
-        v = expert_rows.index_select(0, row).to(wide)
-        dw = v.mul_(g).sum(1).to(weights.dtype)
+        dw = (v.to(wide) * g).sum(1).to(weights.dtype)
         grad_weights.zero_().view(-1).index_copy_(0, slot, dw)
     if rows_wanted:
         w = weights.flatten().index_select(0, slot).to(wide)
         dv = g.mul_(w[:, None]).to(grad_rows.dtype)
-        if len(row) < len(grad_rows):
-            grad_rows.zero_()
-        grad_rows.index_copy_(0, row.long(), dv)
+        if used is None:
+            grad_rows = dv
+        else:
+            grad_rows.zero_().index_copy_(0, used, dv)
     return CombineGradients(grad_rows, grad_weights)
 
 
