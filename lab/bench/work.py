@@ -12,8 +12,6 @@ from typing import NamedTuple
 import torch
 
 NO_TIME = "no time left"
-# the prefix is that of `Lost`: the piece took the whole process down
-ENDED = "Lost: the process ended here"
 
 
 class Piece(NamedTuple):
@@ -102,6 +100,10 @@ class Lost(RuntimeError):
     """The GPU no longer answers in this process."""
 
     rows: list[dict] = []  # of the run, and what became of them
+
+
+# the note of a piece that took the whole process down
+ENDED = reason(Lost("the process ended here"))
 
 
 def is_lost(row: dict) -> bool:

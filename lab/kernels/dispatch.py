@@ -96,9 +96,11 @@ def dispatch_reference(experts: Tensor, num_experts: int) -> Dispatch:
     chosen = experts.flatten()
     chosen = chosen.masked_fill(chosen < 0, num_experts).to(torch.int16)
     chosen, pairs = chosen.sort(stable=True)
-    each = torch.arange(num_experts + 1, device=experts.device)
+    each = torch.arange(
+        num_experts + 1, dtype=torch.int16, device=experts.device
+    )
     # where an expert first occurs, and where the empty slots begin
-    offsets = torch.searchsorted(chosen, each.short(), out_int32=True)
+    offsets = torch.searchsorted(chosen, each, out_int32=True)
 
     kept = int(offsets[-1])
     row = torch.arange(T * S, dtype=torch.int32, device=experts.device)

@@ -82,7 +82,7 @@ def check_experts(
     halves = 2 if activation == "swiglu" else 1
     E, F, H = w_down.shape if w_down.ndim == 3 else (0, 0, 0)
     if tokens.ndim != 2 or w_up.shape != (E, H, halves * F) or not E * F * H:
-        width = "2 F" if activation == "swiglu" else "F"
+        width = "2 F" if halves == 2 else "F"
         raise ValueError(
             f"w_up {tuple(w_up.shape)} and w_down {tuple(w_down.shape)} do not"
             f" fit {activation} experts, which need [E, H, {width}] and"
