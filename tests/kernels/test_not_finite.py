@@ -13,6 +13,10 @@ from lab.kernels.combine_backward import (
 )
 from lab.kernels.duo_ffn import duo_ffn, duo_ffn_reference, masked
 from lab.kernels.expert_mlp import expert_mlp_triton
+from lab.kernels.expert_mlp_backward import (
+    expert_mlp_backward_reference,
+    expert_mlp_backward_triton,
+)
 from lab.kernels.gru_router_step import (
     gru_router_step_reference,
     gru_router_step_triton,
@@ -118,6 +122,26 @@ def test_relu_keeps_nan():
         tokens, pairs, pairs[:, None], offsets, w_up, w_down, "relu"
     )
     assert rows.isnan().any(dim=1).tolist() == [False, True, False]
+
+
+def test_relu_passes_no_gradient_on_where_it_met_nan():
+    tokens, grad, hidden = (torch.rand(3, 8, device=DEVICE) for _ in range(3))
+    hidden[1, 2] = NAN
+    pairs = torch.arange(3, dtype=torch.int32, device=DEVICE)
+    offsets = torch.tensor([0, 3], dtype=torch.int32, device=DEVICE)
+    w_up, w_down = (torch.rand(1, 8, 8, device=DEVICE) for _ in range(2))
+    by_torch, by_kernel = (
+        backward(
+            tokens, pairs, pairs[:, None], offsets, w_up, w_down, hidden,
+            grad, "relu",
+        )
+        for backward in (
+            expert_mlp_backward_reference, expert_mlp_backward_triton
+        )
+    )  # fmt: skip
+    assert by_torch.tokens.isfinite().all()
+    # h itself is NaN, and with it the gradient of W_down
+    torch.testing.assert_close(by_kernel, by_torch, equal_nan=True)
 
 
 def step(P, scale=1.0):
