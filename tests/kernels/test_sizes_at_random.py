@@ -174,6 +174,9 @@ SIZES = {
     "multi_lora": adapters(),
     "multi_lora_backward": adapters(wanted=wanted(4)),
     "placement_cost": placements(),
+    "route_select": options(
+        N=upto(150), D=columns, K=upto(128, 2), ties=flags, equal=flags
+    ),
     "sym_kl": options(
         T=upto(40), V=columns, spread=st.sampled_from([1.0, 8.0]),
         masked=flags, equal=flags,
