@@ -98,6 +98,12 @@ def _mmlu() -> Recorded:
     )
 
 
+def mmlu_texts() -> list[tuple[str, str]]:
+    """Subject and prompt of all 14 042 questions, most without a vector."""
+    rows = _rows("mmlu_mixtral_gpt4.csv.gz")
+    return [(row["subject"], row["prompt"]) for row in rows]
+
+
 def unit(vectors: np.ndarray) -> Tensor:
     """The int8 vectors [N, D] as float32 rows of length 1."""
     return torch.nn.functional.normalize(torch.from_numpy(vectors).float())
