@@ -63,11 +63,11 @@ def library(seed: int) -> list[NGram]:
 def world(seed: int) -> World:
     """Train the library, and measure it on all other prompts."""
     models, prompts = library(seed), snippets.load().prompts
-    _, router, test = parts(seed)
+    mine = parts(seed)
     return World(
         torch.tensor([model.size for model in models]),
-        ngrams.losses(models, prompts[router]),
-        ngrams.losses(models, prompts[test]),
+        ngrams.losses(models, prompts[mine.router]),
+        ngrams.losses(models, prompts[mine.test]),
     )
 
 

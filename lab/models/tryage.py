@@ -47,11 +47,16 @@ from lab.models.loss_routers import Router
 
 WISH = 1.0  # bits for the largest expert's size, in the middle of the slider
 MILD = 0.3  # a wish that is hardly felt
+RATES = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # log odds for a bit
+FLEXIBLE = loss_routers.KINDS[:2]  # their values are in bits, as the wish is
 
 
-def choose(router: Router, features: Tensor, penalty: Tensor) -> Selection:
-    """The expert of each prompt; the penalty [K] is added to the values."""
-    given = router.hidden(features), router.head, router.bias, penalty
+def choose(router: Router, hidden: Tensor, penalty: Tensor) -> Selection:
+    """The expert of each prompt from its hidden states [N, WIDTH].
+
+    The penalty [K] is added to the values.
+    """
+    given = hidden, router.head, router.bias, penalty
     found = route_select(*(tensor.to(device()) for tensor in given))
     return Selection(*(tensor.cpu() for tensor in found))
 
@@ -84,12 +89,14 @@ def experiment(
     penalty: float = 0.0,
     card: int = CARD,
     wish: float = 0.0,
+    rate: float = 0.0,
 ) -> Result:
     """Route the test prompts of one seed by one router.
 
-    ``kind`` is one of `loss_routers.KINDS`, "oracle" or "best single". Only
-    routers that predict losses take notice of the ``penalty``; others follow
-    the ``wish`` that they were trained with.
+    ``kind`` is one of `loss_routers.KINDS`, "oracle" or "best single". The
+    values of a classifier or of cards are no bits, so the ``penalty`` counts
+    at an exchange ``rate`` there, by default not at all. A ``wish`` is one
+    that the router was trained with.
     """
     known = world(seed)
     if kind == "oracle":
@@ -99,18 +106,38 @@ def experiment(
         chosen = best.expand(len(known.losses))
     else:
         prompts = snippets.load().prompts[parts(seed).test]
-        wants = penalty if kind in loss_routers.KINDS[:2] else 0.0
-        chosen = choose(
-            router(seed, kind, card, wish),
-            loss_routers.features(prompts),
-            wants * known.costs,
-        ).choice.long()
+        wants = penalty if kind in FLEXIBLE else rate * penalty
+        by = router(seed, kind, card, wish)
+        hidden = by.hidden(loss_routers.features(prompts))
+        chosen = choose(by, hidden, wants * known.costs).choice.long()
     return Result(
         hits(chosen, known.losses),
         known.losses.gather(1, chosen[:, None]).double().mean().item(),
         known.sizes[chosen].double().mean().item(),
         known.costs[chosen].double().mean().item(),
     )
+
+
+@cache
+def exchange_rate(seed: int, penalty: float) -> float:
+    """What a bit is worth in a classifier's values, the best of `RATES`.
+
+    Tried on a fifth of the router's prompts, from which the classifier that
+    is tried does not learn.
+    """
+    known, prompts = world(seed), snippets.load().prompts
+    read = loss_routers.features(prompts[parts(seed).router])
+    cut = len(read) - len(read) // 5
+    learned = known.learned + penalty * known.costs
+    by = loss_routers.train(
+        "best expert", read[:cut], known.learned[:cut], seed
+    )
+    values, tried = by.values(read[cut:]), learned[cut:]
+    chosen = [
+        (values + rate * penalty * known.costs).argmin(dim=1) for rate in RATES
+    ]
+    paid = [tried.gather(1, one[:, None]).mean().item() for one in chosen]
+    return RATES[paid.index(min(paid))]
 
 
 def errors(seed: int, kind: str) -> tuple[float, float]:
@@ -160,6 +187,14 @@ def _price_of_a_wish(seed: int, penalty: float) -> float:
 def _wish_granted(seed: int, penalty: float, rival: str) -> float:
     """Loss plus wished size, Tryage minus a rival trained without the wish."""
     mine, other = (experiment(seed, k, penalty) for k in ("losses", rival))
+    return mine.bits - other.bits + penalty * (mine.cost - other.cost)
+
+
+def _wish_at_a_rate(seed: int, penalty: float) -> float:
+    """The same, but the classifier hears the wish, at a tuned rate."""
+    mine = experiment(seed, "losses", penalty)
+    rate = exchange_rate(seed, penalty)
+    other = experiment(seed, "best expert", penalty, rate=rate)
     return mine.bits - other.bits + penalty * (mine.cost - other.cost)
 
 
@@ -281,6 +316,20 @@ CLAIMS = (
         threshold=0.0,
         side="below",
         **_both(penalty=WISH, rival="best expert"),
+    ),
+    _claim(
+        slug="wishes-need-losses",
+        sentence="For goals to be integrated, losses must be predicted"
+        " (implied).",
+        source="our control, added when the other claims had been run",
+        effect=f"bits per character + {WISH:g} x size at lambda {WISH:g},"
+        " Tryage minus a classifier whose log odds hear the wish at a tuned"
+        " rate",
+        unit="bits",
+        experiment=_wish_at_a_rate,
+        threshold=0.0,
+        side="below",
+        **_both(penalty=WISH),
     ),
     _claim(
         slug="nine-language-models",
