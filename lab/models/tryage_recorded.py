@@ -9,9 +9,12 @@ from functools import cache
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from lab.figures import number
 from lab.half_precision import read_halves, write_halves
+from lab.kernels.runtime import device
 from lab.models import expert_library, loss_routers, ngrams, snippets, tryage
 from lab.models.expert_library import EXPERTS, parts, router, world
 from lab.models.loss_routers import KINDS, Router
@@ -19,15 +22,11 @@ from lab.parameters import listed
 from lab.tokens.text import encode
 
 RECORDED = "tryage/routers.npz"
-ORACLE = "oracle"
+ORACLE, ALONE = "oracle", "one for all"
 ROUTERS = (*KINDS, ORACLE)
-ALL = ", ".join(EXPERTS)
 # denser near 0, where most prompts change their expert
 WISHES = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.4, 2.0)
-SAMPLE = (
-    "A woman sues the owner of a shop. The court asks whether the letter"
-    " that she wrote to her lawyer may be read to the jury."
-)
+SAMPLE = "May a court read her letter to the jury?"
 
 
 def train_checkpoints(progress: Callable = iter) -> None:
@@ -60,68 +59,108 @@ def _hidden(kind: str) -> Tensor:
     return recorded(kind).hidden(loss_routers.features(prompts))
 
 
-def members(library: str) -> list[int]:
-    """The experts named in a text, such as "law, trigram", as indices."""
-    found = [EXPERTS.index(name) for name in listed(library)]
+def staying(left_out: str) -> tuple[int, ...]:
+    """The experts that are left when those named, "law, code", are out."""
+    out = listed(left_out)
+    found = tuple(k for k, name in enumerate(EXPERTS) if name not in out)
     if len(found) < 2:
         raise ValueError(
-            f"{len(found)} experts leave nothing to choose; tick 2 or more"
+            f"{len(found)} of {len(EXPERTS)} experts cannot be chosen among;"
+            f" leave out at most {len(EXPERTS) - 2}"
         )
-    return sorted(found)
+    return found
 
 
-class Point(NamedTuple):
-    """What one policy is worth on the test prompts."""
+class Policy(NamedTuple):
+    """What routing every test prompt by one rule is worth."""
 
+    hits: float  # share sent to a best expert, in percent
     bits: float
-    size: float
-    load: list[float]  # share of prompts of each member, in percent
-
-    def dot(self, name: str) -> dict:
-        """The policy as a point of `figures.fronts`."""
-        text = f"{name}: {self.bits:.3f} bits at {self.size:,.0f} counts"
-        y = dict.fromkeys(("y", "low", "high"), self.bits)
-        return dict(x=self.size, hover=text.replace(",", " "), **y)
+    size: float  # mean counts of the chosen experts
+    load: list[float]  # share of each expert, in percent
 
 
-def policy(kind: str, who: tuple[int, ...], penalty: float) -> Point:
+def policy(kind: str, who: tuple[int, ...], penalty: float) -> Policy:
     """Route every test prompt among the experts ``who``."""
-    known, who = world(0), [*who]
-    losses, cost = known.losses[:, who], known.costs[who]
+    known, among = world(0), [*who]
+    losses, cost = known.losses[:, among], known.costs[among]
     if kind == ORACLE:
         chosen = (losses + penalty * cost).argmin(dim=1)
     else:
-        wants = penalty if kind in tryage.FLEXIBLE else 0.0
-        by = _among(kind, who)
-        chosen = tryage.choose(by, _hidden(kind), wants * cost).choice.long()
+        by, hidden = _among(kind, who), _hidden(kind)
+        chosen = tryage.choose(by, hidden, _wanted(kind, penalty) * cost)
+        chosen = chosen.choice.long()
     count = torch.bincount(chosen, minlength=len(who))
-    return Point(
+    return Policy(
+        100 * tryage.hits(chosen, losses),
         losses.gather(1, chosen[:, None]).double().mean().item(),
-        known.sizes[who][chosen].double().mean().item(),
+        known.sizes[among][chosen].double().mean().item(),
         (100 * count.double() / len(chosen)).tolist(),
     )
 
 
-def _among(kind: str, who: list[int]) -> Router:
-    """The router without the rows of experts that are not in the library."""
-    whole = recorded(kind)
-    return whole._replace(head=whole.head[who], bias=whole.bias[who])
+def single(who: tuple[int, ...]) -> tuple[str, Policy]:
+    """The expert that was best on the router's prompts, used for all."""
+    known, among = world(0), [*who]
+    best = known.learned[:, among].mean(dim=0).argmin().item()
+    losses = known.losses[:, among]
+    chosen = torch.full((len(losses),), best)
+    load = [100.0 * (k == best) for k in range(len(who))]
+    return EXPERTS[who[best]], Policy(
+        100 * tryage.hits(chosen, losses),
+        losses[:, best].double().mean().item(),
+        known.sizes[who[best]].item(),
+        load,
+    )
+
+
+def _wanted(kind: str, penalty: float) -> float:
+    """The penalty, if the router's values are in bits like it."""
+    return penalty if kind in tryage.FLEXIBLE else 0.0
+
+
+def _among(kind: str, who: tuple[int, ...]) -> Router:
+    """The router without the rows of experts that are left out."""
+    whole, among = recorded(kind), [*who]
+    return whole._replace(head=whole.head[among], bias=whole.bias[among])
 
 
 @cache
-def _curve(kind: str, who: tuple[int, ...]) -> list[dict]:
-    """The policies of all wishes; a single one where no wish is heard."""
-    heard = kind in (*tryage.FLEXIBLE, ORACLE)
-    wishes = WISHES if heard else WISHES[:1]
-    return [policy(kind, who, wish).dot(kind) for wish in wishes]
+def curve(kind: str, who: tuple[int, ...]) -> list[tuple[float, float]]:
+    """Mean size and bits for each of `WISHES`; one point if none is heard."""
+    known, among = world(0), [*who]
+    losses = known.losses[:, among]
+    if kind == ORACLE:
+        values = losses
+    else:
+        by = _among(kind, who)
+        values = F.linear(_hidden(kind), by.head, by.bias)
+    heard = kind == ORACLE or kind in tryage.FLEXIBLE
+    found = tryage.sweep(
+        *(x.to(device()) for x in (values, losses, known.costs[among])),
+        WISHES if heard else WISHES[:1],
+    )
+    sizes = found.cost * known.sizes.max().item()
+    return list(zip(sizes.tolist(), (-found.quality).tolist(), strict=True))
+
+
+@cache
+def by_kind() -> list[list[float]]:
+    """Mean bits of every expert on the test prompts of each kind of text."""
+    domain = snippets.load().domain[parts(0).test]
+    losses = world(0).losses
+    return [
+        losses[domain == place].mean(dim=0).tolist()
+        for place in range(len(snippets.DOMAINS))
+    ]
 
 
 class Picture(NamedTuple):
     """What the chapter's picture shows, as plain numbers."""
 
-    curves: dict[str, list[dict]]  # of routers, and the best single expert
-    here: Point  # the chosen policy
-    free: Point  # the same router at lambda 0
+    curves: dict[str, list[dict]]  # points of `figures.fronts`
+    here: Policy  # the chosen router at the chosen penalty
+    free: Policy  # the same router at lambda 0
     load: dict[str, float]  # share of the test prompts, in percent
     values: dict[str, float]  # of the typed prompt: what the router compares
     losses: dict[str, float]  # and its true losses
@@ -133,40 +172,42 @@ class Picture(NamedTuple):
 def picture(
     penalty: float = 0.0,
     kind: str = KINDS[0],
-    library: str = ALL,
+    left_out: str = "",
     prompt: str = SAMPLE,
 ) -> Picture:
     """Route the test prompts, and one prompt that the reader has typed."""
-    who = tuple(members(library))
-    names = [EXPERTS[k] for k in who]
-    known = world(0)
-    losses, cost = known.losses[:, [*who]], known.costs[[*who]]
-    single = known.learned[:, [*who]].mean(dim=0).argmin()
-    alone = Point(
-        losses[:, single].double().mean().item(),
-        known.sizes[[*who]][single].item(), [],
-    )  # fmt: skip
-    curves = {"one for all": [alone.dot(f"only {names[single]}")]}
+    who = staying(left_out)
+    names, among = [EXPERTS[k] for k in who], [*who]
+    cost = world(0).costs[among]
+    alone, point = single(who)
+    curves = {ALONE: [dot(f"{alone} for all", point.size, point.bits)]}
     for name in dict.fromkeys((KINDS[0], KINDS[2], ORACLE, kind)):
-        curves[name] = _curve(name, who)
+        curves[name] = [dot(name, *point) for point in curve(name, who)]
 
     ids = encode(prompt)[None]
     true = ngrams.losses([_models()[k] for k in who], ids)
     if kind == ORACLE:
         values = true + penalty * cost
     else:
-        wants = penalty if kind in tryage.FLEXIBLE else 0.0
-        by = _among(kind, [*who])
-        values = by.values(loss_routers.features(ids)) + wants * cost
-    first, second = values[0].sort(stable=True).values[:2].tolist()
+        read = loss_routers.features(ids)
+        values = _among(kind, who).values(read)
+        values = values + _wanted(kind, penalty) * cost
+    low, second = values[0].sort().values[:2].tolist()
+    here = policy(kind, who, penalty)
     return Picture(
         curves=curves,
-        here=(here := policy(kind, who, penalty)),
+        here=here,
         free=policy(kind, who, 0.0),
         load=dict(zip(names, here.load, strict=True)),
         values=dict(zip(names, values[0].tolist(), strict=True)),
         losses=dict(zip(names, true[0].tolist(), strict=True)),
-        chosen=names[values[0].tolist().index(first)],
+        chosen=names[values[0].tolist().index(low)],
         best=names[(true + penalty * cost)[0].argmin()],
-        margin=second - first,
+        margin=second - low,
     )
+
+
+def dot(name: str, size: float, bits: float) -> dict:
+    """A policy as a point of `figures.fronts`."""
+    text = f"{name}: {bits:.3f} bits, experts of {number(round(size))} counts"
+    return dict(x=size, y=bits, low=bits, high=bits, hover=text)
