@@ -140,16 +140,6 @@ def exchange_rate(seed: int, penalty: float) -> float:
     return RATES[paid.index(min(paid))]
 
 
-def errors(seed: int, kind: str) -> tuple[float, float]:
-    """Mean error of the predicted losses, and of their differences."""
-    known, prompts = world(seed), snippets.load().prompts
-    read = loss_routers.features(prompts[parts(seed).test])
-    gap = router(seed, kind).values(read) - known.losses
-    return gap.abs().mean().item(), loss_routers.centred(
-        gap
-    ).abs().mean().item()
-
-
 def _more_hits(seed: int, rival: str, card: int = CARD) -> float:
     """Points of prompts sent to their best expert, Tryage minus a rival."""
     mine, other = (experiment(seed, k, card=card) for k in ("losses", rival))

@@ -4,6 +4,7 @@ Seed 0. The routers are recorded, because each trains for a second; the experts
 are counted again, because they would be large to keep.
 """
 
+import math
 from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple
@@ -12,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lab.figures import number
 from lab.half_precision import read_halves, write_halves
 from lab.kernels.runtime import device
 from lab.models import expert_library, loss_routers, ngrams, snippets, tryage
@@ -24,9 +24,18 @@ from lab.tokens.text import encode
 RECORDED = "tryage/routers.npz"
 ORACLE, ALONE = "oracle", "one for all"
 ROUTERS = (*KINDS, ORACLE)
+UNITS = {
+    "losses": "predicted bits + lambda x size",
+    "centred losses": "predicted bits, mean set to 4, + lambda x size",
+    "best expert": "bits of surprise if this one is best",
+    "model card": "distance of the card (1 - cosine)",
+    ORACLE: "bits + lambda x size",
+}
+MEAN = 4.0  # bits, where bars of centred losses stand
+TICKS = (5_000, 10_000, 15_000, 20_000, 30_000, 40_000)  # of mean sizes
 # denser near 0, where most prompts change their expert
 WISHES = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.4, 2.0)
-SAMPLE = "May a court read her letter to the jury?"
+SAMPLE = "return [x for x in self.items if x not in seen]"
 
 
 def train_checkpoints(progress: Callable = iter) -> None:
@@ -116,7 +125,16 @@ def single(who: tuple[int, ...]) -> tuple[str, Policy]:
 
 def _wanted(kind: str, penalty: float) -> float:
     """The penalty, if the router's values are in bits like it."""
-    return penalty if kind in tryage.FLEXIBLE else 0.0
+    return penalty if kind in (*tryage.FLEXIBLE, ORACLE) else 0.0
+
+
+def _shown(kind: str, values: Tensor) -> Tensor:
+    """A router's values [N, K] in the same order, in a unit to be read."""
+    if kind == "centred losses":
+        return MEAN + values
+    if kind == "best expert":
+        return -torch.log_softmax(-values, dim=1) / math.log(2)
+    return 1 + values if kind == "model card" else values
 
 
 def _among(kind: str, who: tuple[int, ...]) -> Router:
@@ -135,13 +153,24 @@ def curve(kind: str, who: tuple[int, ...]) -> list[tuple[float, float]]:
     else:
         by = _among(kind, who)
         values = F.linear(_hidden(kind), by.head, by.bias)
-    heard = kind == ORACLE or kind in tryage.FLEXIBLE
+    heard = _wanted(kind, 1.0) > 0
     found = tryage.sweep(
         *(x.to(device()) for x in (values, losses, known.costs[among])),
         WISHES if heard else WISHES[:1],
     )
     sizes = found.cost * known.sizes.max().item()
     return list(zip(sizes.tolist(), (-found.quality).tolist(), strict=True))
+
+
+def errors(kind: str) -> tuple[float, float]:
+    """Mean error of the predicted losses, and of their differences.
+
+    Of a router that predicts centred losses, the first one means nothing.
+    """
+    by, losses = recorded(kind), world(0).losses
+    gap = F.linear(_hidden(kind), by.head, by.bias) - losses
+    apart = loss_routers.centred(gap)
+    return gap.abs().mean().item(), apart.abs().mean().item()
 
 
 @cache
@@ -162,11 +191,36 @@ class Picture(NamedTuple):
     here: Policy  # the chosen router at the chosen penalty
     free: Policy  # the same router at lambda 0
     load: dict[str, float]  # share of the test prompts, in percent
-    values: dict[str, float]  # of the typed prompt: what the router compares
+    values: dict[str, float]  # of the typed prompt, in the unit of `UNITS`
     losses: dict[str, float]  # and its true losses
     chosen: str  # the typed prompt's expert
     best: str  # the one with the lowest true loss plus penalty
-    margin: float  # the second lowest value minus the lowest
+    margin: float  # the second lowest of these values minus the lowest
+    penalty: float
+
+    @property
+    def title(self) -> str:
+        """What the wish did to all test prompts, in words."""
+        here, free = self.here, self.free
+        words = f"lambda {self.penalty:g}: {here.bits:.3f} bits,"
+        words += f" {here.size / 1000:.1f} thousand counts"
+        if not self.penalty:
+            return words
+        return f"{words} (at 0: {free.bits:.3f} bits, {free.size / 1000:.1f})"
+
+    @property
+    def note(self) -> str:
+        """What the typed prompt's expert truly loses, in words."""
+        paid = f"true loss {self.losses[self.chosen]:.2f} bits"
+        if self.chosen == self.best:
+            return f"{paid}; the right choice"
+        better = f"{self.best} would have {self.losses[self.best]:.2f}"
+        return f"{paid}; {better}"
+
+
+def ring(seen: Picture, kind: str) -> dict:
+    """The chosen policy as a point of `figures.fronts`."""
+    return dot(kind, seen.here.size, seen.here.bits)
 
 
 def picture(
@@ -187,27 +241,28 @@ def picture(
     ids = encode(prompt)[None]
     true = ngrams.losses([_models()[k] for k in who], ids)
     if kind == ORACLE:
-        values = true + penalty * cost
+        values = true
     else:
         read = loss_routers.features(ids)
-        values = _among(kind, who).values(read)
-        values = values + _wanted(kind, penalty) * cost
-    low, second = values[0].sort().values[:2].tolist()
+        values = _shown(kind, _among(kind, who).values(read))
+    values = values[0] + _wanted(kind, penalty) * cost
+    low, second = values.sort().values[:2].tolist()
     here = policy(kind, who, penalty)
     return Picture(
         curves=curves,
         here=here,
         free=policy(kind, who, 0.0),
         load=dict(zip(names, here.load, strict=True)),
-        values=dict(zip(names, values[0].tolist(), strict=True)),
+        values=dict(zip(names, values.tolist(), strict=True)),
         losses=dict(zip(names, true[0].tolist(), strict=True)),
-        chosen=names[values[0].tolist().index(low)],
+        chosen=names[values.tolist().index(low)],
         best=names[(true + penalty * cost)[0].argmin()],
         margin=second - low,
+        penalty=penalty,
     )
 
 
 def dot(name: str, size: float, bits: float) -> dict:
     """A policy as a point of `figures.fronts`."""
-    text = f"{name}: {bits:.3f} bits, experts of {number(round(size))} counts"
+    text = f"{name}: {bits:.3f} bits, experts of {size:.0f} counts"
     return dict(x=size, y=bits, low=bits, high=bits, hover=text)

@@ -352,7 +352,7 @@ def test_the_picture_shows_one_policy_of_each_kind(kind):
     points = 1 if kind in KINDS[2:] else len(WISHES)
     assert len(seen.curves[kind]) == points
     assert seen.chosen == min(seen.values, key=seen.values.get)
-    assert seen.margin >= 0
+    assert seen.margin >= 0 and min(seen.values.values()) > 0
     # lambda = 0.5 is one of the curve's wishes, or no wish is heard
     point = seen.curves[kind][WISHES.index(0.5) if points > 1 else 0]
     assert point["x"] == pytest.approx(seen.here.size, rel=1e-4)
@@ -386,6 +386,21 @@ def test_one_for_all_is_the_best_of_training():
     assert found.bits == pytest.approx(expected.bits)
     assert found.hits == pytest.approx(100 * expected.hits)
     assert found.size == expected.size
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_bars_are_the_routers_values_in_their_order(kind):
+    read = loss_routers.features(encode(LAW)[None])
+    raw = recorded(kind).values(read)[0]
+    seen = picture(0.0, kind, prompt=LAW)
+    found = torch.tensor(list(seen.values.values()))
+    assert found.argsort().equal(raw.argsort())
+    if kind == "best expert":
+        chances = np.exp2(-found.double().numpy())
+        assert chances.sum() == pytest.approx(1, abs=1e-5)
+    else:
+        shift = {"centred losses": 4, "model card": 1}.get(kind, 0)
+        torch.testing.assert_close(found, raw + shift)
 
 
 @pytest.mark.parametrize(
