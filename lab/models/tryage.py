@@ -204,7 +204,7 @@ def _real_models(seed: int, data: str, strategy: str) -> float:
 
 
 SMALL = (
-    "Eleven n-gram models of at most 44 000 counts and a router of 33 000"
+    "Eleven n-gram models of at most 36 000 counts and a router of 33 000"
     " weights stand for language models. The kinds of text are far apart."
     " Seeds redraw who learns and who tests. The set-up was chosen on two"
     " other seeds."
