@@ -177,6 +177,10 @@ SIZES = {
     "route_select": options(
         N=upto(150), D=columns, K=upto(128, 2), ties=flags, equal=flags
     ),
+    "stack_distance": options(
+        G=upto(3), S=upto(30), L=upto(4), E=upto(40, 1), share=shares,
+        same=flags,
+    ),
     "sym_kl": options(
         T=upto(40), V=columns, spread=st.sampled_from([1.0, 8.0]),
         masked=flags, equal=flags,
