@@ -9,5 +9,7 @@ Shared by the chapters of this part:
                      between them counted
 ===================  ======================================================
 
-For one chapter only: ``exflow_view`` belongs to chapter 12, ExFlow.
+For one chapter only: ``path_predictor``, ``prefetch_cache``,
+``demand_caches``, ``token_scheduler`` and ``expertflow_recorded`` belong to
+chapter 11, ExpertFlow; ``exflow_view`` to chapter 12, ExFlow.
 """
