@@ -23,6 +23,7 @@ from lab.figures.route import INKS, five_steps
 from lab.figures.story import STEPS, first_look, steps
 from lab.figures.text import text_strip
 from lab.figures.theme import COLOURS, SCALE, SERIES, colour, drawn, number
+from lab.figures.timeline import timeline
 from lab.figures.tours import tour_map
 from lab.figures.verdicts import effect
 
@@ -57,6 +58,7 @@ __all__ = [
     "stage_flow",
     "steps",
     "text_strip",
+    "timeline",
     "tour_map",
     "trade_off",
 ]
