@@ -10,6 +10,7 @@ Shared by the chapters of this part:
 ===================  ======================================================
 
 For one chapter only: ``path_predictor``, ``prefetch_cache``,
-``demand_caches``, ``token_scheduler`` and ``expertflow_recorded`` belong to
-chapter 11, ExpertFlow; ``exflow_view`` to chapter 12, ExFlow.
+``demand_caches``, ``token_scheduler``, ``expertflow_recorded`` and
+``expertflow_view`` belong to chapter 11, ExpertFlow; ``exflow_view`` to
+chapter 12, ExFlow.
 """

@@ -19,7 +19,7 @@ from torch import Tensor
 from lab.atomic import write_arrays
 from lab.data import DATA, read_arrays
 from lab.kernels.stack_distance import stack_distance
-from lab.serving.demand_caches import load_all, lru_by_layer
+from lab.serving.demand_caches import lru_by_layer
 from lab.serving.path_predictor import LEAD, learn, paths, predict
 from lab.serving.prefetch_cache import QUEUES, Costs, Served, serve, visits
 from lab.serving.routing_traces import DOMAIN, LAYERS, untrained
@@ -40,7 +40,6 @@ TRANSFERS = (0.1, 0.3, 1.0, 3.0)
 # how far the prediction reaches: visits, and layers of a step that ends it
 AHEAD = {"3 layers": (3, 0), "6 layers": (6, 0), "this step": (6, LAYERS)}
 SHOWN = 64  # steps that the picture serves
-FEW = 16  # of these, for the picture of single jobs
 
 
 class Trace(NamedTuple):
@@ -130,76 +129,6 @@ def lru_hits(seed: int, batch: int, steps: int = STEPS) -> list[float]:
     needs = torch.nn.functional.one_hot(truth, EXPERTS).amax(1).bool()
     hist = stack_distance(needs[None])[0].sum(0).double()
     return (100 * hist.cumsum(0) / hist.sum())[:-1].tolist()
-
-
-class Picture(NamedTuple):
-    """One setting of the knobs, for a picture."""
-
-    times: dict[str, list[float]]  # of a layer, over `WRONG`
-    hits: dict[str, list[float]]  # percent, over `CAPACITIES`
-    jobs: dict[str, list[tuple]]  # lane: (kind, start, end, words)
-    title: str
-    note: str
-
-
-def picture(
-    wrong: int = 0,
-    capacity: int = 24,
-    batch: int = 8,
-    transfer: float = 1.0,
-    ahead: str = "6 layers",
-    queue: str = QUEUES[0],
-) -> Picture:
-    """Recorded times and hits of a setting, and the jobs of one step."""
-    knobs = capacity, batch, transfer, ahead, queue
-    times, (hits, _, _) = grid()["time"][at(*knobs)], sums(wrong, *knobs)
-    baseline = lru(0, batch, capacity, transfer, SHOWN)
-    slots = [c // LAYERS - 1 for c in CAPACITIES]
-    own = times[WRONG.index(wrong)].item()
-    everything = load_all(needed(0, batch, SHOWN), EXPERTS, Costs(transfer))
-
-    def over(name: str | int) -> list[float]:
-        each = [sums(name, c, *knobs[1:])[0] for c in CAPACITIES]
-        return [100 * h / baseline.needs for h in each]
-
-    flat = len(WRONG)
-    return Picture(
-        times={
-            "random mistakes": times[:flat].tolist(),
-            "learned predictor": [times[flat].item()] * flat,
-            "table by character": [times[flat + 1].item()] * flat,
-            "LRU in each layer": [baseline.layer_time] * flat,
-        },
-        hits={
-            f"{wrong} % wrong": over(wrong),
-            "learned predictor": over("learned"),
-            "LRU in each layer": [lru_hits(0, batch, SHOWN)[s] for s in slots],
-        },
-        jobs=jobs(wrong, *knobs),
-        title=f"{wrong} % of the guesses are wrong: a layer takes {own:.2f},"
-        f" with LRU {baseline.layer_time:.2f}",
-        note=f"{100 * hits / baseline.needs:.0f} % hits,"
-        f" with LRU {100 * baseline.ratio:.0f} %; loading all"
-        f" {EXPERTS} experts of a layer takes {everything.layer_time:.1f}",
-    )
-
-
-def jobs(wrong: int, capacity, batch, transfer, ahead, queue) -> dict:
-    """What link and GPU do in one step, the sixteenth."""
-    run = served(0, wrong, batch, capacity, transfer, ahead, queue, steps=FEW)
-    begins = [job.start for job in run.jobs if job.kind == "attention"]
-    start = begins[-LAYERS]
-    lanes = {"link": [], "GPU": []}
-    for job in run.jobs:
-        if job.end <= start or job.start >= run.time:
-            continue
-        on_gpu = job.kind in ("attention", "expert")
-        layer, e = divmod(job.expert, EXPERTS)
-        words = f"layer {layer}, expert {e}" if job.expert >= 0 else ""
-        lanes["GPU" if on_gpu else "link"].append(
-            (job.kind, job.start - start, job.end - start, words)
-        )
-    return lanes
 
 
 @cache

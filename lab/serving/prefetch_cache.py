@@ -17,7 +17,7 @@ halfway. The rules of a visit:
    predicted nowhere in the window leave earlier: first those that were
    predicted and not needed, then the one used longest ago. A prefetch never
    drives out what is predicted for the same visit or an earlier one, and
-   nothing that must still run in this visit leaves.
+   nothing leaves that must still run in this visit.
 4. The visit ends when all needed experts have run.
 
 So slots go where the prediction wants them, to any layer, and are free again
@@ -49,13 +49,11 @@ UNIT = Costs()
 class Job(NamedTuple):
     """Something that kept the link or the GPU busy."""
 
-    kind: str  # see `KINDS`
+    # attention, expert, correction, prefetch, or "prefetch, unused"
+    kind: str
     start: float
     end: float
     expert: int  # l E + e; -1 for attention
-
-
-KINDS = ("attention", "expert", "prefetch", "prefetch, unused", "correction")
 
 
 class Served(NamedTuple):
@@ -131,14 +129,15 @@ def serve(
 
 
 class PrefetchCache:
-    """The cache while it works; `serve` takes it through all visits."""
+    """The cache at work; `serve` takes it through all visits."""
 
     def __init__(self, wishes, capacity, window, costs, step):
         self.wishes, self.capacity = wishes, capacity
         self.window, self.costs, self.step = window, costs, step
         self.arrived = {}  # expert: when; the one used longest ago first
         self.unwanted = set()
-        self.link = 0.0  # when the link is free
+        self.link = self.gpu = 0.0  # when each of them is free
+        self.done = {}  # needed expert: when it has run
         self.needs = self.hits = 0
         self.jobs, self.loads = [], []
         self.brought, self.used = {}, set()  # expert: its load; loads
@@ -156,26 +155,26 @@ class PrefetchCache:
         self._judge(visit, needed)
         self._look_ahead(visit, visit + 1)
         here = [x for x in needed if x in self.arrived]
-        # one may still be on its way
-        here.sort(key=lambda x: self.arrived[x] > gate)
         self.needs += len(needed)
         self.hits += sum(self.arrived[x] <= gate for x in here)
-        done, end = {}, gate
+        # one may still be on its way
+        here.sort(key=lambda x: self.arrived[x] > gate)
+        self.gpu = gate
         for x in here:
-            end = done[x] = self._run(x, max(end, self.arrived[x]))
-        missing = [x for x in needed if x not in self.arrived]
-        if missing and queue == "in turn":
-            self._prefetch(NEVER, keep=done)
-        for x in missing:
-            self._make_room(done)
-            self._load(x, "correction")
-            end = done[x] = self._run(x, max(end, self.arrived[x]))
+            self._run(x)
+        if queue == "in turn" and len(here) < len(needed):
+            self._prefetch(NEVER)
+        for x in needed:
+            # one may have come by now, as a prefetch for the next step
+            if self.done[x] == NEVER:
+                self._free_slot(-1, NEVER)
+                self._load(x, "correction")
+        self._prefetch(self.gpu)
         # of one visit, the lower number counts as used later
         for x in reversed(needed):
             if x in self.arrived:
                 self.arrived[x] = self.arrived.pop(x)
-        self._prefetch(end)
-        return end
+        return self.gpu
 
     def _look_ahead(self, visit, first):
         """The visits that are predicted now, and when each expert is due."""
@@ -188,7 +187,7 @@ class PrefetchCache:
             for x in self.wishes[later]:
                 self.due[x] = later
 
-    def _prefetch(self, until, keep=()):
+    def _prefetch(self, until):
         """Load what is predicted, while the link is free before ``until``."""
         for visit in self.ahead:
             for x in self.wishes[visit]:
@@ -196,35 +195,38 @@ class PrefetchCache:
                     return
                 if x in self.arrived:
                     continue
-                if len(self.arrived) == self.capacity:
-                    leaves = self._furthest(keep)
-                    if leaves is None or self._when(leaves) <= visit:
-                        return
-                    self._drop(leaves)
+                if not self._free_slot(visit, until):
+                    return
                 self._load(x, "prefetch")
 
-    def _make_room(self, done):
-        """Free a slot for an expert that is needed now."""
-        if len(self.arrived) < self.capacity:
-            return
-        busy = [x for x, end in done.items() if end > self.link]
-        leaves = self._furthest(busy)
-        if leaves is None:
-            # all must still run: wait for the first
-            leaves = min((x for x in busy if x in self.arrived), key=done.get)
-            self.link = done[leaves]
-        self._drop(leaves)
+    def _free_slot(self, visit, until):
+        """Free a slot for an expert due at ``visit``, if that is possible.
 
-    def _furthest(self, keep):
-        """The expert predicted furthest ahead; of equals, the oldest."""
-        free = [x for x in self.arrived if x not in keep]
-        return max(free, key=self._when, default=None)
+        The expert predicted furthest ahead leaves, of equals the one used
+        longest ago. While the slots hold nothing but what must still run and
+        what is due no later, the link waits for the next one to have run.
+        """
+        while len(self.arrived) == self.capacity:
+            done, link = self.done, self.link
+            free = [x for x in self.arrived if done.get(x, link) <= link]
+            leaves = max(free, key=self._when, default=None)
+            if leaves is not None and self._when(leaves) > visit:
+                del self.arrived[leaves]
+                self.unwanted.discard(leaves)
+                return True
+            ends = [done[x] for x in self.arrived if x in done]
+            ends = [end for end in ends if link < end < until]
+            if not ends:
+                return False
+            self.link = min(ends)
+        return True
 
     def _when(self, x):
         return self.due.get(x, NEVER)
 
     def _judge(self, visit, needed):
         """Mark what was predicted for this visit and is not needed."""
+        self.done = dict.fromkeys(needed, NEVER)
         self.unwanted.update(
             x for x in self.wishes[visit] if x in self.arrived
         )
@@ -240,16 +242,16 @@ class PrefetchCache:
         start, self.link = self.link, self.link + self.costs.transfer
         self.arrived[x] = self.link
         self.loads.append(Job(kind, start, self.link, x))
+        # needed in this visit
+        if self.done.get(x) == NEVER:
+            self._run(x)
 
-    def _drop(self, x):
-        del self.arrived[x]
-        self.unwanted.discard(x)
-
-    def _run(self, x, start):
-        end = start + self.costs.expert
-        self.jobs.append(Job("expert", start, end, x))
+    def _run(self, x):
+        """Run an expert when it has arrived and the GPU is free."""
+        start = max(self.gpu, self.arrived[x])
+        self.done[x] = self.gpu = start + self.costs.expert
+        self.jobs.append(Job("expert", start, self.gpu, x))
         self.used.add(self.brought[x])
-        return end
 
     def served(self, number, time):
         """The sums, and all jobs with what became of each prefetch."""
@@ -257,11 +259,5 @@ class PrefetchCache:
             job if i in self.used else job._replace(kind="prefetch, unused")
             for i, job in enumerate(self.loads)
         ]
-        return Served(
-            number,
-            self.needs,
-            self.hits,
-            len(loads),
-            time,
-            self.jobs + loads,
-        )
+        jobs = self.jobs + loads
+        return Served(number, self.needs, self.hits, len(loads), time, jobs)
