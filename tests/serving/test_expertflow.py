@@ -312,6 +312,40 @@ def test_regrouping_is_balanced_and_not_far_from_the_best_of_all():
     assert ours - best < (arrival - best) / 2
 
 
+def by_the_rules(paths):
+    """Balanced 2-means with loops, as the paper describes it."""
+    paths = paths.tolist()
+    tokens = range(len(paths))
+
+    def alike(i, j):
+        return sum(a == b for a, b in zip(paths[i], paths[j], strict=True))
+
+    # the first of those that agree least
+    pairs = itertools.product(tokens, tokens)
+    centres = min(pairs, key=lambda pair: alike(*pair))
+    halves = None
+    for _ in range(20):
+        lean = {i: alike(centres[0], i) - alike(centres[1], i) for i in tokens}
+        order = sorted(tokens, key=lambda i: -lean[i])
+        half = len(paths) // 2
+        new = sorted(order[:half]), sorted(order[half:])
+        if new == halves:
+            break
+        halves = new
+        centres = [
+            max(members, key=lambda i: sum(alike(i, j) for j in members))
+            for members in map(tuple, halves)
+        ]
+    return [int(i in halves[1]) for i in tokens]
+
+
+def test_regrouping_follows_the_rules_to_the_letter():
+    for seed in range(30):
+        paths = drawn(1, 10, 5, 4, seed)[0]
+        batch = token_scheduler.regroup(paths)
+        assert batch.tolist() == by_the_rules(paths)
+
+
 def test_two_clear_groups_are_found():
     paths = torch.tensor([[0, 1, 2], [3, 3, 3]]).repeat(6, 1)
     batch = token_scheduler.regroup(paths)
