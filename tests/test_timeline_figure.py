@@ -19,7 +19,8 @@ def test_every_job_is_a_bar_from_its_start_to_its_end():
     assert list(loads.y) == ["link", "link"]
     assert (list(runs.base), list(runs.x)) == ([2.5], [0.5])
     assert runs.customdata[0] == ["expert 3", 2.5, 3.0]
-    assert len(waits.x) == 0
+    # nothing to see but an entry in the legend
+    assert (list(waits.x), list(waits.y)) == ([0], [None])
 
 
 def test_the_legend_names_every_kind_even_without_a_job():

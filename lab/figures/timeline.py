@@ -20,6 +20,8 @@ def timeline(lanes, kinds, title, note="", x_title="time", ends=None):
             for what, start, end, words in jobs
             if what == kind
         ]
+        # the legend leaves out a trace without a point
+        mine = mine or [(None, 0, 0, "")]
         traces.append(
             dict(
                 type="bar",
@@ -32,7 +34,6 @@ def timeline(lanes, kinds, title, note="", x_title="time", ends=None):
                     for _, start, end, words in mine
                 ],
                 name=kind,
-                # a legend entry for every kind, even for one without a job
                 showlegend=True,
                 marker=dict(
                     color=colour(role), line=dict(color="#FFFFFF", width=0.7)
@@ -53,6 +54,7 @@ def timeline(lanes, kinds, title, note="", x_title="time", ends=None):
             categoryorder="array",
             categoryarray=names[::-1],
             range=[-0.6, len(names) - 0.4],
+            ticksuffix=" ",
             showgrid=False,
         ),
         height=180 + 44 * len(names),

@@ -27,7 +27,13 @@ KINDS = {  # of jobs, and their colours
     "expert": "kept",
     "prefetch": "best",
     "prefetch, unused": "null",
-    "correction": "cut",
+    "on demand": "cut",
+}
+SHADES = {  # of the lines
+    "mistakes": "kept",
+    "learned": "best",
+    "table": "mean",
+    "LRU": "baseline",
 }
 
 
@@ -86,15 +92,15 @@ def picture(
     return Picture(
         wrong,
         times={
-            "random mistakes": [sums(w, *knobs)[2] for w in WRONG],
-            "learned predictor": flat(sums("learned", *knobs)[2]),
-            "table by character": flat(sums("table", *knobs)[2]),
+            "mistakes": [sums(w, *knobs)[2] for w in WRONG],
+            "learned": flat(sums("learned", *knobs)[2]),
+            "table": flat(sums("table", *knobs)[2]),
             "LRU": flat(baseline.layer_time),
         },
         hits={
-            "so many wrong": own,
-            "learned predictor": found("learned"),
-            "table by character": found("table"),
+            "mistakes": own,
+            "learned": found("learned"),
+            "table": found("table"),
             "LRU": [by_slots[c // LAYERS - 1] for c in CAPACITIES],
         },
         jobs=jobs(wrong, *knobs),

@@ -49,7 +49,7 @@ UNIT = Costs()
 class Job(NamedTuple):
     """Something that kept the link or the GPU busy."""
 
-    # attention, expert, correction, prefetch, or "prefetch, unused"
+    # attention, expert, on demand, prefetch, or "prefetch, unused"
     kind: str
     start: float
     end: float
@@ -168,7 +168,7 @@ class PrefetchCache:
             # one may have come by now, as a prefetch for the next step
             if self.done[x] == NEVER:
                 self._free_slot(-1, NEVER)
-                self._load(x, "correction")
+                self._load(x, "on demand")
         self._prefetch(self.gpu)
         # of one visit, the lower number counts as used later
         for x in reversed(needed):

@@ -213,7 +213,7 @@ def test_the_jobs_are_those_of_one_link_and_one_gpu():
         assert any(
             j.expert == job.expert and j.end <= job.start + 1e-9 for j in link
         )
-    corrections = sum(j.kind == "correction" for j in link)
+    corrections = sum(j.kind == "on demand" for j in link)
     assert 0 < corrections <= run.needs - run.hits
     assert any(j.kind == "prefetch, unused" for j in link)
 
@@ -400,17 +400,17 @@ def test_mistakes_are_as_many_as_asked_for_and_stay():
 def test_the_picture_tells_where_lru_wins():
     right, wrong = picture(0), picture(100)
     lru = right.times["LRU"][0]
-    curve = right.times["random mistakes"]
-    assert curve[0] < right.times["learned predictor"][0] < lru < curve[-1]
+    curve = right.times["mistakes"]
+    assert curve[0] < right.times["learned"][0] < lru < curve[-1]
     assert f"with LRU {lru:.2f}" in right.title
     assert right.jobs["GPU"][0][:2] == ("attention", 0.0)
     kinds = [job[0] for job in wrong.jobs["link"]]
     assert {*kinds, *(job[0] for job in wrong.jobs["GPU"])} <= {*KINDS}
-    assert kinds.count("correction") > len(kinds) / 3
+    assert kinds.count("on demand") > len(kinds) / 3
     # misses in turn: more hits, and yet slower than LRU
     naive = picture(30, queue="in turn")
     assert naive.hit_ratio > naive.lru_hit_ratio == naive.hits["LRU"][2]
-    assert naive.time == naive.times["random mistakes"][3] > naive.lru_time
+    assert naive.time == naive.times["mistakes"][3] > naive.lru_time
 
 
 def test_a_second_recording_keeps_the_same_kinds_of_things(
