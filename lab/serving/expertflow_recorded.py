@@ -200,5 +200,4 @@ def train_checkpoints(progress: Callable = iter) -> None:
     """Train and record all seeds, then the grid: about five minutes."""
     for seed in progress(range(SEEDS)):
         record(seed)
-    trace.cache_clear()
-    record_grid()
+    record_grid(progress)
