@@ -117,13 +117,9 @@ def route_select_reference(
     wide = any(x.dtype == torch.float64 for x in tensors)
     h, w, b, c = (x.double() if wide else x.float() for x in tensors)
     value = h @ w.T + (b + c)  # [N, K]
-    best = value.amin(dim=1, keepdim=True)
-    # argmin promises nothing about ties, the first of the best does
-    choice = (value == best).int().argmax(dim=1, keepdim=True)
-    second = value.scatter(1, choice, math.inf).amin(dim=1)
-    return Selection(
-        choice[:, 0].int(), best[:, 0].clone(), second - best[:, 0]
-    )
+    best, choice = value.min(dim=1)  # of equals the first
+    second = value.scatter(1, choice[:, None], math.inf).amin(dim=1)
+    return Selection(choice.int(), best, second - best)
 
 
 @triton.jit

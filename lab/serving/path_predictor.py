@@ -112,9 +112,7 @@ def learn(
         return experts * F.binary_cross_entropy_with_logits(scores, taken)
 
     one_cycle_adam(predictor.parameters(), loss, steps, PEAK_RATE, progress)
-    # argmax promises nothing about ties, the first of the largest does
-    most = counts == counts.amax(dim=2, keepdim=True)
-    return Learned(predictor.eval(), most.int().argmax(dim=2))
+    return Learned(predictor.eval(), counts.argmax(dim=2))
 
 
 @torch.no_grad()

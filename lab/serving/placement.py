@@ -112,7 +112,7 @@ def descent(
     found = torch.from_numpy(np.stack([_descend(p, W, gpus) for p in begins]))
     costs = placement_cost(found, counts.double())
     # the first of equals, so that all devices choose alike
-    return found[int((costs == costs.min()).int().argmax())]
+    return found[int(costs.argmin())]
 
 
 def _descend(placement: np.ndarray, W: np.ndarray, gpus: int) -> np.ndarray:

@@ -49,7 +49,7 @@ def regroup(paths: Tensor) -> Tensor:
 def _medoid(similar: Tensor, member: Tensor) -> int:
     """The member with the largest sum of similarities inside its batch."""
     inside = (similar * member).sum(1).masked_fill(~member, -1)
-    return int((inside == inside.max()).int().argmax())
+    return int(inside.argmax())
 
 
 def distinct(paths: Tensor, batch: Tensor) -> int:
