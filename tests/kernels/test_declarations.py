@@ -274,6 +274,7 @@ def calls(declaration, example, dtype=torch.float32):
         ("gate_backward", "logits"),
         ("multi_lora_backward", "grad"),
         ("sym_kl_backward", "statistics"),
+        ("two_table_loss_backward", "log_sum"),
     ],
 )
 def test_what_no_forward_pass_leaves_is_refused(name, longer):

@@ -118,6 +118,13 @@ def placements():
     )  # fmt: skip
 
 
+def samples():
+    return options(
+        B=upto(150), V=columns, I=upto(9, 1), J=upto(9, 1), lost=shares,
+        spread=st.sampled_from([1.0, 8.0]), lone=flags,
+    )  # fmt: skip
+
+
 def null_gates():
     return widths.flatmap(
         lambda E: options(
@@ -199,6 +206,8 @@ SIZES = {
     "transition_counts": options(
         N=upto(400), L=upto(40, 2), E=upto(20, 1), lost=shares
     ),
+    "two_table_loss": samples(),
+    "two_table_loss_backward": samples(),
 }  # fmt: skip
 
 
