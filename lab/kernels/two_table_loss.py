@@ -2,16 +2,17 @@
 
 A sample has a current node i, a target j and the node k that came next:
 
-    u = softmax(M[i] + T[j])          loss = -log u[k]
+    u = softmax(by_current[i] + by_target[j])
+    loss = -log u[k]
 
 Each program takes a few samples, adds two rows of the tables, tile by tile,
 and keeps the running maximum and the sum of exponentials. So the scores, which
 would be as many as samples times nodes, are never stored. The backward pass
 needs one number per sample, the log-sum-exp.
 
-Bytes per sample: 8 V read from the tables (fp32), 12 for i, j and k, 8 written;
-least of all 4 V for each row of the tables. PyTorch stores two gathered rows,
-their sum and its log-softmax first: 28 V per sample.
+Bytes per sample: 8 V of the tables (fp32), most of them from the cache, 12 for
+i, j and k, and 8 written. PyTorch stores two gathered rows, their sum and its
+log-softmax first, which moves about 28 V per sample.
 
 Source: the simplified transformer of Wang et al. 2024 (ALPINE), with attention
 fixed on the target, one-hot embeddings and a linear feed-forward layer.
@@ -42,7 +43,7 @@ def two_table_loss(
     target: Tensor,
     following: Tensor,
 ) -> Tensor:
-    """Loss [B] of the samples under by_current [I, V] and by_target [J, V].
+    """Loss [B] of the samples under by_current [M, V] and by_target [N, V].
 
     ``current``, ``target`` and ``following`` [B] int32 number a row of each
     table and a column of both. A sample with a number outside, such as -1, is
@@ -59,7 +60,7 @@ def two_table_loss(
         raise ValueError(
             f"tables {tuple(by_current.shape)} {by_current.dtype} and"
             f" {tuple(by_target.shape)} {by_target.dtype} cannot be added;"
-            " give [I, V] and [J, V] of one dtype"
+            " give [M, V] and [N, V] of one dtype"
         )
     if not by_current.numel() or not by_target.numel():
         raise ValueError(
@@ -111,7 +112,7 @@ def _by_torch(by_current, by_target, current, target, following):
 def two_table_loss_kernel(
     by_current_ptr, by_target_ptr, current_ptr, target_ptr, following_ptr,
     loss_ptr, log_sum_ptr,
-    B, I, J, V,
+    B, M, N, V,
     BLOCK_B: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     b = tl.program_id(0).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B)
@@ -119,7 +120,7 @@ def two_table_loss_kernel(
     i = tl.load(current_ptr + b, mask=inside, other=-1)
     j = tl.load(target_ptr + b, mask=inside, other=-1)
     k = tl.load(following_ptr + b, mask=inside, other=-1)
-    known = (i >= 0) & (i < I) & (j >= 0) & (j < J) & (k >= 0) & (k < V)
+    known = (i >= 0) & (i < M) & (j >= 0) & (j < N) & (k >= 0) & (k < V)
     row_ptr = by_current_ptr + i.to(tl.int64) * V
     column_ptr = by_target_ptr + j.to(tl.int64) * V
     top = tl.full([BLOCK_B], float("-inf"), tl.float32)
@@ -208,10 +209,10 @@ _two_table_loss = operator(
 
 
 def _inputs(
-    seed, device, dtype, B, V, I=None, J=None, spread=1.0, lost=0.0, lone=False
+    seed, device, dtype, B, V, M=None, N=None, spread=1.0, lost=0.0, lone=False
 ):
     generator = torch.Generator().manual_seed(seed)
-    I, J = I or V, J or V
+    M, N = M or V, N or V
 
     def table(rows):
         z = torch.randn(rows, V, generator=generator, dtype=torch.float64)
@@ -224,10 +225,10 @@ def _inputs(
         return drawn.masked_fill(gone, -1).int().to(device)
 
     return {
-        "by_current": table(I), "by_target": table(J),
+        "by_current": table(M), "by_target": table(N),
         # all samples in one row: the longest sum there is
-        "current": numbers(1 if lone else I),
-        "target": numbers(J), "following": numbers(V),
+        "current": numbers(1 if lone else M),
+        "target": numbers(N), "following": numbers(V),
     }  # fmt: skip
 
 
@@ -247,7 +248,7 @@ def _compile(V: int, dtype: str) -> Compile:
             "by_current_ptr": f"*{dtype}", "by_target_ptr": f"*{dtype}",
             "current_ptr": "*i32", "target_ptr": "*i32",
             "following_ptr": "*i32", "loss_ptr": "*fp32",
-            "log_sum_ptr": "*fp32", "B": "i32", "I": "i32", "J": "i32",
+            "log_sum_ptr": "*fp32", "B": "i32", "M": "i32", "N": "i32",
             "V": "i32:16" if V % 16 == 0 else "i32",
         },
         constants={"BLOCK_B": block_b, "BLOCK_V": block_v},
@@ -265,7 +266,7 @@ DECLARATION = Declaration(
     tolerance={torch.float32: 1e-5, torch.float16: 1e-5},
     examples=(
         Example("60 nodes", {"B": 257, "V": 60}),
-        Example("two tiles", {"B": 9, "V": 1025, "I": 5, "J": 3}),
+        Example("two tiles", {"B": 9, "V": 1025, "M": 5, "N": 3}),
         Example("sharp", {"B": 33, "V": 64, "spread": 8.0}),
         Example("padded", {"B": 70, "V": 13, "lost": 0.3}),
         Example("lone", {"B": 130, "V": 8, "lone": True}, degenerate=True),

@@ -1,9 +1,9 @@
 """Backward of `two_table_loss`: the gradients of both tables.
 
-With u = softmax(M[i] + T[j]) and g the gradient of a sample's loss:
+With u = softmax(by_current[i] + by_target[j]) and g the gradient of a sample's
+loss, a sample adds to one row of each table, at every column v:
 
-    dM[i, v] = sum over the samples with current i of  g (u[v] - [v = k])
-    dT[j, v] = sum over the samples with target j  of  g (u[v] - [v = k])
+    g (u[v] - [v = k])
 
 Every row is a sum over some of the samples. The samples are sorted by row, and
 a program adds up one tile of one row in this order. So no two programs write
@@ -27,8 +27,8 @@ from lab.kernels.operator import operator
 
 
 class TableGradients(NamedTuple):
-    by_current: Tensor  # [I, V]
-    by_target: Tensor  # [J, V]
+    by_current: Tensor  # [M, V]
+    by_target: Tensor  # [N, V]
 
 
 def two_table_loss_backward(
@@ -40,7 +40,7 @@ def two_table_loss_backward(
     log_sum: Tensor,
     grad_loss: Tensor,
 ) -> TableGradients:
-    """Gradients of by_current [I, V] and by_target [J, V] from grad_loss [B].
+    """Gradients of by_current [M, V] and by_target [N, V] from grad_loss [B].
 
     ``log_sum`` [B] is what the forward pass kept (`two_table_loss`). A sample
     with a number outside of the tables adds nothing. O(B V + B log B).
@@ -235,7 +235,7 @@ DECLARATION = Declaration(
     tolerance={torch.float32: 1e-5, torch.float16: 6e-4},
     examples=(
         Example("60 nodes", {"B": 257, "V": 60}),
-        Example("two tiles", {"B": 40, "V": 1025, "I": 5, "J": 3}),
+        Example("two tiles", {"B": 40, "V": 1025, "M": 5, "N": 3}),
         Example("sharp", {"B": 33, "V": 64, "spread": 8.0}),
         Example("padded", {"B": 70, "V": 13, "lost": 0.3}),
         Example("lone", {"B": 130, "V": 8, "lone": True}, degenerate=True),

@@ -6,5 +6,8 @@ Shared by the chapters of this part:
 ``tours``          cities, tours and their lengths; TSPLIB; 2-opt
 ``tour_heatmaps``  how likely an edge is: none, flat, counted, learned
 ``tour_search``    Monte Carlo tree search for many tours in step
+``path_data``      random networks, training paths, what these have shown
+``path_gpt``       a small transformer that learns to write paths
+``two_tables``     planners that add two rows, learned or given
 =================  =======================================================
 """

@@ -17,6 +17,7 @@ a higher fraction only adds pairs, and more walks only add paths.
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 FAR = 99  # the degree of a pair that no path joins
@@ -109,10 +110,7 @@ def training_paths(
         found.append(torch.cat([source[:, None], target[:, None], path], 1))
     longest = max(part.shape[1] for part in found)
     sequences = torch.cat(
-        [
-            torch.nn.functional.pad(part, (0, longest - part.shape[1]), value=-1)
-            for part in found
-        ]
+        [F.pad(x, (0, longest - x.shape[1]), value=-1) for x in found]
     )
     triples, counts = count(sequences)
     return Paths(edges, reach, trained, sequences, triples, counts)

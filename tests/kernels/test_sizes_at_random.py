@@ -120,7 +120,7 @@ def placements():
 
 def samples():
     return options(
-        B=upto(150), V=columns, I=upto(9, 1), J=upto(9, 1), lost=shares,
+        B=upto(150), V=columns, M=upto(9, 1), N=upto(9, 1), lost=shares,
         spread=st.sampled_from([1.0, 8.0]), lone=flags,
     )  # fmt: skip
 
