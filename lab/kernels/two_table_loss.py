@@ -12,7 +12,7 @@ needs one number per sample, the log-sum-exp.
 
 Bytes per sample: 8 V of the tables (fp32), most of them from the cache, 12 for
 i, j and k, and 8 written. PyTorch stores two gathered rows, their sum and its
-log-softmax first, which moves about 28 V per sample.
+log-softmax, which moves 36 V per sample.
 
 Source: the simplified transformer of Wang et al. 2024 (ALPINE), with attention
 fixed on the target, one-hot embeddings and a linear feed-forward layer.

@@ -179,8 +179,8 @@ def _stays(seed: int, kind: str) -> float:
 
 
 SMALL = (
-    "Networks of 60 nodes, one layer, 1500 training steps; the paper has more"
-    " of all three."
+    "Networks of 60 nodes, width 48, 1500 steps of 128 lines; code that"
+    " descends from the authors' has 100 nodes, width 120, 10 000 steps of 32."
 )
 OURS = "abstract; the threshold is ours"
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lab.atomic import write_arrays
 from lab.data import DATA, read_arrays
-from lab.paths.alpine import DENSITY, MODELS, NODES, learned, task
+from lab.paths.alpine import DENSITY, JOINED, MODELS, NODES, learned, task
 from lab.paths.path_data import LAST, degrees, network, reachability
 from lab.paths.two_tables import arrival, planner, separation
 
@@ -20,20 +20,46 @@ FRACTIONS = (0.0, 0.05, 0.1, 0.2, 0.5)
 SEEDS = (0, 1, 2)
 TABLES = ("reachability", "edges")
 WRITING = ("drawn", "greedy")
+TENS = [str(i) for i in range(0, NODES, 10)]
+TICKS = {"tickvals": [int(ten) for ten in TENS], "ticktext": TENS}
+NAMES = ("degree 0", "degree 1", "degree 2", "degree 3+")
 STEP = 1 / 40  # of a recorded weight, in standard deviations of its row
 
 
 class Picture(NamedTuple):
     """One recorded model and the network that it learned, for a picture."""
 
+    row: str  # what a row of both tables stands for
     truth: Tensor  # [V, V] 1 true and shown, 0.5 true and not shown, else 0
     weights: Tensor  # [V, V] the learned table, each row standardised
     shown: float  # area under the ROC curve: 1 against the others
     hidden: float | None  # 0.5 against 0; None if nothing is 0.5
-    pairs: dict[int, int]  # degree: test pairs
+    pairs: dict[str, int]  # all that no edge joins: trained, or the degree
+    degrees: list[int]  # of the pairs that were not trained
     right: dict[str, list[float]]  # who: percent of them, by degree
-    joined: int  # test pairs of degree 2 and more
-    joined_right: float  # percent of them
+    all_right: float  # percent of all ``pairs``
+    far: int  # pairs of degree 2 and more that were not trained
+    far_right: float  # percent of them
+
+    @property
+    def title(self) -> str:
+        total = sum(self.pairs.values())
+        return (
+            f"{self.all_right:.0f} % of {total} pairs are right;"
+            f" {self.far_right:.0f} % of the {self.far} at degree 2 and more"
+        )
+
+    @property
+    def maps(self) -> list[tuple]:
+        """Truth and weights: values, title, note, lowest, highest."""
+        note = f"area {self.shown:.2f} where 1"
+        if self.hidden is not None:
+            note += f", {self.hidden:.2f} where ½ (against 0)"
+        what = "1 shown, ½ true but not shown" if self.hidden else "1 an edge"
+        return [
+            (self.truth, "What is true", what, 0, 1),
+            (self.weights, "What was learned", note, -1, 3),
+        ]
 
 
 def picture(
@@ -58,17 +84,21 @@ def picture(
     low = ~of_self & (truth < 1)
     right = {kind: chances / 100} | one.planners
     return Picture(
+        "current node" if table == "edges" else "target",
         truth.fill_diagonal_(0),
         (weights * STEP).masked_fill(of_self, 0),
         separation(weights, high & ~of_self, low),
         separation(weights, middle, low & ~middle) if middle.any() else None,
-        {degree: int(some.sum()) for degree, some in one.groups.items()},
+        {"trained": int((one.joined & ~one.tested).sum())}
+        | dict(zip(NAMES, one.numbers, strict=True)),
+        list(one.groups),
         {
             who: [100 * c[some].mean().item() for some in one.groups.values()]
             for who, c in right.items()
         },
-        int(one.joined.sum()),
-        chances[one.joined].float().mean().item() if one.joined.any() else 0,
+        chances[one.joined].float().mean().item(),
+        int(one.far.sum()),
+        chances[one.far].float().mean().item(),
     )
 
 
@@ -78,8 +108,11 @@ class Shown(NamedTuple):
     edges: Tensor  # [V, V] bool, [i, k]
     reach: Tensor  # [V, V] bool
     seen: Tensor  # [V, V] bool
-    groups: dict[int, Tensor]  # degree: [V, V] bool, test pairs [t, s]
-    joined: Tensor  # [V, V] bool, test pairs of degree 2 and more
+    joined: Tensor  # [V, V] bool, pairs [t, s] with a path, but no edge
+    tested: Tensor  # [V, V] bool, those of them that were not trained
+    groups: dict[int, Tensor]  # degree: [V, V] bool, those of ``tested``
+    numbers: list[int]  # how many they are, of every degree
+    far: Tensor  # [V, V] bool, those of degree 2 and more
     planners: dict[str, Tensor]  # who: [V, V] chance to arrive
 
 
@@ -98,11 +131,12 @@ def shown(seed: int, fraction: float) -> Shown:
     groups = {d: tested & (degree == d) for d in range(LAST + 1)}
     walk = torch.ones_like(seen)
     return Shown(
-        edges, reach, seen,
+        edges, reach, seen, reach & ~edges.T, tested,
         {d: some for d, some in groups.items() if some.any()},
-        tested & (degree >= 2),
+        [int(some.sum()) for some in groups.values()],
+        tested & (degree >= JOINED),
         {
-            "planner, what was shown": arrival(planner(edges, seen), edges),
+            "planner": arrival(planner(edges, seen), edges),
             "random walk": arrival(planner(edges, walk), edges),
         },
     )  # fmt: skip
@@ -114,7 +148,7 @@ def recorded() -> dict[str, np.ndarray]:
 
 
 def train_checkpoints(progress: Callable = iter) -> None:
-    """Train every recorded model again: about five minutes."""
+    """Train every recorded model again: about two minutes."""
     sizes = len(SEEDS), len(FRACTIONS)
     square = NODES, NODES
     bits = *sizes, NODES, -(-NODES // 8)
@@ -137,7 +171,6 @@ def train_checkpoints(progress: Callable = iter) -> None:
             for i, weights in enumerate((found.by_target, found.by_current)):
                 arrays["tables"][s, f, m, i] = in_steps(weights)
             for i, chances in enumerate((found.drawn, found.greedy)):
-                chances = chances.where(one.tested, 0)
                 arrays["chances"][s, f, m, i] = (100 * chances).round()
     write_arrays(DATA / RECORDED, **arrays)
 

@@ -116,6 +116,15 @@ def training_paths(
     return Paths(edges, reach, trained, sequences, triples, counts)
 
 
+def handmade(edges: Tensor, lines: list[list[int]]) -> Paths:
+    """Training paths given as ``lines``, each a list s, t, s, u1, ..., t."""
+    longest = max(map(len, lines))
+    rows = torch.tensor([x + [-1] * (longest - len(x)) for x in lines])
+    trained = torch.zeros_like(edges)
+    trained[rows[:, 1], rows[:, 0]] = True
+    return Paths(edges, reachability(edges), trained, rows, *count(rows))
+
+
 def walk(
     edges: Tensor, reach: Tensor, source: Tensor, target: Tensor, draws: Tensor
 ) -> Tensor:

@@ -83,9 +83,9 @@ def separation(weights: Tensor, high: Tensor, low: Tensor) -> float:
     weights [R, V]. Rows are not compared, for a constant on a row changes no
     prediction.
     """
-    above = weights[:, :, None] > weights[:, None, :]
-    same = weights[:, :, None] == weights[:, None, :]
     pairs = high[:, :, None] & low[:, None, :]
     if not pairs.any():
         raise ValueError("no row has both kinds, so nothing can be compared")
-    return (above.double() + same.double() / 2)[pairs].mean().item()
+    one, other = weights[:, :, None], weights[:, None, :]
+    above, same = ((one > other) & pairs).sum(), ((one == other) & pairs).sum()
+    return ((above + same / 2) / pairs.sum()).item()
