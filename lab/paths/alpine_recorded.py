@@ -23,7 +23,7 @@ WRITING = ("drawn", "greedy")
 TENS = [str(i) for i in range(0, NODES, 10)]
 TICKS = {"tickvals": [int(ten) for ten in TENS], "ticktext": TENS}
 NAMES = ("degree 0", "degree 1", "degree 2", "degree 3+")
-STEP = 1 / 40  # of a recorded weight, in standard deviations of its row
+STEPS = 40  # of a recorded weight in a standard deviation of its row
 
 
 class Picture(NamedTuple):
@@ -86,7 +86,7 @@ def picture(
     return Picture(
         "current node" if table == "edges" else "target",
         truth.fill_diagonal_(0),
-        (weights * STEP).masked_fill(of_self, 0),
+        (weights.double() / STEPS).masked_fill(of_self, 0),
         separation(weights, high & ~of_self, low),
         separation(weights, middle, low & ~middle) if middle.any() else None,
         {"trained": int((one.joined & ~one.tested).sum())}
@@ -176,7 +176,7 @@ def train_checkpoints(progress: Callable = iter) -> None:
 
 
 def in_steps(weights: Tensor) -> np.ndarray:
-    """Each row with mean 0 and deviation 1, in steps of `STEP`, int8."""
+    """Each row with mean 0 and deviation 1, in `STEPS` each, int8."""
     rows = weights - weights.mean(dim=1, keepdim=True)
     rows = rows / rows.std(dim=1, keepdim=True).clamp_min(1e-9)
-    return (rows / STEP).round().clamp(-127, 127).numpy().astype(np.int8)
+    return (rows * STEPS).round().clamp(-127, 127).numpy().astype(np.int8)

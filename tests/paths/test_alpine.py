@@ -499,7 +499,7 @@ def test_the_recorded_tables_are_learned_again():
     kept = alpine_recorded.picture(0.1, "two tables", "reachability")
     found = alpine.learned("two tables", 0, 0.1)
     rows = torch.from_numpy(alpine_recorded.in_steps(found.by_target))
-    rows = (rows * alpine_recorded.STEP).fill_diagonal_(0)
+    rows = (rows / alpine_recorded.STEPS).fill_diagonal_(0)
     assert (kept.weights - rows).abs().mean() < 0.02
     one = task(0, 0.1)
     far = one.tested & (one.degree >= 2)
