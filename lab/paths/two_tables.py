@@ -63,15 +63,12 @@ def planner(edges: Tensor, reach: Tensor) -> Tensor:
 def arrival(steps: Tensor, edges: Tensor) -> Tensor:
     """The chance [t, s] that a path written by ``steps`` leads from s to t.
 
-    Exact: a step without an edge ends the path, and so does the target. With
-    K the steps that remain, the chances p of all sources solve
-    p = K p + e_t; there is no cycle, so there is one solution.
+    Exact: a step without an edge ends the path. With K the steps that remain,
+    the chances p of all sources solve p = K p + e_t; there is no cycle, so no
+    path comes to t twice, and there is one solution.
     """
-    V = len(edges)
-    at = torch.arange(V)
     kept = (steps * edges).double()
-    kept[at, at] = 0
-    one = torch.eye(V, dtype=torch.double)
+    one = torch.eye(len(edges), dtype=torch.double)
     return torch.linalg.solve(one - kept, one[:, :, None])[:, :, 0]
 
 

@@ -103,6 +103,8 @@ def test_more_pairs_and_more_walks_keep_all_that_was_there():
     assert not Counter(map(tuple, plain(few))) - Counter(
         map(tuple, plain(more))
     )
+    nearer = degrees(more.edges, observed(more)[1])
+    assert (nearer <= degrees(few.edges, observed(few)[1])).all()
     longer = small(0.0, walks=6)
     assert not Counter(map(tuple, plain(few))) - Counter(
         map(tuple, plain(longer))
@@ -463,6 +465,8 @@ def test_no_node_is_compared_with_itself():
     for high, low in table_kinds(one).values():
         assert not (high & low).any()
         assert not (high | low).diagonal().any()
+    # and what was shown is neither hidden nor false
+    assert not ((high | low) & one.seen).any()
 
 
 def test_the_cheap_claims_measure_what_the_ledger_says():
