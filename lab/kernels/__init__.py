@@ -29,6 +29,7 @@ declaration from which tests, benchmarks and ahead-of-time compilation follow.
 ``min_by_budget``        the best route through the layers for each budget
 ``frontier``             one prompt router per price of money, in one pass
 ``linkload``             what every link of many fabrics carries
+``delay_stats``          the median delay of each pair, and who is too slow
 ``knn_prior``            nearest neighbours by rank
 ``kopt_simulate``        k-opt moves on many tours at once
 =======================  ===================================================

@@ -147,6 +147,10 @@ SIZES = {
         T=upto(150), S=upto(18, 1), H=columns, rest=upto(9), empty=shares,
         wanted=wanted(2),
     ),
+    "delay_stats": options(
+        B=upto(3), T=upto(64, 1), N=upto(40, 2), groups=upto(5, 1),
+        gaps=shares, hang=shares, slow=st.sampled_from([1.0, 2.0]),
+    ),
     "dispatch": st.one_of(
         slots(150, 20, 20), slots(1500, 40, 6), slots(300, 400, 8)
     ),
