@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lab.kernels.linkload import linkload
 from lab.networks.leaf_spine import Fabric, Flows, Subflows, collective, ends
+from lab.networks.uplinks import least_used
 
 BLIND = 4  # pieces that the blind rule cuts every flow into
 
@@ -32,21 +33,9 @@ def greedy(flows: Flows, fabric: Fabric, seed: int) -> Subflows:
 
     Least in max(up, down) at the flow's leaves; ties go to the lowest spine.
     """
-    leaf, other = (x.tolist() for x in ends(flows, fabric))
-    S, size = fabric.spines, flows.size.tolist()
-    up, down = ([[0.0] * S for _ in range(fabric.leaves)] for _ in range(2))
-    spine = torch.full((len(size),), -1)
     random = np.random.default_rng(seed)
-    for f in random.permutation(len(size)).tolist():
-        if leaf[f] == other[f]:
-            continue
-        rises, falls = up[leaf[f]], down[other[f]]
-        fill = [max(u, d) for u, d in zip(rises, falls, strict=True)]
-        k = fill.index(min(fill))
-        rises[k] += size[f]
-        falls[k] += size[f]
-        spine[f] = k
-    return Subflows(torch.arange(len(size)), spine, flows.size)
+    order = random.permutation(len(flows.size)).tolist()
+    return least_used(flows, fabric, order)
 
 
 def spray(flows: Flows, fabric: Fabric) -> Subflows:
