@@ -26,7 +26,7 @@ class Picture(NamedTuple):
     up: list[list[float]]  # [L, S], flows on each link up
     down: list[list[float]]  # the same down
     speed: dict[str, float]  # of each job, 1 is the rate of a NIC
-    slowest: str  # the job of that name
+    slowest: str  # the job of that name, none if all are at full speed
     hashed: list[int]  # numbers of hashed flows, from 1 up
     mean: list[float]  # of the jobs' speeds, over ``hashed``
     least: list[float]  # the slowest job's
@@ -56,7 +56,7 @@ def picture(
         up=load.up[0].tolist(),
         down=load.down[0].tolist(),
         speed=dict(zip(names, speed.tolist(), strict=True)),
-        slowest=names[int(speed.argmin())],
+        slowest=names[int(speed.argmin())] if slower else "",
         hashed=scene.counts,
         mean=scene.mean,
         least=scene.least,
@@ -95,8 +95,9 @@ def _scene(plan, spines, count, placement, dead, seed) -> _Scene:
     crossing = (leaf != other).nonzero()[:, 0].numpy()
     order = torch.from_numpy(np.random.default_rng(seed).permutation(crossing))
     scene = _Scene(jobs, planned, chance, order, [], [], [])
-    counts = [h for h in HASHED[1:] if h < len(order)] + [len(order)]
-    for h in counts if len(order) else []:
+    # where all jobs stay in their leaves, one point says so
+    most = max(1, len(order))
+    for h in [*(h for h in HASHED[1:] if h < most), most]:
         speed = bandwidth(_with_hash(scene, h), jobs, fabric)
         scene.counts.append(h)
         scene.mean.append(float(speed.mean()))

@@ -7,6 +7,7 @@ import networkx as nx
 import numpy as np
 import pytest
 import torch
+from seed_0 import in_the_ledger, measured
 
 from lab.exercises import judge
 from lab.kernels.delay_stats import DelayStats, delay_stats
@@ -264,7 +265,7 @@ def test_diagnosis_gets_worse_with_less_to_see():
 def test_the_picture_reaches_from_the_plan_to_the_hash():
     jobs = rings("scattered", 8, 0)
     planned = c4_view.picture(0, "exact")
-    assert set(planned.speed.values()) == {1.0}
+    assert set(planned.speed.values()) == {1.0} and planned.slowest == ""
     assert max(map(max, planned.up + planned.down)) == 1
     hashed = c4_view.picture(256, "exact")
     expected = bandwidth(ecmp(jobs.flows, FABRIC, 0), jobs, FABRIC)
@@ -292,9 +293,9 @@ def test_no_flow_of_a_picture_takes_a_dead_link(plan):
             assert not any(torch.tensor(links)[~alive].tolist())
 
 
-def test_a_picture_within_the_leaves_has_no_curve():
+def test_a_picture_within_the_leaves_has_one_point():
     shown = c4_view.picture(4, "exact", jobs=8, placement="packed")
-    assert shown.crossing == 0 and shown.hashed == []
+    assert shown.crossing == 0 and shown.hashed == shown.mean == [1]
     assert set(shown.speed.values()) == {1.0}
 
 
@@ -313,6 +314,11 @@ def test_every_claim_can_be_measured():
             used = {k: v for k, v in small.items() if k in claim.parameters}
             effect = claim.experiment(90, **claim.parameters | used)
             assert math.isfinite(effect)
+
+
+def test_seed_0_measures_what_the_record_says():
+    expected = pytest.approx(in_the_ledger(c4), abs=1e-6)
+    assert measured(c4) == expected
 
 
 @pytest.mark.parametrize(
