@@ -4,19 +4,16 @@ Dong et al., "Boosting Large-scale Parallel Training Efficiency with C4"
 (arXiv 2406.04594, version 1, 2024); version 2 is "Enhancing Large-Scale AI
 Training Efficiency: The C4 Solution" (HPCA 2025). No code was released.
 
-C4D watches. Every message of a collective should take as long as its equals,
-so the delay matrix M_ij (median delay per byte from rank i to rank j) says who
-is slow, without a look at any hardware:
-
-    a hot row    what i sends is slow       a hot column  what j receives is
-    a hot cell   the connection from i to j is slow
+C4D watches. Every message should take as long as its equals, so the delays of
+all pairs of ranks say who is slow, without a look at any hardware
+(`slow_parts`).
 
 C4P plans. A job sends few flows, equal and known beforehand, so each new one
 can be given the least used path (`uplinks.least_used`) in place of a hash.
 
 Read: both abstracts and summaries by others, not the full text. That rows and
-columns tell the two sides apart is remembered, not checked. How hot is decided
-(`kernels.delay_stats`), the share of 60 %, and the fluid of flows are the
+columns tell the two sides apart is remembered, not checked. When a pair is too
+slow (`kernels.delay_stats`), the share of 60 %, and flows as a fluid are the
 lab's. Left out: hangs, ranks that are late because they compute slowly, the
 two ports of a NIC, and the probing of paths.
 """
@@ -29,76 +26,18 @@ from torch import Tensor
 
 from lab.claims import Claim
 from lab.exercises import Exercise
-from lab.kernels.delay_stats import DelayStats, delay_stats
-from lab.networks.delay_traces import Fault, faults, leaves, window
 from lab.networks.leaf_spine import Fabric, Flows, Subflows
+from lab.networks.slow_parts import diagnosed
 from lab.networks.spraying_rivals import ecmp
 from lab.networks.training_jobs import FABRIC, bandwidth, rings
 from lab.networks.uplinks import exact, least_used, rehashed
 
-Z = 6.0  # standard deviations above its class from which a pair is hot
-MOST = 0.6  # a row or column is to blame if more of it is hot
-
 
 def by_arrival(
-    flows: Flows, fabric: Fabric, seed: int = 0, alive: Tensor | None = None
+    flows: Flows, fabric: Fabric, alive: Tensor | None = None
 ) -> Subflows:
     """C4P: flows come job by job, and each takes its least used path."""
     return least_used(flows, fabric, range(len(flows.size)), alive)
-
-
-def verdicts(stats: DelayStats) -> list[Fault]:
-    """The slow part of each window: a rank's sends or receives, a link, none.
-
-    The row or column with the largest hot share is to blame if that exceeds
-    `MOST`; of equals the row, then the lowest rank. Otherwise it is the link
-    that is slowest, if any is hot.
-    """
-    found = []
-    for median, hot, sends, receives in zip(*stats, strict=True):
-        N = len(sends)
-        if max(sends.max(), receives.max()) > MOST:
-            row = sends.max() >= receives.max()
-            shares = sends if row else receives
-            kind = "sends" if row else "receives"
-            found.append(Fault(kind, int(shares.argmax())))
-        elif hot.any():
-            cell = int(median.where(hot > 0, 0.0).argmax())
-            found.append(Fault("link", cell // N, cell % N))
-        else:
-            found.append(Fault("none"))
-    return found
-
-
-def diagnosed(
-    seed: int,
-    paths: str = "planned",
-    samples: int = 4,
-    slowdown: float = 2.0,
-    jitter: float = 0.15,
-    trials: int = 10,
-    past: bool = False,
-) -> float:
-    """Percent of windows, a quarter of each kind of fault, judged rightly.
-
-    With ``past`` every delay is divided by the median delay of the same pair
-    in an earlier window of as many samples, when nothing was slow.
-    """
-    right = 0
-    for trial in range(seed * trials, (seed + 1) * trials):
-        wanted = faults(trial)
-        delays = torch.stack(
-            [
-                window(fault, samples, slowdown, trial, paths, jitter, part)
-                for part, fault in enumerate(wanted)
-            ]
-        )
-        if past:
-            before = window(Fault("none"), samples, 1.0, trial, paths, jitter)
-            delays = delays / before.nanmedian(0).values
-        found = verdicts(delay_stats(delays, leaves(), Z))
-        right += sum(a == b for a, b in zip(found, wanted, strict=True))
-    return 100 * right / (4 * trials)
 
 
 # placements whose jobs share spines: how, and how many jobs
@@ -286,6 +225,22 @@ CLAIMS = (
         },
         threshold=95.0,
         limits=MADE + " The earlier window has no fault and the same paths.",
+    ),
+    _claim(
+        slug="rows-would-do",
+        sentence="A rule that judges rows and columns by their medians needs"
+        " no plan: with it, hashed paths hide nothing (control; here: 95 %"
+        " right).",
+        source="control",
+        effect="right verdicts on hashed paths by medians of rows and"
+        " columns, 16 messages, twice as slow",
+        unit="%",
+        experiment=diagnosed,
+        parameters={
+            "paths": "hashed", "samples": 16, "slowdown": 2.0, "rule": "rows",
+        },
+        threshold=95.0,
+        limits=MADE,
     ),
     _claim(
         slug="less-downtime",

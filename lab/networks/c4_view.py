@@ -7,10 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lab.kernels.delay_stats import delay_stats, limits
-from lab.networks.c4 import Z, by_arrival, dead_links, verdicts
+from lab.kernels.delay_stats import delay_stats
+from lab.networks.c4 import by_arrival, dead_links
 from lab.networks.delay_traces import PATHS, Fault, leaves, window
 from lab.networks.leaf_spine import Subflows, ends, loads
+from lab.networks.slow_parts import RULES, Z, diagnosed, ratios, verdicts
 from lab.networks.spraying_rivals import ecmp
 from lab.networks.training_jobs import FABRIC, Jobs, bandwidth, rings
 from lab.networks.uplinks import exact, rehashed
@@ -26,10 +27,10 @@ class Picture(NamedTuple):
     up: list[list[float]]  # [L, S], flows on each link up
     down: list[list[float]]  # the same down
     speed: dict[str, float]  # of each job, 1 is the rate of a NIC
-    slowest: str  # the job of that name, none if all are at full speed
     hashed: list[int]  # numbers of hashed flows, from 1 up
     mean: list[float]  # of the jobs' speeds, over ``hashed``
     least: list[float]  # the slowest job's
+    here: dict[str, int]  # where on the curve this setting is
     crossing: int  # flows between leaves
     title: str  # the same in words
 
@@ -56,15 +57,20 @@ def picture(
         up=load.up[0].tolist(),
         down=load.down[0].tolist(),
         speed=dict(zip(names, speed.tolist(), strict=True)),
-        slowest=names[int(speed.argmin())] if slower else "",
         hashed=scene.counts,
         mean=scene.mean,
         least=scene.least,
+        here={"here": min(hashed, scene.counts[-1])} if hashed else {},
         crossing=crossing,
         title=f"{min(hashed, crossing)} of {crossing} flows hashed:"
         f" {slower} of {jobs} jobs slowed down, mean speed"
         f" {speed.mean():.2f}",
     )
+
+
+def ticks(count: int) -> list[str]:
+    """Labels for ``count`` columns or rows, every eighth one."""
+    return [str(i) if i % 8 == 0 else "" for i in range(count)]
 
 
 class _Scene(NamedTuple):
@@ -116,25 +122,42 @@ class Matrix(NamedTuple):
     """The delays of one window, as the diagnosis sees them."""
 
     ratio: list[list[float | None]]  # [N, N], 1 is usual for the class
-    found: str  # the verdict in words
-    right: bool
+    found: Fault
 
 
 def matrices(
     fault: Fault, samples: int = 16, slowdown: float = 2.0, seed: int = 0
 ) -> dict[str, Matrix]:
     """The same fault on planned and on hashed paths."""
+    group = leaves()
     delays = torch.stack(
         [window(fault, samples, slowdown, seed, paths) for paths in PATHS]
     )
-    stats = delay_stats(delays, leaves(), Z)
-    # the largest delay that is not hot at z = 0 is the usual one
-    ratio = stats.median / limits(stats.median, leaves(), 0.0)
+    stats = delay_stats(delays, group, Z)
     shown = {}
-    for paths, one, found in zip(PATHS, ratio, verdicts(stats), strict=True):
-        cells = [[x if x > 0 else None for x in row] for row in one.tolist()]
-        shown[paths] = Matrix(cells, words(found), found == fault)
+    for paths, ratio, found in zip(
+        PATHS,
+        ratios(stats.median, group).nan_to_num(-1.0).tolist(),
+        verdicts(stats, group),
+        strict=True,
+    ):
+        cells = [[x if x > 0 else None for x in row] for row in ratio]
+        shown[paths] = Matrix(cells, found)
     return shown
+
+
+def found_by_slowdown(
+    slowdowns: list[float], samples: int = 16, trials: int = 5, seed: int = 50
+) -> dict[str, list[float]]:
+    """Percent of right verdicts, for both kinds of paths and both rules."""
+    return {
+        f"{paths}, {rule}": [
+            diagnosed(seed, paths, samples, m, trials=trials, rule=rule)
+            for m in slowdowns
+        ]
+        for paths in PATHS
+        for rule in RULES
+    }
 
 
 def words(found: Fault) -> str:

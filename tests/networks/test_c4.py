@@ -11,7 +11,7 @@ from seed_0 import in_the_ledger, measured
 
 from lab.exercises import judge
 from lab.kernels.delay_stats import DelayStats, delay_stats
-from lab.networks import c4, c4_view
+from lab.networks import c4, c4_view, slow_parts
 from lab.networks.delay_traces import (
     FAR,
     RAIL,
@@ -150,6 +150,12 @@ def test_only_flows_on_dead_links_are_hashed_again():
     assert hit == 10
 
 
+def test_the_links_that_die_are_those_of_leaf_0():
+    alive = c4.dead_links(5, 3)
+    assert (~alive).sum(1).tolist() == [5] + [0] * 7
+    assert not torch.equal(alive, c4.dead_links(5, 4))
+
+
 @pytest.mark.parametrize("placement, count", PLACEMENTS)
 def test_a_job_is_one_ring_per_rail(placement, count):
     jobs = rings(placement, count, 2)
@@ -217,12 +223,16 @@ def test_a_window_has_the_fault_where_it_should():
         assert cells == expected[fault.kind]
 
 
+@pytest.mark.parametrize("rule", slow_parts.RULES)
 @pytest.mark.parametrize("seed", range(3))
-def test_every_fault_is_found_where_nothing_else_disturbs(seed):
+def test_every_fault_is_found_where_nothing_else_disturbs(seed, rule):
     for fault in faults(seed):
         one = window(fault, 3, 1.2, seed, jitter=0.0)
-        stats = delay_stats(one[None], leaves(), c4.Z)
-        assert c4.verdicts(stats) == [fault]
+        stats = delay_stats(one[None], leaves(), slow_parts.Z)
+        assert slow_parts.verdicts(stats, leaves(), rule) == [fault]
+
+
+ONE = torch.zeros(3, dtype=torch.int32)  # three ranks under one leaf
 
 
 def stats(sends, receives, hot=(), median=None):
@@ -244,7 +254,7 @@ def test_the_larger_share_is_to_blame_and_equals_go_to_the_first():
         (([0.0, 0.5, 0.1], [0.5, 0.2, 0.6]), Fault("none")),
     ]
     for shares, fault in blamed:
-        assert c4.verdicts(stats(*shares)) == [fault]
+        assert slow_parts.verdicts(stats(*shares), ONE) == [fault]
 
 
 def test_a_link_is_to_blame_if_no_rank_is_and_the_slowest_counts():
@@ -252,20 +262,43 @@ def test_a_link_is_to_blame_if_no_rank_is_and_the_slowest_counts():
     # the slowest of all is not hot for its class
     median[0, 0, 1], median[0, 2, 0], median[0, 1, 2] = 2.0, 3.0, 9.0
     found = stats([0.5] * 3, [0.5] * 3, [(0, 1), (2, 0)], median)
-    assert c4.verdicts(found) == [Fault("link", 2, 0)]
+    assert slow_parts.verdicts(found, ONE) == [Fault("link", 2, 0)]
+
+
+def test_a_job_that_communicates_less_of_the_time_gains_less():
+    one = c4.experiment(3, "packed", 4)
+    gained = []
+    for slow, fast in zip(one["ECMP"], one["least used"], strict=True):
+        # 7 s of computing, and 3 s of communication with ECMP
+        gained.append(10 / (7 + 3 * slow / fast) - 1)
+    found = c4.CLAIMS[3].experiment(3, 0.3, "packed", 4)
+    assert found == pytest.approx(100 * np.mean(gained))
+
+
+def test_who_sees_nothing_wrong_says_so():
+    # at 1.0 times as slow, only the windows without a fault can be right
+    assert c4_view.found_by_slowdown([1.0], trials=2)["planned, rows"] == [25]
+
+
+def test_a_pairs_own_past_shows_what_the_hash_hides():
+    setting = {"paths": "hashed", "samples": 16, "trials": 2}
+    assert slow_parts.diagnosed(70, past=True, **setting) == 100
+    assert slow_parts.diagnosed(70, **setting) < 60
 
 
 def test_diagnosis_gets_worse_with_less_to_see():
-    strong = c4.diagnosed(50, slowdown=2.0, samples=16, trials=3)
-    weak = c4.diagnosed(50, slowdown=1.1, samples=16, trials=3)
-    hashed = c4.diagnosed(50, "hashed", slowdown=2.0, samples=16, trials=3)
+    strong = slow_parts.diagnosed(50, slowdown=2.0, samples=16, trials=3)
+    weak = slow_parts.diagnosed(50, slowdown=1.1, samples=16, trials=3)
+    hashed = slow_parts.diagnosed(
+        50, "hashed", slowdown=2.0, samples=16, trials=3
+    )
     assert strong == 100 and weak == 25 and hashed <= 50
 
 
 def test_the_picture_reaches_from_the_plan_to_the_hash():
     jobs = rings("scattered", 8, 0)
     planned = c4_view.picture(0, "exact")
-    assert set(planned.speed.values()) == {1.0} and planned.slowest == ""
+    assert set(planned.speed.values()) == {1.0}
     assert max(map(max, planned.up + planned.down)) == 1
     hashed = c4_view.picture(256, "exact")
     expected = bandwidth(ecmp(jobs.flows, FABRIC, 0), jobs, FABRIC)
@@ -281,7 +314,7 @@ def test_one_flow_out_of_place_slows_whole_jobs_down():
     shown = c4_view.picture(1, "exact")
     assert sorted(shown.speed.values()) == [0.5] * 3 + [1.0] * 5
     assert "1 of 240 flows hashed: 3 of 8 jobs slowed down" in shown.title
-    assert shown.speed[shown.slowest] == 0.5
+    assert shown.here == {"here": 1} and c4_view.picture(0, "exact").here == {}
 
 
 @pytest.mark.parametrize("plan", c4_view.PLANS)
@@ -300,11 +333,58 @@ def test_a_picture_within_the_leaves_has_one_point():
 
 
 def test_the_two_matrices_show_one_fault_on_two_kinds_of_paths():
-    shown = c4_view.matrices(Fault("sends", 13))
-    assert shown["planned"].right and not shown["hashed"].right
-    assert shown["planned"].found == "rank 13 sends slowly"
-    row = [x for x in shown["planned"].ratio[13] if x is not None]
-    assert len(row) == RANKS - 1 and 1.7 < np.median(row) < 2.3
+    fault = Fault("link", 5, 20)
+    shown = c4_view.matrices(fault)
+    assert shown["planned"].found == fault != shown["hashed"].found
+    assert 1.7 < shown["planned"].ratio[5][20] < 2.3
+    assert shown["planned"].ratio[5][5] is None
+    others = [x for row in shown["planned"].ratio for x in row if x]
+    assert len(others) == RANKS * (RANKS - 1) and sorted(others)[-2] < 1.5
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (Fault("none"), "nothing is slow"),
+        (Fault("sends", 3), "rank 3 sends slowly"),
+        (Fault("receives", 0), "rank 0 receives slowly"),
+        (Fault("link", 2, 9), "the link from 2 to 9 is slow"),
+    ],
+)
+def test_a_verdict_is_said_in_words(fault, words):
+    assert c4_view.words(fault) == words
+
+
+def test_medians_of_rows_see_a_nic_through_the_hash_but_not_a_link():
+    by_rows = c4_view.found_by_slowdown([1.2], trials=2)
+    assert by_rows["planned, rows"] > by_rows["planned, cells"]
+    one = window(Fault("sends", 7), 16, 2.0, 3, "hashed")[None]
+    stats = delay_stats(one, leaves(), slow_parts.Z)
+    assert slow_parts.verdicts(stats, leaves(), "rows") == [Fault("sends", 7)]
+    assert slow_parts.verdicts(stats, leaves(), "cells") != [Fault("sends", 7)]
+    one = window(Fault("link", 5, 20), 16, 2.0, 0, "hashed")[None]
+    stats = delay_stats(one, leaves(), slow_parts.Z)
+    assert slow_parts.verdicts(stats, leaves(), "rows") != [
+        Fault("link", 5, 20)
+    ]
+
+
+def test_medians_of_rows_are_those_of_numpy():
+    # by rows: rank 2's row has the largest median above the others
+    delays, group = window(Fault("sends", 2), 4, 1.5, 8)[None], leaves()
+    stats = delay_stats(delays, group, slow_parts.Z)
+    ratio = slow_parts.ratios(stats.median, group)[0].numpy()
+    with np.errstate(invalid="ignore"):
+        near = np.equal.outer(group.numpy(), group.numpy())
+        median = np.where(np.eye(RANKS), np.nan, stats.median[0].numpy())
+        for of in (near, ~near):
+            values = np.sort(median[of & ~np.isnan(median)])
+            middle = values[(len(values) - 1) // 2]
+            expected = median[of] / middle
+            np.testing.assert_allclose(ratio[of], expected, rtol=1e-6)
+    rows = np.nanmedian(ratio, 1)
+    assert rows.argmax() == 2
+    assert slow_parts.verdicts(stats, group, "rows") == [Fault("sends", 2)]
 
 
 def test_every_claim_can_be_measured():
@@ -328,6 +408,10 @@ def test_seed_0_measures_what_the_record_says():
         (lambda: rings("packed", 3, 0), "3 jobs do not share 32 nodes"),
         (lambda: rings("packed", 32, 0), "use a divisor from 1 to 16"),
         (lambda: undisturbed("lucky", 0), "paths='lucky'"),
+        (
+            lambda: slow_parts.verdicts(stats([0.0] * 3, [0.0] * 3), ONE, "x"),
+            "rule='x' is unknown; use one of cells, rows",
+        ),
         (
             lambda: c4.by_arrival(
                 rings("scattered", 8, 0).flows, FABRIC,
