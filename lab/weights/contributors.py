@@ -1,4 +1,4 @@
-"""What is trained before any routing (chapter 21, PHATGOOSE).
+"""What is trained before any routing (chapters 21 and 22).
 
 A base model, one LoRA expert per language, one expert for all languages as a
 rival, and last of all the gates. Each gate is trained by the contributor of

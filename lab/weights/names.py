@@ -66,20 +66,21 @@ def split(language: str) -> Split:
 
 
 class Mixed(NamedTuple):
-    """Test names in the languages of all experts in turn, a line each."""
+    """Test names in the languages of several experts in turn, a line each."""
 
     ids: Tensor  # [characters] int64, index into the alphabet
     language: Tensor  # [characters] int64, index into EXPERTS
 
 
 @cache
-def mixed() -> Mixed:
-    """A task made of all six languages; no expert has seen a second one."""
-    lines = [decode(split(e).test).splitlines() for e in EXPERTS]
+def mixed(languages: tuple[str, ...] = EXPERTS) -> Mixed:
+    """A task made of several languages; no expert has seen a second one."""
+    places = [EXPERTS.index(language) for language in languages]
+    lines = [decode(split(e).test).splitlines() for e in languages]
     turns = [
         (place, line + "\n")
         for row in zip(*lines, strict=False)
-        for place, line in enumerate(row)
+        for place, line in zip(places, row, strict=True)
     ]
     whose = [place for place, line in turns for _ in line]
     return Mixed(

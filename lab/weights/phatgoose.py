@@ -83,18 +83,21 @@ def route(
     kind: str = KINDS[0],
     temperature: float = 1.0,
 ) -> Gate:
-    """The k best experts of each token [T, n] by the rows [N, n] of a router.
+    """The k best experts of each token [T, n] by the rows [N, n] of a
+    router."""
+    check_trained(rows)
+    return topk_gate(scores(tokens, rows, kind) / temperature, k)
 
-    A row of zeros is a gate that nobody trained; it would score 0 and win
-    over every negative score, so it is refused.
-    """
+
+def check_trained(rows: Tensor) -> None:
+    """Refuse a row of zeros, a gate that nobody trained: it would score 0 and
+    win over every negative score."""
     untrained = (rows == 0).all(dim=1).nonzero().flatten().tolist()
     if untrained:
         raise ValueError(
             f"the gate of expert {untrained[0]} is all 0, as before training;"
             " train it, or leave the expert out"
         )
-    return topk_gate(scores(tokens, rows, kind) / temperature, k)
 
 
 def routed(
