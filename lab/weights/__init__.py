@@ -2,12 +2,13 @@
 
 One file per paper. Shared by the chapters of this part:
 
-============  ===========================================================
-``names``     the same names in twenty languages, one language one task
-``adapters``  a small character model, LoRA experts and their training
-``rivals``    ways to use the experts of others without trained gates
-============  ===========================================================
+================  =======================================================
+``names``         the same names in twenty languages, one language one task
+``adapters``      a small character model, LoRA experts and their training
+``contributors``  the experts and gates of chapters 21 and 22, and their order
+``rivals``        ways to use the experts of others without trained gates
+================  =======================================================
 
-For one chapter only: ``contributors`` belongs to 21, PHATGOOSE. The recordings
-that a chapter's pictures show are in ``<its name>_recorded``.
+For one chapter only: ``descriptions`` and ``hints`` belong to 22, GLIDER. The
+recordings that a chapter's pictures show are in ``<its name>_recorded``.
 """
