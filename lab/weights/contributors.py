@@ -71,7 +71,7 @@ class Trained(NamedTuple):
 
     model: CharModel
     experts: Experts
-    multitask: Experts  # one expert, trained on all tasks
+    multitask: Experts | None  # one expert, trained on all tasks
     gates: Tensor  # [modules, N, n], or one axis more with snapshots
 
 
@@ -81,12 +81,16 @@ def train(
     expert_steps: int = EXPERT_STEPS,
     gate_steps: int = GATE_STEPS,
     every: int = 0,
+    rival: bool = True,
 ) -> Trained:
-    """Train base, experts, the multitask expert, and last the gates."""
+    """Train base, experts, the multitask expert if that ``rival`` is wanted,
+    and last the gates."""
     model = train_base(seed, names.BASE, base_steps)
     experts = train_experts(model, names.EXPERTS, seed, expert_steps)
-    multitask = train_experts(
-        model, names.EXPERTS, seed, expert_steps, shared=True
-    )
+    multitask = None
+    if rival:
+        multitask = train_experts(
+            model, names.EXPERTS, seed, expert_steps, shared=True
+        )
     gates = train_gates(model, experts, names.EXPERTS, seed, gate_steps, every)
     return Trained(model, experts, multitask, gates)

@@ -56,7 +56,6 @@ from lab.weights.hints import (
 
 ALPHAS = (0.0, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 THRESHOLDS = tuple(step / 10 for step in range(11))  # p is one of these
-CHOOSING = 512  # characters that p and a constant alpha are chosen on
 
 
 def read(languages: tuple[str, ...]) -> names.Mixed:
@@ -93,16 +92,18 @@ def experiment(
     expert_steps: int = EXPERT_STEPS,
     gate_steps: int = GATE_STEPS,
     k: int = 2,
+    choosing: int = 512,
     characters: int = 1536,
 ) -> Result:
     """Train base, experts and gates; choose p and alpha; measure all kinds.
 
     The seed also says which wording of each query is measured. p and alpha
-    are chosen with the other wordings and on other characters.
+    are chosen with the other wordings, on the first characters of each text,
+    and those that follow are measured.
     """
-    trained = train(seed, base_steps, expert_steps, gate_steps)
-    p, alpha = choose(trained, seed, k)
-    test = slice(CHOOSING, CHOOSING + CONTEXT + characters)
+    trained = train(seed, base_steps, expert_steps, gate_steps, rival=False)
+    p, alpha = choose(trained, seed, choosing, k)
+    test = slice(choosing, choosing + CONTEXT + characters)
     found, familiar = {}, {}
     for kind in KINDS:
         asked = queries(kind, seed % WORDINGS)
@@ -147,28 +148,28 @@ def by_alpha(
     }
 
 
-def choose(trained: Trained, seed: int, k: int = 2) -> tuple[float, float]:
+def choose(
+    trained: Trained, seed: int, characters: int, k: int = 2
+) -> tuple[float, float]:
     """The p with the fewest bits over languages held in and held out, and the
     constant alpha with the fewest over those held in.
 
-    They see the first 512 test characters and the two wordings that are not
-    measured.
+    On the first characters of each text, and with the two wordings that are
+    not measured.
     """
-    part = slice(0, CHOOSING + CONTEXT)
-    alphas, thresholds = (
-        dict.fromkeys(ALPHAS, 0.0),
-        dict.fromkeys(THRESHOLDS, 0.0),
-    )
+    part = slice(0, characters + CONTEXT)
+    by_p = dict.fromkeys(THRESHOLDS, 0.0)
+    by_constant = dict.fromkeys(ALPHAS, 0.0)
     for wording in {*range(WORDINGS)} - {seed % WORDINGS}:
         for query in (q for kind in KINDS[:2] for q in queries(kind, wording)):
             hint, ids = alike(query.said), read(query.languages).ids[part]
             row = by_alpha(trained, ids, hint, k)
             for p in THRESHOLDS:
-                thresholds[p] += row[scale(hint, p)]
+                by_p[p] += row[scale(hint, p)]
             if query.kind == KINDS[0]:
                 for alpha in ALPHAS:
-                    alphas[alpha] += row[alpha]
-    return min(thresholds, key=thresholds.get), min(alphas, key=alphas.get)
+                    by_constant[alpha] += row[alpha]
+    return min(by_p, key=by_p.get), min(by_constant, key=by_constant.get)
 
 
 def _held_in(seed: int, **parameters) -> float:
@@ -237,13 +238,15 @@ FULL = {
     "base_steps": BASE_STEPS,
     "expert_steps": EXPERT_STEPS,
     "gate_steps": GATE_STEPS,
+    "choosing": 512,
     "characters": 1536,
 }
 SHORT = {
     "base_steps": 60,
     "expert_steps": 30,
     "gate_steps": 20,
-    "characters": 256,
+    "choosing": 128,
+    "characters": 128,
 }  # fmt: skip
 SMALL = (
     "Descriptions are sentences written by hand, compared by the words that"
