@@ -267,7 +267,7 @@ _claim = partial(
     seeds=5,
     limits=SMALL,
 )
-_HALF = "bits per character, two languages of which one is named, "
+_HALF = "bits per character, two languages with one named, "
 
 CLAIMS = (
     _claim(
@@ -275,8 +275,7 @@ CLAIMS = (
         sentence="GLIDER achieves substantially improved held-in performance"
         " (6.6 % over token-level routing).",
         source="abstract; the figure as a reviewer gives it",
-        effect="bits per character saved against PHATGOOSE on languages held"
-        " in",
+        effect="bits per character saved against PHATGOOSE, languages held in",
         unit="%",
         experiment=_held_in,
         threshold=6.6,
@@ -284,9 +283,8 @@ CLAIMS = (
     ),
     _claim(
         slug="keeps-held-out",
-        sentence="... while maintaining strong generalization on held-out"
-        " tasks.",
-        effect="bits per character on languages held out, GLIDER minus"
+        sentence="GLIDER maintains strong generalization on held-out tasks.",
+        effect="bits per character, languages held out, GLIDER minus"
         " PHATGOOSE",
         experiment=_held_out,
         threshold=0.01,
@@ -297,8 +295,8 @@ CLAIMS = (
         " constant alpha serves both (implied by the rule with p, and by the"
         " script's two constants).",
         source="the rule for alpha; paper-eval.sh",
-        effect="what the best constant loses, held in or half named, whichever"
-        " is more, to the alpha that is best there",
+        effect="bits per character, loss of the best constant where it is"
+        " larger: held in, or one of two named",
         experiment=_no_constant,
         threshold=0.05,
         side="above",
@@ -306,11 +304,10 @@ CLAIMS = (
     _claim(
         slug="threshold-sees-half",
         sentence="The threshold keeps the large scale for tasks that an expert"
-        " covers (implied: it gains at least 0.01 bits over the constant that"
-        " is best on those).",
+        " covers (implied: on others it gains at least 0.01 bits over the"
+        " constant that is best on those).",
         source="the rule for alpha",
-        effect=_HALF + "GLIDER minus the constant alpha that is best on"
-        " languages held in",
+        effect=_HALF + "GLIDER minus the constant that is best held in",
         experiment=_threshold,
         threshold=-0.01,
     ),
@@ -326,16 +323,15 @@ CLAIMS = (
         sentence="Both scales are needed: routing by descriptions alone is"
         " worse.",
         source="ablations",
-        effect="bits per character, mean of the four kinds of query with a"
-        " hint, GLIDER minus the two experts described most alike",
+        effect="bits per character, mean of four kinds of query, GLIDER minus"
+        " choice by description",
         experiment=_described,
     ),
     _claim(
         slug="gates-know-the-token",
         sentence="The local router facilitates token-level decisions, which"
         " gives finer control on unseen and challenging tasks.",
-        effect=_HALF + "alpha = 3 minus the same with every token's local"
-        " scores taken from another token",
+        effect=_HALF + "alpha = 3 minus the same with another token's gates",
         experiment=_half_named(BETA, "shuffled"),
     ),
     _claim(

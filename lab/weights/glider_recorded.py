@@ -4,6 +4,8 @@ The model, the experts and the gates are those recorded for chapter 21 (seed
 0). The curves were measured once; the passage shown is read live.
 """
 
+import html
+import textwrap
 from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple
@@ -24,15 +26,18 @@ from lab.weights.descriptions import (
     known,
     queries,
 )
-from lab.weights.glider import ALPHAS, by_alpha, read
-from lab.weights.hints import guided, is_familiar
+from lab.weights.glider import ALPHAS, by_alpha, measure, read
+from lab.weights.hints import BETA, guided, is_familiar
 
 RULES = ("constant", "threshold")
+RIVALS = ("described", "shuffled", "merged", "oracle")
 KS = tuple(range(1, 7))
 RECORDED = "glider/curves.npz"
 MEASURED = 1024  # characters of each query that the curves rest on
 SHOWN = 512  # characters that a description of your own is tried on
 WIDTH = 56  # characters of the picture
+# a logarithmic axis has no place for 0
+AXIS = (0.1, *ALPHAS[1:])
 
 
 @cache
@@ -48,27 +53,34 @@ def train_checkpoints(progress: Callable = iter) -> None:
 
     Nothing is trained: the experts are chapter 21's (`lab train 21`).
     """
-    shape = len(KS), len(KINDS), WORDINGS, len(names.EXPERTS), len(ALPHAS)
-    found = np.zeros(shape, dtype=np.float32)
-    without = np.zeros(shape[1:2] + shape[3:4], dtype=np.float32)
+    shape = len(KINDS), WORDINGS, len(names.EXPERTS)
+    spent = np.zeros((len(KS), *shape, len(ALPHAS)), dtype=np.float32)
+    others = np.zeros((*shape, len(RIVALS)), dtype=np.float32)
+    without = np.zeros(shape, dtype=np.float32)
     part, seen = slice(0, MEASURED + CONTEXT), {}
-    for place in progress([*np.ndindex(shape[:-1])]):
-        k, kind, wording, number = place
+    for place in progress([*np.ndindex(shape)]):
+        kind, wording, number = place
         query = queries(KINDS[kind], wording)[number]
-        ids, hint = read(query.languages).ids[part], alike(query.said)
-        # wordings with the same known words need no second run
-        key = KS[k], query.languages, tuple(hint.tolist())
+        # sentences with the same known words need no second run
+        hint = alike(query.said)
+        key = query.languages, tuple(hint.tolist())
         if key not in seen:
-            row = by_alpha(trained(), ids, hint, KS[k])
-            seen[key] = list(row.values())
-        found[place] = seen[key]
-        if not without[kind, number]:
-            without[kind, number] = bits(trained().model, ids)
-    write_arrays(DATA / RECORDED, bits=found, without=without)
+            ids = read(query.languages).ids[part]
+            rows = [by_alpha(trained(), ids, hint, k) for k in KS]
+            rivals = measure(trained(), query, part)
+            seen[key] = (
+                [[*row.values()] for row in rows],
+                [rivals.get(way, np.nan) for way in RIVALS],
+                bits(trained().model, ids),
+            )
+        spent[:, *place], others[place], without[place] = seen[key]
+    write_arrays(DATA / RECORDED, bits=spent, rivals=others, without=without)
 
 
 @cache
 def _recorded() -> dict[str, np.ndarray]:
+    """bits [k, kind, wording, query, alpha], rivals [kind, wording, query,
+    way] at k = 2, and without [kind, wording, query] any expert."""
     return read_arrays(RECORDED)
 
 
@@ -86,20 +98,40 @@ def alpha_of(rule: str, alpha: float, hint: torch.Tensor, p: float) -> float:
 def saved(rule: str, p: float, k: int) -> dict[str, list[float]]:
     """Bits per character saved against no expert, over ALPHAS for each kind,
     mean of six queries in three wordings."""
-    table, without = _recorded()["bits"][KS.index(k)], _recorded()["without"]
+    spent, without = _recorded()["bits"][KS.index(k)], _recorded()["without"]
     found = {}
     for at, kind in enumerate(KINDS):
         rows = []
         for wording in range(WORDINGS):
             for number, query in enumerate(queries(kind, wording)):
                 hint = alike(query.said)
-                places = [
-                    ALPHAS.index(alpha_of(rule, alpha, hint, p))
-                    for alpha in ALPHAS
-                ]
-                spent = table[at, wording, number][places]
-                rows.append(without[at, number] - spent)
+                used = [alpha_of(rule, alpha, hint, p) for alpha in ALPHAS]
+                row = spent[at, wording, number]
+                row = row[[ALPHAS.index(alpha) for alpha in used]]
+                rows.append(without[at, wording, number] - row)
         found[kind] = np.mean(rows, axis=0).tolist()
+    return found
+
+
+def compared(p: float) -> dict[str, dict[str, float]]:
+    """Bits per character saved by every way at k = 2, by kind of query; NaN
+    for the oracle of languages without an expert."""
+    constant = saved(RULES[0], p, 2)
+    rule = saved(RULES[1], p, 2)
+    found = {
+        f"alpha = {alpha:g}": {
+            kind: row[ALPHAS.index(alpha)] for kind, row in constant.items()
+        }
+        for alpha in (0.0, 3.0, 100.0)
+    }
+    # 3, or 100 if familiar
+    found["threshold"] = {
+        kind: row[ALPHAS.index(BETA)] for kind, row in rule.items()
+    }
+    gained = _recorded()["without"][..., None] - _recorded()["rivals"]
+    means = gained.mean(axis=(1, 2))  # [kinds, ways]
+    for way, column in zip(RIVALS, means.T.tolist(), strict=True):
+        found[way] = dict(zip(KINDS, column, strict=True))
     return found
 
 
@@ -126,7 +158,27 @@ class Picture(NamedTuple):
     hint: dict[str, float]  # alpha times cosine, by expert
     spread: float  # best minus worst local score, mean
     saved: float  # bits per character on this query, against no expert
+    axis: str  # what the curves run over
     curves: dict[str, list[float]]  # the same by kind of query, over ALPHAS
+
+    @property
+    def note(self) -> str:
+        """The description, what of it is known, and the scale it gets."""
+        said = html.escape(textwrap.shorten(self.said, 70, placeholder=" ..."))
+        words = ", ".join(dict.fromkeys(self.known)) or (
+            "nothing, so the local scores decide alone"
+        )
+        return f"“{said}” alpha = {self.alpha:g}; recognised: {words}"
+
+    @property
+    def added(self) -> str:
+        """The hint's two largest shares of a score, beside the local ones."""
+        most = sorted(self.hint, key=self.hint.get, reverse=True)[:2]
+        parts = [f"{self.hint[e]:.1f} to {e}" for e in most if self.hint[e]]
+        return (
+            f"the hint adds {' and '.join(parts) or 'nothing'}; a token's"
+            f" local scores lie {self.spread:.1f} apart"
+        )
 
 
 def picture(
@@ -165,6 +217,7 @@ def picture(
         },
         spread=_spread(query.languages),
         saved=_without(query.languages) - cost,
+        axis="alpha" if rule == RULES[0] else "alpha of unfamiliar queries",
         curves=saved(rule, p, k),
     )
 

@@ -104,3 +104,16 @@ def described(experts: Experts, cosines: Tensor, k: int = 2) -> Adapter:
         return own(experts, *every)(module, u)
 
     return adapter
+
+
+def groups_per_tile(experts: Tensor, tokens: int, adapters: int) -> float:
+    """How many groups of ``adapters`` side by side a tile of ``tokens`` needs
+    for its choices [T, S], mean over the tiles.
+
+    `multi_lora` multiplies a tile by whole groups, and leaves out those that
+    none of its tokens chose.
+    """
+    groups = [
+        part.unique().numel() for part in (experts // adapters).split(tokens)
+    ]
+    return sum(groups) / len(groups)

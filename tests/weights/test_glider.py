@@ -348,17 +348,21 @@ def test_an_effect_is_what_its_claim_says(monkeypatch):
 
 def test_the_curves_are_what_a_measurement_gives():
     kind, number, k = "held-out", 4, 3
-    trained, spent = recorded.trained(), []
+    trained = recorded.trained()
     assert recorded._recorded()["bits"].shape == (6, 5, 3, 6, 7)
     part = slice(0, recorded.MEASURED + 12)
     query = queries(kind, 1)[number]
     row = glider.measure(trained, query, part, k)
     spent = [row[alpha] for alpha in ALPHAS]
-    found = recorded._recorded()["bits"][
-        recorded.KS.index(k), KINDS.index(kind), 1, number
-    ]
+    place = KINDS.index(kind), 1, number
+    found = recorded._recorded()["bits"][recorded.KS.index(k), *place]
     # another processor may send a character or two elsewhere
     assert found.tolist() == pytest.approx(spent, rel=1e-3)
+    row = glider.measure(trained, query, part, 2)
+    *others, oracle = recorded._recorded()["rivals"][place].tolist()
+    expected = [row[way] for way in recorded.RIVALS[:3]]
+    assert others == pytest.approx(expected, rel=1e-3)
+    assert math.isnan(oracle) and "oracle" not in row
 
 
 def test_the_curves_are_means_of_eighteen_sentences():
@@ -368,9 +372,34 @@ def test_the_curves_are_means_of_eighteen_sentences():
     for w in range(WORDINGS):
         for n, query in enumerate(queries("held-in", w)):
             place = 6 if max(alike(query.said).tolist()) >= p else beta
-            total += without[at, n] - table[1, at, w, n, place]
+            total += without[at, w, n] - table[1, at, w, n, place]
     found = recorded.saved("threshold", p, 2)["held-in"][beta]
     assert found == pytest.approx(total / 18, abs=1e-6)
+
+
+def test_the_comparison_holds_every_way():
+    found = recorded.compared(0.3)
+    assert len(found) == 8 and all(len(row) == 5 for row in found.values())
+    flat = recorded.saved("constant", 0.3, 2)
+    for alpha, at in ((0, 0), (3, 3), (100, 6)):
+        for kind, value in found[f"alpha = {alpha}"].items():
+            assert value == flat[kind][at]
+    at, place = recorded.RIVALS.index("merged"), KINDS.index("two named")
+    known = recorded._recorded()
+    gained = [
+        known["without"][place, w, n] - known["rivals"][place, w, n, at]
+        for w in range(WORDINGS)
+        for n in range(6)
+    ]
+    assert found["merged"]["two named"] == pytest.approx(sum(gained) / 18)
+    assert found["oracle"]["vague"] == found["oracle"]["half named"]
+
+
+def test_a_tile_counts_the_groups_that_it_needs():
+    # two tiles of three tokens, groups of four adapters
+    experts = torch.tensor([[0, 3], [1, 2], [5, 0], [4, 9], [11, 8], [0, 15]])
+    assert hints.groups_per_tile(experts, 3, 4) == (2 + 4) / 2
+    assert hints.groups_per_tile(experts, 6, 16) == 1
 
 
 def test_held_in_climbs_and_half_named_peaks_and_falls():
