@@ -31,7 +31,8 @@ def is_familiar(cosines: Tensor, p: float) -> bool:
     """Whether some expert's description is as alike as p; cosines [N]."""
     if not -1 <= p <= 1:
         raise ValueError(f"p={p} is not a cosine; use -1 to 1")
-    return cosines.max().item() >= p
+    # in the cosines' own precision, so that 0.9 reaches 0.9
+    return bool(cosines.max() >= p)
 
 
 def scale(

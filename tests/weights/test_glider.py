@@ -213,6 +213,12 @@ def test_the_rule_gives_the_scripts_two_constants():
     assert scale(hint, 0.5, gamma=1.0, beta=7.0) == 7
 
 
+def test_a_cosine_reaches_the_p_that_is_written_like_it():
+    # in fp32 0.9 is less than in Python
+    assert hints.is_familiar(torch.tensor([0.9, 0.1]), 0.9)
+    assert not hints.is_familiar(torch.tensor([0.9, 0.1]), 0.9001)
+
+
 def test_descriptions_alone_weigh_by_their_cosines():
     experts = recorded.trained().experts
     hint = torch.tensor([0.0, 0.3, 0.0, 0.1, 0.2, 0.0])
