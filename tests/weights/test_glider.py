@@ -260,6 +260,10 @@ def test_a_pair_of_languages_takes_turns():
 
 def test_p_and_alpha_are_chosen_by_the_fewest_bits(monkeypatch):
     asked = []
+    held_out = {
+        tuple(names.split(language).test[: 40 + 12].tolist())
+        for language in names.HELD_OUT
+    }
 
     def costs(trained, ids, hint, k):
         asked.append(hint)
@@ -267,6 +271,8 @@ def test_p_and_alpha_are_chosen_by_the_fewest_bits(monkeypatch):
         # 30 is best for all, but for a query with a cosine of 0.4 or more it
         # is 100, and 3 for one with less
         row = {alpha: 5.0 for alpha in ALPHAS} | {30.0: 1.0}
+        # held out, 10 is much better still: for a constant it must not count
+        row[10.0] = -90.0 if tuple(ids.tolist()) in held_out else 5.0
         row[100.0 if hint.max() >= 0.4 else 3.0] = 2.0
         return row
 
@@ -297,6 +303,37 @@ def test_what_is_measured_is_not_chosen_on(monkeypatch, seed):
     glider.experiment.__wrapped__(seed, **FEW)
     assert len(chosen) == 24 and len(set(sentences)) >= 12 + 3
     assert not set(chosen) & set(sentences)
+
+
+def test_the_first_characters_are_chosen_on_and_the_next_measured(
+    monkeypatch,
+):
+    asked, text = [], glider.read(("es",)).ids
+
+    def costs(trained, ids, hint, k=2):
+        asked.append(ids)
+        return dict.fromkeys(ALPHAS, 1.0)
+
+    monkeypatch.setattr(glider, "by_alpha", costs)
+    glider.experiment.__wrapped__(0, **FEW)
+    # 24 queries to choose on, then the first of those held in; the first 12
+    # characters are only read
+    assert torch.equal(asked[0], text[: 30 + 12])
+    assert torch.equal(asked[24], text[30 : 30 + 12 + 60])
+
+
+def test_glider_takes_the_scale_that_its_p_gives(monkeypatch):
+    monkeypatch.setattr(
+        glider, "by_alpha", lambda *_: {alpha: alpha for alpha in ALPHAS}
+    )
+    monkeypatch.setattr(glider, "choose", lambda *_: (0.5, 30.0))
+    found = glider.experiment.__wrapped__(1, **FEW)
+    for kind in KINDS:
+        most = [max(alike(query.said).tolist()) for query in queries(kind, 1)]
+        share = sum(c >= 0.5 for c in most) / 6
+        assert found.familiar[kind] == share
+        expected = 100 * share + 3 * (1 - share)
+        assert found.bits["GLIDER"][kind] == pytest.approx(expected)
 
 
 def test_one_seed_means_the_same_bits():
@@ -390,14 +427,15 @@ def test_the_comparison_holds_every_way():
     for alpha, at in ((0, 0), (3, 3), (100, 6)):
         for kind, value in found[f"alpha = {alpha}"].items():
             assert value == flat[kind][at]
-    at, place = recorded.RIVALS.index("merged"), KINDS.index("two named")
+    at, place = recorded.RIVALS.index("described"), KINDS.index("held-in")
     known = recorded._recorded()
     gained = [
         known["without"][place, w, n] - known["rivals"][place, w, n, at]
         for w in range(WORDINGS)
         for n in range(6)
     ]
-    assert found["merged"]["two named"] == pytest.approx(sum(gained) / 18)
+    expected = pytest.approx(sum(gained) / 18, abs=1e-6)
+    assert found["described"]["held-in"] == expected
     assert found["oracle"]["vague"] == found["oracle"]["half named"]
 
 
@@ -432,7 +470,9 @@ def test_the_picture_answers_the_knobs():
 
     plain = picture()
     assert plain.alpha == 3 and plain.known == ["spanish"]
-    assert len(plain.choices) == 6 and len(plain.letters) == recorded.WIDTH
+    assert len(plain.choices) == 6
+    ids = glider.read(("es", "fr")).ids
+    assert plain.letters == names.decode(ids[12 : 12 + recorded.WIDTH])
     assert picture(alpha=100.0).choices == [[0] * recorded.WIDTH] * 6
     assert picture(rule="threshold", p=0.3).alpha == 100
     assert picture(rule="threshold", p=0.5, alpha=1.0).alpha == 1
