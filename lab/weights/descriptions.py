@@ -9,9 +9,10 @@ descriptions (idf), divided by the vector's length:
     idf(w) = ln((1 + N) / (1 + df(w))) + 1      df: descriptions that have w
 
 Words that more than half of the descriptions have are left out, since they say
-nothing about which expert is meant. These are the rules of scikit-learn's
-`TfidfVectorizer(max_df=0.5)`. Unlike an embedder, TF-IDF knows no synonyms. A
-text without a known word is the zero vector, and its cosines are set to 0.
+nothing about which expert is meant, and so are little ones such as "the". But
+for these, the rules are those of scikit-learn's `TfidfVectorizer(max_df=0.5)`.
+Unlike an embedder, TF-IDF knows no synonyms. A text without a known word is
+the zero vector, and its cosines are set to 0.
 """
 
 import re
