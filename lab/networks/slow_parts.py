@@ -35,16 +35,16 @@ def verdicts(
     that exceeds `MOST`. By "rows", it is the one whose median, in usual
     delays, exceeds that of all rows or columns most, if by more than Z sigma
     of their medians. Of equals it is the row, then the lowest rank. If nobody
-    is to blame, it is the slowest link that is hot, if any is.
+    is to blame, it is the link that is hottest for its class, if any is hot.
     """
     if rule not in RULES:
         raise ValueError(
             f"rule={rule!r} is unknown; use one of {', '.join(RULES)}"
         )
-    windows = zip(ratios(stats.median, group), *stats, strict=True)
+    windows = zip(ratios(stats.median, group), *stats[1:], strict=True)
     return [
-        RULES[rule](ratio, sends, receives) or _slowest(median, hot)
-        for ratio, median, hot, sends, receives in windows
+        RULES[rule](ratio, sends, receives) or _hottest(ratio, hot)
+        for ratio, hot, sends, receives in windows
     ]
 
 
@@ -75,10 +75,10 @@ def _by_rows(ratio, sends, receives) -> Fault | None:
     return found
 
 
-def _slowest(median, hot) -> Fault:
+def _hottest(ratio, hot) -> Fault:
     if not hot.any():
         return Fault("none")
-    cell, N = int(median.where(hot > 0, 0.0).argmax()), len(hot)
+    cell, N = int(ratio.where(hot > 0, 0.0).argmax()), len(hot)
     return Fault("link", cell // N, cell % N)
 
 

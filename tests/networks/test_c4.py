@@ -257,12 +257,22 @@ def test_the_larger_share_is_to_blame_and_equals_go_to_the_first():
         assert slow_parts.verdicts(stats(*shares), ONE) == [fault]
 
 
-def test_a_link_is_to_blame_if_no_rank_is_and_the_slowest_counts():
+def test_a_link_is_to_blame_if_no_rank_is_and_the_hottest_counts():
     median = torch.ones(1, 3, 3)
-    # the slowest of all is not hot for its class
+    # the slowest of all is not hot
     median[0, 0, 1], median[0, 2, 0], median[0, 1, 2] = 2.0, 3.0, 9.0
     found = stats([0.5] * 3, [0.5] * 3, [(0, 1), (2, 0)], median)
     assert slow_parts.verdicts(found, ONE) == [Fault("link", 2, 0)]
+
+
+def test_a_link_is_judged_by_its_class_not_by_its_delay():
+    group = torch.arange(8, dtype=torch.int32) // 4
+    delays = torch.where(group[:, None] == group, 1.0, 2.0)[None, None]
+    # nearly twice as slow within a leaf, and 1.2 times to another
+    delays[..., 0, 1], delays[..., 0, 5] = 1.9, 2.4
+    found = delay_stats(delays, group, slow_parts.Z)
+    assert found.hot.sum() == 2
+    assert slow_parts.verdicts(found, group) == [Fault("link", 0, 1)]
 
 
 def test_a_job_that_communicates_less_of_the_time_gains_less():
