@@ -86,6 +86,10 @@ def window(
     ``seed`` decides the paths, and with ``part`` the jitter: windows of the
     same seed with different parts follow one another on the same paths.
     """
+    if fault.kind not in KINDS:
+        raise ValueError(
+            f"kind={fault.kind!r} is unknown; use one of {', '.join(KINDS)}"
+        )
     # -1 is the window before the first
     generator = torch.Generator().manual_seed(1000 * seed + part + 1)
     base = undisturbed(paths, seed).clone()

@@ -418,6 +418,7 @@ def test_seed_0_measures_what_the_record_says():
         (lambda: rings("packed", 3, 0), "3 jobs do not share 32 nodes"),
         (lambda: rings("packed", 32, 0), "use a divisor from 1 to 16"),
         (lambda: undisturbed("lucky", 0), "paths='lucky'"),
+        (lambda: window(Fault("send", 3), 1, 2.0, 0), "kind='send'"),
         (
             lambda: slow_parts.verdicts(stats([0.0] * 3, [0.0] * 3), ONE, "x"),
             "rule='x' is unknown; use one of cells, rows",
