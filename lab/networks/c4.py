@@ -12,10 +12,11 @@ C4P plans. A job sends few flows, equal and known beforehand, so each new one
 can be given the least used path (`uplinks.least_used`) in place of a hash.
 
 Read: both abstracts and summaries by others, not the full text. That rows and
-columns tell the two sides apart is remembered, not checked. When a pair is too
-slow (`kernels.delay_stats`), the share of 60 %, and flows as a fluid are the
-lab's. Left out: hangs, ranks that are late because they compute slowly, the
-two ports of a NIC, and the probing of paths.
+columns tell the two sides apart is remembered, not checked. The median, when a
+pair is too slow (`kernels.delay_stats`), the share of 60 %, the maximum in
+`least_used`, and flows as a fluid are the lab's. Left out: hangs, ranks that
+are late because they compute slowly, the two ports of a NIC, and the probing
+of paths.
 """
 
 from functools import partial

@@ -203,6 +203,11 @@ def test_planned_paths_are_quiet_and_hashed_ones_are_not():
     assert torch.equal(planned[apart], usual[apart])
     slower = hashed[apart] / usual[apart]
     assert (slower >= 1).all() and (slower > 1.5).float().mean() > 0.3
+    # the paper's rule plans these rounds as well as the exact one
+    for r in range(1, RANKS):
+        sent = flows(range(RANKS), np.roll(range(RANKS), -r), [1.0] * RANKS)
+        plan = least_used(sent, RAIL, range(RANKS))
+        assert set(on_links(plan, sent, RAIL).values()) <= {1}
     # a path is a path: within a leaf nothing is shared
     assert torch.equal(slower[usual[apart] == 1].unique(), torch.ones(1))
     assert RAIL.spines * RAIL.leaves == RANKS
