@@ -152,9 +152,10 @@ def _regrouped(seed: int, steps: int) -> float:
 FULL, SHORT = {"steps": STEPS}, {"steps": 32}
 SMALL = (
     f"A character model of six layers with {EXPERTS} experts each, one taken"
-    " per token, on Python code; the cache is simulated, with a transfer as"
-    " long as a layer's attention. The paper measures Switch, DeepSeek, Qwen"
-    " and Mixtral models on one GPU."
+    " per token, on Python code that is given, so guesses reach into the next"
+    " step; the cache is simulated, with a transfer as long as a layer's"
+    " attention. The paper measures Switch, DeepSeek, Qwen and Mixtral models"
+    " on one GPU."
 )
 
 _claim = partial(
