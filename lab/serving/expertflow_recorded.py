@@ -66,7 +66,8 @@ def trace(seed: int = 0) -> Trace:
 def mistaken(seed: int, percent: int) -> Tensor:
     """The true paths with ``percent`` of the experts replaced by others.
 
-    What is wrong at 10 % is wrong at 20 %, too.
+    What is wrong at 10 % is wrong at 20 %, too. An expert that is wrong for
+    one text may still be needed by another.
     """
     if not 0 <= percent <= 100:
         raise ValueError(f"wrong={percent} is not within 0 to 100 percent")
@@ -118,6 +119,11 @@ def lru(
     steps: int = STEPS,
 ) -> Served:
     """The baseline with as many slots in all, the same number per layer."""
+    if capacity % LAYERS:
+        raise ValueError(
+            f"capacity={capacity} is not the same number of slots for each of"
+            f" {LAYERS} layers; use a multiple of {LAYERS}"
+        )
     needs = needed(seed, batch, steps)
     return lru_by_layer(needs, LAYERS, capacity // LAYERS, Costs(transfer))
 
