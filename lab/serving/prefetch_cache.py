@@ -64,7 +64,7 @@ class Served(NamedTuple):
     hits: int
     loads: int
     time: float
-    jobs: list[Job]  # in the order in which they were begun
+    jobs: list[Job]  # those of the GPU as they began, then the link's
 
     @property
     def ratio(self) -> float:
