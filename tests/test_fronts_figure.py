@@ -56,6 +56,14 @@ def test_nothing_ticked_still_shows_where_we_are():
     assert low < 2.2 < high
 
 
+def test_an_axis_is_never_without_ticks():
+    # of the ticks 1, 2, 4 and 8 only 4 lies between 3 and 7
+    narrow = plane({"a": [at(3, 2.6), at(7, 2.2)]})
+    assert narrow.layout.xaxis.tickmode == "auto"
+    for figure in (plane(), plane({}, here=at(4, 2.2))):
+        assert figure.layout.xaxis.tickmode == "array"
+
+
 def test_gaps_are_coloured_by_the_side_of_their_interval():
     figure = gaps(
         {"good": (-1, -2, -0.5), "so": (0, -1, 1), "bad": (2, 1, 3)},

@@ -36,11 +36,17 @@ def fronts(
     points are joined by a straight line, with which the others are compared;
     on the logarithmic axis of the cost it looks bent. `among` are all names
     that there can be, so that each keeps its look while others come and go.
-    `here` is a single point, marked by a ring.
+    `here` is a single point, marked by a ring. Where fewer than two `ticks` of
+    the cost lie between the points, plotly chooses its own.
     """
     among = [n for n in (among or curves) if n != baseline]
     shown = [p for points in curves.values() for p in points]
     ring = [here] if here else []
+    costs = [p["x"] for p in [*shown, *ring]]
+    first, last = min(costs), max(costs)
+    few = sum(first <= t <= last for t in ticks) < 2
+    # around a single cost plotly shows a decade to each side
+    own = few and first < last
     low = min(p.get("low", p["y"]) for p in [*shown, *ring])
     high = max(p.get("high", p["y"]) for p in [*shown, *ring])
     room = 0.06 * (high - low or 1)
@@ -60,6 +66,7 @@ def fronts(
         x=dict(
             title_text=cost,
             type="log",
+            tickmode="auto" if own or not ticks else "array",
             tickvals=list(ticks) or None,
             ticktext=[number(t) for t in ticks] or None,
             exponentformat="none",
