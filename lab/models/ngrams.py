@@ -53,8 +53,8 @@ def losses(models: list[NGram], prompts: Tensor) -> Tensor:
     """
     if prompts.shape[1] < LEAST:
         raise ValueError(
-            f"a prompt of {prompts.shape[1]} characters has no loss; write at"
-            f" least {LEAST}"
+            f"a prompt of length {prompts.shape[1]} has no loss; write at"
+            f" least {LEAST} characters"
         )
     a, b, c = prompts[:, :-2], prompts[:, 1:-1], prompts[:, 2:]
     return torch.stack([m.bits[a, b, c].mean(dim=1) for m in models], dim=1)

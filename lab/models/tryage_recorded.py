@@ -192,9 +192,10 @@ class Picture(NamedTuple):
     free: Policy  # the same router at lambda 0
     load: dict[str, float]  # share of the test prompts, in percent
     values: dict[str, float]  # of the typed prompt, in the unit of `UNITS`
-    losses: dict[str, float]  # and its true losses
+    losses: dict[str, float]  # its true losses
+    paid: dict[str, float]  # the same plus penalty
     chosen: str  # the typed prompt's expert
-    best: str  # the one with the lowest true loss plus penalty
+    best: str  # the one that has least to be paid
     margin: float  # the second lowest of these values minus the lowest
     penalty: float
 
@@ -210,12 +211,16 @@ class Picture(NamedTuple):
 
     @property
     def note(self) -> str:
-        """What the typed prompt's expert truly loses, in words."""
-        paid = f"true loss {self.losses[self.chosen]:.2f} bits"
+        """What the typed prompt's expert truly loses, in words.
+
+        A wish is added, because the one that is better with it may lose more.
+        """
+        mine, least = self.paid[self.chosen], self.paid[self.best]
+        wish = " + wish" if self.penalty else ""
+        words = f"true loss{wish} {mine:.2f} bits"
         if self.chosen == self.best:
-            return f"{paid}; the right choice"
-        better = f"{self.best} would have {self.losses[self.best]:.2f}"
-        return f"{paid}; {better}"
+            return f"{words}; the right choice"
+        return f"{words}; {self.best} would have {least:.2f}"
 
 
 def ring(seen: Picture, kind: str) -> dict:
@@ -246,6 +251,7 @@ def picture(
         read = loss_routers.features(ids)
         values = _shown(kind, _among(kind, who).values(read))
     values = values[0] + _wanted(kind, penalty) * cost
+    paid = true[0] + penalty * cost
     low, second = values.sort().values[:2].tolist()
     here = policy(kind, who, penalty)
     return Picture(
@@ -255,8 +261,9 @@ def picture(
         load=dict(zip(names, here.load, strict=True)),
         values=dict(zip(names, values.tolist(), strict=True)),
         losses=dict(zip(names, true[0].tolist(), strict=True)),
+        paid=dict(zip(names, paid.tolist(), strict=True)),
         chosen=names[values.tolist().index(low)],
-        best=names[(true + penalty * cost)[0].argmin()],
+        best=names[paid.argmin()],
         margin=second - low,
         penalty=penalty,
     )

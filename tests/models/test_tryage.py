@@ -388,6 +388,16 @@ def test_one_for_all_is_the_best_of_training():
     assert found.size == expected.size
 
 
+def test_the_better_expert_is_better_by_what_the_note_says():
+    # the classifier calls trigram; bigram loses more, but it is small
+    loop = "for i in range(9): print(i)"
+    seen = picture(2.0, "best expert", prompt=loop)
+    assert seen.losses[seen.best] > seen.losses[seen.chosen]
+    words, of, least = seen.note.rpartition(f"; {seen.best} would have ")
+    assert of and float(least) < float(words.split()[-2])
+    assert picture(prompt=LAW).note.startswith("true loss ")
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_bars_are_the_routers_values_in_their_order(kind):
     read = loss_routers.features(encode(LAW)[None])
@@ -421,8 +431,8 @@ def test_a_typed_prompt_finds_its_expert(prompt, expert):
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
-        (lambda: picture(prompt="ab"), "a prompt of 2 characters"),
-        (lambda: picture(prompt=""), "a prompt of 0 characters"),
+        (lambda: picture(prompt="ab"), "a prompt of length 2"),
+        (lambda: picture(prompt=""), "a prompt of length 0"),
         (lambda: picture(left_out=", ".join(EXPERTS)), "0 of 11 experts"),
         (lambda: picture(left_out=", ".join(EXPERTS[1:])), "1 of 11 expert"),
         (lambda: ngrams.train(torch.zeros(1, 9).long(), 4), "order=4"),
