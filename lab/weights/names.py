@@ -75,6 +75,12 @@ class Mixed(NamedTuple):
 @cache
 def mixed(languages: tuple[str, ...] = EXPERTS) -> Mixed:
     """A task made of several languages; no expert has seen a second one."""
+    for language in languages:
+        if language not in EXPERTS:
+            raise ValueError(
+                f"language={language!r} has no expert; use"
+                f" {', '.join(EXPERTS)}"
+            )
     places = [EXPERTS.index(language) for language in languages]
     lines = [decode(split(e).test).splitlines() for e in languages]
     turns = [

@@ -516,6 +516,7 @@ LOCAL, HINT = scores_and_hint(T=5)
         (lambda: scale(HINT, 1.5), "p=1.5 is not a cosine"),
         (lambda: descriptions.learn([]), "there is no description"),
         (lambda: descriptions.cosines(HINT, LOCAL[:, :4]), "do not fit"),
+        (lambda: glider.read(("es", "pt")), "language='pt' has no expert"),
         (lambda: queries("x"), "kind='x' is not one of held-in"),
         (lambda: queries("vague", 3), "wording=3 does not exist"),
         (lambda: recorded.picture(alpha=2.0), "alpha=2.0 was not recorded"),
