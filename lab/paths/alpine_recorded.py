@@ -80,14 +80,15 @@ def picture(
     else:
         truth = one.reach / 2 + one.seen / 2
     of_self = torch.eye(NODES, dtype=torch.bool)
-    high, middle = truth == 1, truth == 0.5
+    # a target has followed on paths to it, but does not reach itself
+    high, middle = ~of_self & (truth == 1), ~of_self & (truth == 0.5)
     low = ~of_self & (truth < 1)
     right = {kind: chances / 100} | one.planners
     return Picture(
         "current node" if table == "edges" else "target",
         truth.fill_diagonal_(0),
         (weights.double() / STEPS).masked_fill(of_self, 0),
-        separation(weights, high & ~of_self, low),
+        separation(weights, high, low),
         separation(weights, middle, low & ~middle) if middle.any() else None,
         {"trained": int((one.joined & ~one.tested).sum())}
         | dict(zip(NAMES, one.numbers, strict=True)),

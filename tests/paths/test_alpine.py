@@ -511,6 +511,11 @@ def test_the_recorded_tables_are_learned_again():
     assert kept.far_right == pytest.approx(
         100 * found.drawn[far].mean().item(), abs=1.0
     )
+    kinds = table_kinds(one)
+    for area, kind in ((kept.shown, "seen"), (kept.hidden, "unseen")):
+        right = separation(found.by_target, *kinds[kind])
+        # weights that are almost alike are recorded as equal
+        assert area == pytest.approx(right, abs=0.02)
     joined = one.paths.reach & ~one.paths.edges.T
     assert sum(kept.pairs.values()) == joined.sum()
     assert kept.all_right == pytest.approx(
