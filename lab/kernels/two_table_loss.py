@@ -92,10 +92,12 @@ def two_table_loss_reference(
     following: Tensor,
 ) -> Tensor:
     """The losses in plain PyTorch; every score is stored."""
-    return _by_torch(by_current, by_target, current, target, following)[0]
+    samples = current, target, following
+    return loss_and_log_sum(by_current, by_target, *samples)[0]
 
 
-def _by_torch(by_current, by_target, current, target, following):
+def loss_and_log_sum(by_current, by_target, current, target, following):
+    """The losses [B], and what the backward pass needs of them [B]."""
     known = (current >= 0) & (current < len(by_current))
     known &= (target >= 0) & (target < len(by_target))
     known &= (following >= 0) & (following < by_current.shape[1])
@@ -200,7 +202,7 @@ def _backward(ctx, grad_loss, _):
 _two_table_loss = operator(
     "two_table_loss(Tensor by_current, Tensor by_target, Tensor current, "
     "Tensor target, Tensor following) -> (Tensor, Tensor)",
-    cpu=_by_torch,
+    cpu=loss_and_log_sum,
     cuda=_launch,
     shapes=_shapes,
     backward=_backward,
