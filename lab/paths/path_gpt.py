@@ -4,15 +4,17 @@
     x = x + attention(norm x);  x = x + W_2 gelu(W_1 norm x)
     scores of the next token = norm(x) e^T
 
-There are no biases, and AdamW trains it, as in the small GPT that the paper
-uses; here it is narrower, and learns for fewer steps at a higher rate. The
+There are no biases, and AdamW trains it, as in code that descends from the
+authors'; here it is narrower, and learns for fewer steps at a higher rate. The
 tokens are the nodes and one that ends a line.
 
-Two tables like those of the simplified transformer can be read out of it. The
-paper takes them from its weights (`weight_tables`): what the feed-forward part
-adds to the embedding of the current node, and what attention would bring if
-it looked at nothing but the target. `effect_tables` takes them from its
-scores instead: what the current node and the target do to them on average.
+Two tables like those of the simplified transformer can be read out of it.
+`weight_tables` takes them from its weights, as the paper does: the embedding
+of the current node and what the feed-forward part adds to it, and what
+attention would bring if it looked at nothing but the target. To the latter the
+paper adds what the feed-forward part makes of it, which is left out here.
+`effect_tables` takes them from its scores instead: what the current node and
+the target do to them on average.
 """
 
 from collections.abc import Callable, Iterable
@@ -77,7 +79,7 @@ class PathGPT(nn.Module):
 
     @torch.no_grad()
     def weight_tables(self) -> tuple[Tensor, Tensor]:
-        """By current node and by target [V, V], as the paper reads them."""
+        """By current node and by target [V, V]; see above."""
         nodes = self.token[: self.nodes]
         by_current = (nodes + self.feed(nodes)) @ nodes.T
         target = self.norms[0](nodes + self.place[1])

@@ -349,7 +349,7 @@ def test_attention_is_counted_where_nodes_are_written():
     assert found == pytest.approx(total / number, rel=1e-4)
 
 
-def test_weights_are_read_as_the_paper_says():
+def test_weights_are_read_as_the_docstring_says():
     model, _ = tiny_gpt()
     by_current, by_target = model.weight_tables()
     e = model.token[3]
