@@ -274,12 +274,11 @@ CLAIMS = (
     ),
     _claim(
         slug="shown-reachability-in-the-weights",
-        sentence="It learns the reachability that was shown, read from"
-        " attention's weights alone; the paper's table adds the feed-forward"
-        " part.",
+        sentence="It learns the reachability that was shown; the paper reads"
+        " this out of the weights.",
         source=OURS,
-        effect="area under the ROC curve, shown against not shown, attention's"
-        " weights of a GPT",
+        effect="area under the ROC curve, shown against not shown, weights of"
+        " a GPT",
         unit="area",
         experiment=_tells,
         threshold=0.9,

@@ -10,9 +10,9 @@ tokens are the nodes and one that ends a line.
 
 Two tables like those of the simplified transformer can be read out of it.
 `weight_tables` takes them from its weights, as the paper does: the embedding
-of the current node and what the feed-forward part adds to it, and what
-attention would bring if it looked at nothing but the target. To the latter the
-paper adds what the feed-forward part makes of it, which is left out here.
+of the current node and what the feed-forward part adds to it; and what
+attention would bring if it looked at nothing but the target, and what the
+feed-forward part adds to that.
 `effect_tables` takes them from its scores instead: what the current node and
 the target do to them on average.
 """
@@ -79,11 +79,12 @@ class PathGPT(nn.Module):
 
     @torch.no_grad()
     def weight_tables(self) -> tuple[Tensor, Tensor]:
-        """By current node and by target [V, V]; see above."""
+        """By current node and by target [V, V], as the paper reads them."""
         nodes = self.token[: self.nodes]
         by_current = (nodes + self.feed(nodes)) @ nodes.T
         target = self.norms[0](nodes + self.place[1])
-        return by_current, target @ self.value @ self.out @ nodes.T
+        brought = target @ self.value @ self.out
+        return by_current, (brought + self.feed(brought)) @ nodes.T
 
     @torch.no_grad()
     def effect_tables(self) -> tuple[Tensor, Tensor, float]:

@@ -349,19 +349,22 @@ def test_attention_is_counted_where_nodes_are_written():
     assert found == pytest.approx(total / number, rel=1e-4)
 
 
-def test_weights_are_read_as_the_docstring_says():
+def test_weights_are_read_as_the_paper_says():
     model, _ = tiny_gpt()
     by_current, by_target = model.weight_tables()
+
+    def fed(x):
+        hidden = torch.nn.functional.gelu(model.norms[1](x) @ model.up)
+        return hidden @ model.down
+
     e = model.token[3]
-    fed = torch.nn.functional.gelu(
-        model.norms[1](e) @ model.up) @ model.down  # fmt: skip
     brought = model.norms[0](e + model.place[1]) @ model.value @ model.out
     for k in (0, 7):
         assert by_current[3, k].item() == pytest.approx(
-            ((e + fed) @ model.token[k]).item(), abs=1e-5
+            ((e + fed(e)) @ model.token[k]).item(), abs=1e-5
         )
         assert by_target[3, k].item() == pytest.approx(
-            (brought @ model.token[k]).item(), abs=1e-5
+            ((brought + fed(brought)) @ model.token[k]).item(), abs=1e-5
         )
 
 
