@@ -11,7 +11,17 @@ from torch import Tensor
 
 from lab.atomic import write_arrays
 from lab.data import DATA, read_arrays
-from lab.paths.alpine import DENSITY, JOINED, MODELS, NODES, learned, task
+from lab.paths.alpine import (
+    DENSITY,
+    JOINED,
+    MODELS,
+    NODES,
+    Learned,
+    Task,
+    learned,
+    table_kinds,
+    task,
+)
 from lab.paths.path_data import LAST, degrees, network, reachability
 from lab.paths.two_tables import arrival, planner, separation
 
@@ -23,6 +33,7 @@ WRITING = ("drawn", "greedy")
 TENS = [str(i) for i in range(0, NODES, 10)]
 TICKS = {"tickvals": [int(ten) for ten in TENS], "ticktext": TENS}
 NAMES = ("degree 0", "degree 1", "degree 2", "degree 3+")
+AREAS = ("seen", "unseen", "edges")  # of `table_kinds`
 STEPS = 40  # of a recorded weight in a standard deviation of its row
 
 
@@ -40,6 +51,8 @@ class Picture(NamedTuple):
     all_right: float  # percent of all ``pairs``
     far: int  # pairs of degree 2 and more that were not trained
     far_right: float  # percent of them
+    share: float  # of the scores' variance that the two tables explain
+    attention: float  # mean weight on the target
 
     @property
     def title(self) -> str:
@@ -50,12 +63,21 @@ class Picture(NamedTuple):
         )
 
     @property
+    def note(self) -> str:
+        """How much of the model is two tables."""
+        return (
+            f"attention on the target: {100 * self.attention:.0f} %; of the"
+            f" scores, two tables explain {100 * self.share:.0f} %"
+        )
+
+    @property
     def maps(self) -> list[tuple]:
         """Truth and weights: values, title, note, lowest, highest."""
         note = f"area {self.shown:.2f} where 1"
         if self.hidden is not None:
             note += f", {self.hidden:.2f} where ½ (against 0)"
-        what = "1 shown, ½ true but not shown" if self.hidden else "1 an edge"
+        edges = self.row == "current node"
+        what = "1 an edge" if edges else "1 shown, ½ true but not shown"
         return [
             (self.truth, "What is true", what, 0, 1),
             (self.weights, "What was learned", note, -1, 3),
@@ -80,16 +102,15 @@ def picture(
     else:
         truth = one.reach / 2 + one.seen / 2
     of_self = torch.eye(NODES, dtype=torch.bool)
-    # a target has followed on paths to it, but does not reach itself
-    high, middle = ~of_self & (truth == 1), ~of_self & (truth == 0.5)
-    low = ~of_self & (truth < 1)
+    seen, unseen, edge = arrays["areas"][at].tolist()
+    share, attention = arrays["alike"][at].tolist()
     right = {kind: chances / 100} | one.planners
     return Picture(
         "current node" if table == "edges" else "target",
         truth.fill_diagonal_(0),
         (weights.double() / STEPS).masked_fill(of_self, 0),
-        separation(weights, high, low),
-        separation(weights, middle, low & ~middle) if middle.any() else None,
+        edge if table == "edges" else seen,
+        None if table == "edges" or np.isnan(unseen) else unseen,
         {"trained": int((one.joined & ~one.tested).sum())}
         | dict(zip(NAMES, one.numbers, strict=True)),
         list(one.groups),
@@ -100,6 +121,8 @@ def picture(
         chances[one.joined].float().mean().item(),
         int(one.far.sum()),
         chances[one.far].float().mean().item(),
+        share,
+        attention,
     )
 
 
@@ -159,6 +182,8 @@ def train_checkpoints(progress: Callable = iter) -> None:
         "seen": np.zeros(bits, np.uint8),
         "tables": np.zeros((*sizes, len(MODELS), 2, *square), np.int8),
         "chances": np.zeros((*sizes, len(MODELS), 2, *square), np.uint8),
+        "areas": np.zeros((*sizes, len(MODELS), len(AREAS)), np.float32),
+        "alike": np.zeros((*sizes, len(MODELS), 2), np.float32),
     }
     for (s, seed), (f, fraction) in progress(
         list(product(enumerate(SEEDS), enumerate(FRACTIONS)))
@@ -173,7 +198,19 @@ def train_checkpoints(progress: Callable = iter) -> None:
                 arrays["tables"][s, f, m, i] = in_steps(weights)
             for i, chances in enumerate((found.drawn, found.greedy)):
                 arrays["chances"][s, f, m, i] = (100 * chances).round()
+            arrays["areas"][s, f, m] = areas(one, found)
+            arrays["alike"][s, f, m] = found.share, found.attention
     write_arrays(DATA / RECORDED, **arrays)
+
+
+def areas(one: Task, found: Learned) -> list[float]:
+    """How well the tables tell each of `AREAS`; NaN if there is none."""
+    kinds = table_kinds(one)
+    tables = found.by_target, found.by_target, found.by_current
+    return [
+        separation(table, *kinds[name]) if kinds[name][0].any() else np.nan
+        for name, table in zip(AREAS, tables, strict=True)
+    ]
 
 
 def in_steps(weights: Tensor) -> np.ndarray:

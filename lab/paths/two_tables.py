@@ -84,5 +84,7 @@ def separation(weights: Tensor, high: Tensor, low: Tensor) -> float:
     if not pairs.any():
         raise ValueError("no row has both kinds, so nothing can be compared")
     one, other = weights[:, :, None], weights[:, None, :]
-    above, same = ((one > other) & pairs).sum(), ((one == other) & pairs).sum()
-    return ((above + same / 2) / pairs.sum()).item()
+    above, same = (
+        int((found & pairs).sum()) for found in (one > other, one == other)
+    )
+    return (above + same / 2) / int(pairs.sum())

@@ -517,8 +517,10 @@ def test_the_recorded_tables_are_learned_again():
     kinds = table_kinds(one)
     for area, kind in ((kept.shown, "seen"), (kept.hidden, "unseen")):
         right = separation(found.by_target, *kinds[kind])
-        # weights that are almost alike are recorded as equal
-        assert area == pytest.approx(right, abs=0.02)
+        assert area == pytest.approx(right, abs=0.005)
+    area = alpine_recorded.picture(0.1, table="edges").shown
+    right = separation(found.by_current, *kinds["edges"])
+    assert area == pytest.approx(right, abs=0.005)
     joined = one.paths.reach & ~one.paths.edges.T
     assert sum(kept.pairs.values()) == joined.sum()
     assert kept.all_right == pytest.approx(
@@ -541,6 +543,14 @@ def test_pairs_change_degree_but_stay_as_many():
     assert many.pairs["trained"] > few.pairs["trained"]
     assert many.far < few.far / 2
     assert many.all_right > few.all_right + 10
+
+
+def test_only_a_gpt_looks_elsewhere_than_at_the_target():
+    view = alpine_recorded.picture()
+    assert view.share == view.attention == 1
+    view = alpine_recorded.picture(kind="GPT")
+    assert 0.5 < view.attention < 1 and 0.5 < view.share < 1
+    assert f"target: {100 * view.attention:.0f} %" in view.note
 
 
 def test_truth_is_one_if_shown_and_half_if_only_true():
