@@ -18,10 +18,15 @@ fills the cache, and what it got wrong is corrected while the GPU computes.
 
 The paths are real: a character model's routers chose them on text that it had
 not seen. The predictions are those of a predictor trained here. The cache is
-a simulation by rules of ours, since the authors' code was not to be had; its
-time is counted in units of a layer's attention. The text is given, not
-generated, so where the window reaches into the next step, its token is known.
-The paper grants itself the same by predicting a second batch meanwhile.
+a simulation by rules of ours; its time is counted in units of a layer's
+attention. The text is given, not generated, so where the window reaches into
+the next step, its token is known. The paper grants itself the same by
+predicting a second batch meanwhile.
+
+Of the authors' code (marsggbo/ExpertFlow), `expert_cache.py`, `build_model.py`
+and `scheduler.py` were read. A layer's slots are its own there, as many as
+those of any other layer, and the cache size counts them. The paper says that
+slots go to the layers that need them, and so do the rules here.
 """
 
 from functools import cache, partial
@@ -166,8 +171,8 @@ CLAIMS = (
     _claim(
         slug="fifteen-points",
         sentence="The predictive cache finds 15 to 36 points more experts in"
-        " memory than LRU (Switch-32, 16 slots: 91.9 against 76.6 % at batch"
-        " 4, 85.9 against 58.4 % at batch 16).",
+        " memory than LRU (Switch-32, 16 slots a layer: 91.9 against 76.6 % at"
+        " batch 4, 85.9 against 58.4 % at batch 16).",
         source="evaluation of the cache",
         effect="hit ratio minus LRU's, the least of batches 4, 8, 16 with 24"
         " and 48 slots",

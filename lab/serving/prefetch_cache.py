@@ -21,8 +21,10 @@ halfway. The rules of a visit:
 4. The visit ends when all needed experts have run.
 
 So slots go where the prediction wants them, to any layer, and are free again
-as soon as their layer is done. The rules are ours: the paper has no code and
-describes its cache in words.
+as soon as their layer is done. The rules are ours, after the paper's words. In
+the authors' code, too, prefetches go layer by layer and corrections come first
+(on a stream of higher priority), but an expert takes the place of one of its
+own layer, so no slot goes from layer to layer.
 """
 
 from typing import NamedTuple

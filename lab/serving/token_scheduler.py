@@ -9,8 +9,10 @@ regrouped into two batches of T, by balanced 2-means on their paths r:
     centre  = the member with the largest mean similarity in its batch
 
 until nothing changes. The paper compares the paths bit by bit, as
-1 - Ham / (L E); with one expert a layer that gives the same order. Left out:
-what it costs to move the keys and values of a token along with it.
+1 - Ham / (L E); with one expert a layer that gives the same order. The
+authors' code starts with two random tokens, and where more than T lean to a
+centre, those most similar to it stay. Left out: what it costs to move the keys
+and values of a token along with it.
 """
 
 import torch
