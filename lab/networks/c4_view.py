@@ -7,11 +7,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lab.kernels.delay_stats import delay_stats
 from lab.networks.c4 import by_arrival, dead_links
 from lab.networks.delay_traces import PATHS, Fault, leaves, window
 from lab.networks.leaf_spine import Subflows, ends, loads
-from lab.networks.slow_parts import RULES, Z, diagnosed, ratios, verdicts
+from lab.networks.slow_parts import (
+    RULES,
+    diagnosed,
+    ratios,
+    verdicts,
+    watch,
+)
 from lab.networks.spraying_rivals import ecmp
 from lab.networks.training_jobs import FABRIC, Jobs, bandwidth, rings
 from lab.networks.uplinks import exact, rehashed
@@ -133,7 +138,7 @@ def matrices(
     delays = torch.stack(
         [window(fault, samples, slowdown, seed, paths) for paths in PATHS]
     )
-    stats = delay_stats(delays, group, Z)
+    stats = watch(delays)
     shown = {}
     for paths, ratio, found in zip(
         PATHS,

@@ -20,10 +20,17 @@ from lab.kernels.delay_stats import (
     delay_stats,
     limits,
 )
+from lab.kernels.runtime import device
 from lab.networks.delay_traces import Fault, faults, leaves, window
 
 Z = 6.0  # standard deviations above its class from which a pair is hot
 MOST = 0.6  # a row or column is to blame if more of it is hot
+
+
+def watch(delays: Tensor) -> DelayStats:
+    """The statistics of windows [B, T, N, N] of the rail's ranks."""
+    found = delay_stats(delays.to(device()), leaves().to(device()), Z)
+    return DelayStats(*(tensor.cpu() for tensor in found))
 
 
 def verdicts(
@@ -112,6 +119,6 @@ def diagnosed(
         if past:
             before = window(Fault("none"), samples, 1.0, trial, paths, jitter)
             delays = delays / before.nanmedian(0).values
-        found = verdicts(delay_stats(delays, leaves(), Z), leaves(), rule)
+        found = verdicts(watch(delays), leaves(), rule)
         right += sum(a == b for a, b in zip(found, wanted, strict=True))
     return 100 * right / (4 * trials)

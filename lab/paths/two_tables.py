@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lab.descent import one_cycle_adam
+from lab.kernels.runtime import device
 from lab.kernels.two_table_loss import two_table_loss
 from lab.paths.path_data import Paths
 
@@ -27,15 +28,18 @@ def learn(paths: Paths, steps: int = STEPS) -> tuple[Tensor, Tensor]:
     """The tables M and T [V, V], from zeros, by Adam on all paths at once."""
     if steps < 1:
         raise ValueError(f"steps={steps} trains nothing; use 1 or more")
-    shape = paths.edges.shape
-    tables = [torch.zeros(shape, requires_grad=True) for _ in range(2)]
-    share = paths.counts / paths.counts.sum()
+    shape, where = paths.edges.shape, device()
+    tables = [
+        torch.zeros(shape, device=where, requires_grad=True) for _ in range(2)
+    ]
+    triples = paths.triples.to(where)
+    share = (paths.counts / paths.counts.sum()).to(where)
 
     def loss(_: int) -> Tensor:
-        return (two_table_loss(*tables, *paths.triples) * share).sum()
+        return (two_table_loss(*tables, *triples) * share).sum()
 
     one_cycle_adam(tables, loss, steps, PEAK_RATE, fused=True)
-    return tables[0].detach(), tables[1].detach()
+    return tables[0].detach().cpu(), tables[1].detach().cpu()
 
 
 def written(by_current: Tensor, by_target: Tensor, greedy: bool) -> Tensor:

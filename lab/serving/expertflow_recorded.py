@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lab.atomic import write_arrays
 from lab.data import DATA, read_arrays
+from lab.kernels.runtime import device
 from lab.kernels.stack_distance import stack_distance
 from lab.serving.demand_caches import lru_by_layer
 from lab.serving.path_predictor import LEAD, learn, paths, predict
@@ -133,7 +134,7 @@ def lru_hits(seed: int, batch: int, steps: int = STEPS) -> list[float]:
     """Percent of hits with 1 to 16 slots in every layer, in one pass."""
     truth = trace(seed).truth[:steps, :batch]
     needs = torch.nn.functional.one_hot(truth, EXPERTS).amax(1).bool()
-    hist = stack_distance(needs[None])[0].sum(0).double()
+    hist = stack_distance(needs[None].to(device()))[0].sum(0).double()
     return (100 * hist.cumsum(0) / hist.sum())[:-1].tolist()
 
 
