@@ -28,7 +28,10 @@ from torch import Tensor
 from lab.kernels.declaration import Compile, Cost, Declaration, Example
 from lab.kernels.operator import operator
 from lab.kernels.runtime import may_look
-from lab.kernels.two_table_loss_backward import two_table_loss_backward
+from lab.kernels.two_table_loss_backward import (
+    in_tables,
+    two_table_loss_backward,
+)
 
 
 class _Parts(NamedTuple):
@@ -98,10 +101,9 @@ def two_table_loss_reference(
 
 def loss_and_log_sum(by_current, by_target, current, target, following):
     """The losses [B], and what the backward pass needs of them [B]."""
-    known = (current >= 0) & (current < len(by_current))
-    known &= (target >= 0) & (target < len(by_target))
-    known &= (following >= 0) & (following < by_current.shape[1])
-    i, j, k = (x.where(known, 0).long() for x in (current, target, following))
+    samples = current, target, following
+    known = in_tables(by_current, by_target, *samples)
+    i, j, k = (x.where(known, 0).long() for x in samples)
     # sums are in fp32 at least
     wide = torch.promote_types(by_current.dtype, torch.float32)
     scores = by_current[i].to(wide) + by_target[j].to(wide)

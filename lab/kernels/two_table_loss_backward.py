@@ -60,6 +60,14 @@ def two_table_loss_backward(
     )  # fmt: skip
 
 
+def in_tables(by_current, by_target, current, target, following) -> Tensor:
+    """Which samples [B] have numbers inside the tables; others are padding."""
+    known = (current >= 0) & (current < len(by_current))
+    known &= (target >= 0) & (target < len(by_target))
+    known &= (following >= 0) & (following < by_current.shape[1])
+    return known
+
+
 def two_table_loss_backward_reference(
     by_current: Tensor,
     by_target: Tensor,
@@ -70,11 +78,9 @@ def two_table_loss_backward_reference(
     grad_loss: Tensor,
 ) -> TableGradients:
     """The two sums in plain PyTorch; every sample's term is stored."""
-    known = (current >= 0) & (current < len(by_current))
-    known &= (target >= 0) & (target < len(by_target))
-    known &= (following >= 0) & (following < by_current.shape[1])
-    some = known.nonzero()[:, 0]
-    i, j, k = (x[some].long() for x in (current, target, following))
+    samples = current, target, following
+    some = in_tables(by_current, by_target, *samples).nonzero()[:, 0]
+    i, j, k = (x[some].long() for x in samples)
     wide = log_sum.dtype
     scores = by_current[i].to(wide) + by_target[j].to(wide)
     terms = (scores - log_sum[some, None]).exp()

@@ -72,13 +72,11 @@ def world(seed: int) -> World:
 
 
 @cache
-def router(
-    seed: int, kind: str, card: int = CARD, wish: float = 0.0
-) -> Router:
+def router(seed: int, kind: str, card: int = CARD) -> Router:
     """A router of one of `loss_routers.KINDS`.
 
     ``card`` is the number of prompts on a model card, 0 for all that trained
-    the expert. With a ``wish`` it learns from losses with that penalty.
+    the expert.
     """
     mine, prompts = parts(seed), snippets.load().prompts
     if kind == "model card":
@@ -90,10 +88,5 @@ def router(
         return loss_routers.from_cards(
             [loss_routers.features(prompts[r[: card or None]]) for r in known]
         )
-    known = world(seed)
-    return loss_routers.train(
-        kind,
-        loss_routers.features(prompts[mine.router]),
-        known.learned + wish * known.costs,
-        seed,
-    )
+    read = loss_routers.features(prompts[mine.router])
+    return loss_routers.train(kind, read, world(seed).learned, seed)

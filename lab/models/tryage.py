@@ -89,15 +89,13 @@ def experiment(
     kind: str,
     penalty: float = 0.0,
     card: int = CARD,
-    wish: float = 0.0,
     rate: float = 0.0,
 ) -> Result:
     """Route the test prompts of one seed by one router.
 
     ``kind`` is one of `loss_routers.KINDS`, "oracle" or "best single". The
     values of a classifier or of cards are no bits, so the ``penalty`` counts
-    at an exchange ``rate`` there, by default not at all. A ``wish`` is one
-    that the router was trained with.
+    at an exchange ``rate`` there, by default not at all.
     """
     known = world(seed)
     if kind == "oracle":
@@ -108,7 +106,7 @@ def experiment(
     else:
         prompts = snippets.load().prompts[parts(seed).test]
         wants = penalty if kind in FLEXIBLE else rate * penalty
-        by = router(seed, kind, card, wish)
+        by = router(seed, kind, card)
         hidden = by.hidden(loss_routers.features(prompts))
         chosen = choose(by, hidden, wants * known.costs).choice.long()
     return Result(

@@ -56,10 +56,8 @@ class Result(NamedTuple):
     """One seed and setting: the predicted cache beside LRU."""
 
     hits: float  # percent of the needed experts
-    loads: float  # per needed expert
     time: float  # of a layer, in units of its attention
     lru_hits: float
-    lru_loads: float
     lru_time: float
 
 
@@ -83,10 +81,8 @@ def experiment(
     base = lru(seed, batch, capacity, transfer, steps)
     return Result(
         100 * run.ratio,
-        run.loads / run.needs,
         run.layer_time,
         100 * base.ratio,
-        base.loads / base.needs,
         base.layer_time,
     )
 

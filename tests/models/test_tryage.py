@@ -249,7 +249,7 @@ def test_no_loss_of_a_test_prompt_is_looked_at(monkeypatch):
 
 
 def fake(monkeypatch, results, world=None):
-    def known(seed, kind, penalty=0.0, card=5, wish=0.0, rate=0.0):
+    def known(seed, kind, penalty=0.0, card=5, rate=0.0):
         return results[kind, penalty]
 
     monkeypatch.setattr(tryage, "experiment", known)
