@@ -50,7 +50,7 @@ class Claim:
     side: str  # of the threshold: "above" or "below"
     parameters: dict = field(default_factory=dict)
     reduced: dict = field(default_factory=dict)
-    seeds: int = 5  # of the full run
+    seeds: int | range = 5  # of the full run; a number n is range(n)
     limits: str = ""  # what this scale cannot show
     out_of_reach: str = ""  # the reason
 

@@ -1,4 +1,4 @@
-"""What a chapter's claims measure for seed 0, now and in the ledger."""
+"""What claims measure for their first seed, 0 for most, and the ledger."""
 
 from lab import ledger
 
@@ -9,7 +9,7 @@ def measured(chapter, but=()):
     Claims out of reach are left out, and so are those named in `but`.
     """
     return {
-        claim.slug: claim.experiment(0, **claim.parameters)
+        claim.slug: claim.experiment(_first(claim.seeds), **claim.parameters)
         for claim in chapter.CLAIMS
         if claim.experiment and claim.slug not in but
     }
@@ -22,3 +22,7 @@ def in_the_ledger(chapter):
         for claim in chapter.CLAIMS
         if claim.experiment
     }
+
+
+def _first(seeds):
+    return seeds[0] if isinstance(seeds, range) else 0
