@@ -90,13 +90,19 @@ def apgr(gain: Tensor, weak: Tensor, strong: Tensor, seed: int = 0) -> float:
     The prompts [N] with the largest predicted ``gain`` go to the strong model
     first; ``weak`` and ``strong`` are the true scores. 0.5 is what chance
     gives, and more than 1 is possible: routing may beat the strong model.
-    Prompts of equal gain come in a random order that the seed fixes.
+    Prompts of equal gain come in a random order that the seed fixes. A strong
+    model that is as good as the weak one leaves no gap to recover.
     """
     shuffled = torch.randperm(
         len(gain), generator=torch.Generator().manual_seed(seed)
     )
     order = shuffled[gain[shuffled].argsort(descending=True, stable=True)]
     step = torch.cat([gain.new_zeros(1), (strong - weak)[order].cumsum(0)])
+    if step[-1] == 0:
+        raise ValueError(
+            "both models have the same total score, so there is no gap to"
+            " recover; compare models that differ"
+        )
     recovered = step / step[-1]
     return float(np.trapezoid(recovered, dx=1 / len(gain)))
 

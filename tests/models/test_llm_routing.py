@@ -118,6 +118,12 @@ def test_chance_recovers_half_of_the_gap():
     assert np.mean(found) == pytest.approx(0.5, abs=0.02)
 
 
+def test_two_models_that_score_alike_have_no_gap_to_recover():
+    gain, weak = torch.tensor([0.2, 0.1]), torch.tensor([1.0, 0.0])
+    with pytest.raises(ValueError, match="no gap to recover"):
+        pareto.apgr(gain, weak, weak.flip(0))
+
+
 def test_the_hull_is_scipys_and_never_falls():
     points = np.random.default_rng(3).random((80, 2))
     found = pareto.hull(*torch.from_numpy(points).T)
