@@ -67,6 +67,21 @@ class Claim:
             )
 
 
+def second_look(first, limits, seeds=range(5, 25)):
+    """The `seeds` and `limits` of a claim that a first look left undecided.
+
+    `first` is what that look measured, the mean and its interval. Sentence,
+    measure and threshold stay, and the new seeds are judged without the old
+    ones: adding seeds until a verdict falls would confirm too much.
+    """
+    return {
+        "seeds": seeds,
+        "limits": f"{limits} A second look, by seeds {seeds[0]} to"
+        f" {seeds[-1]} alone: seeds 0 to {seeds[0] - 1} had left it undecided,"
+        f" {first}.",
+    }
+
+
 def run(claim, seeds=None, progress=True, **parameters):
     """Measure `claim` once per seed and return the `Verdict`.
 

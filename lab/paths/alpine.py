@@ -25,7 +25,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lab.claims import Claim
+from lab.claims import Claim, second_look
 from lab.exercises import Exercise
 from lab.paths import path_gpt, two_tables
 from lab.paths.path_data import (
@@ -189,17 +189,6 @@ HALF = (
 )
 OURS = "abstract; the threshold is ours"
 FIXED = "Networks of 60 nodes; attention is fixed on the target."
-FRESH = range(5, 25)  # networks of a second look, judged without the first
-
-
-def _second(first: str, scale: str = SMALL) -> dict:
-    """A second look, fixed before it was taken: what the first one gave."""
-    return {
-        "seeds": FRESH,
-        "limits": f"{scale} A second look at twenty other networks: seeds 0"
-        f" to 4 had left it undecided, {first}.",
-    }
-
 
 _claim = partial(Claim, chapter="49", limits=SMALL, seeds=5)
 
@@ -215,7 +204,7 @@ CLAIMS = (
         side="above",
         parameters={"kind": "GPT"},
         reduced={"kind": "two tables"},
-        **_second("53 points (44 to 62)"),
+        **second_look("53 points (44 to 62)", SMALL),
     ),
     _claim(
         slug="no-better-than-a-walk",
@@ -230,7 +219,7 @@ CLAIMS = (
         side="below",
         parameters={"kind": "GPT", "how": "drawn"},
         reduced={"kind": "two tables"},
-        **_second("13 points (-4 to 29)"),
+        **second_look("13 points (-4 to 29)", SMALL),
     ),
     _claim(
         slug="no-better-than-what-was-shown",
@@ -257,7 +246,7 @@ CLAIMS = (
         threshold=10.0,
         side="below",
         parameters={"kind": "two tables", "how": "greedy"},
-        **_second("17 points (-1 to 35)", FIXED),
+        **second_look("17 points (-1 to 35)", FIXED),
     ),
     _claim(
         slug="only-by-changing-degree",
@@ -271,7 +260,7 @@ CLAIMS = (
         threshold=10.0,
         side="below",
         parameters={"kind": "two tables"},
-        **_second("9 points (4 to 14)", FIXED),
+        **second_look("9 points (4 to 14)", FIXED),
     ),
     _claim(
         slug="edges-are-learned",
@@ -315,7 +304,7 @@ CLAIMS = (
         side="above",
         parameters={"kind": "GPT", "what": "seen", "read": "scores"},
         reduced={"kind": "two tables"},
-        **_second("0.911 (0.883 to 0.939)"),
+        **second_look("0.911 (0.883 to 0.939)", SMALL),
     ),
     _claim(
         slug="not-shown-not-learned",
