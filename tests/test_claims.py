@@ -97,6 +97,16 @@ def test_a_bar_changes_nothing():
     assert claims.run(claim(), 3) == run(claim())
 
 
+def test_a_second_look_has_other_seeds_and_says_what_the_first_one_gave():
+    again = claims.second_look("1 point (-1 to 3)", "Small.", range(3, 7))
+    verdict = claims.run(claim(**again), progress=False)
+    assert verdict.seeds == (3, 4, 5, 6)
+    assert verdict.limits == (
+        "Small. A second look, by seeds 3 to 6 alone: seeds 0 to 2 had left it"
+        " undecided, 1 point (-1 to 3)."
+    )
+
+
 @pytest.mark.parametrize("seeds", [2, [0, 1], [0, 0, 1], [1, 1, 1, 1], []])
 def test_too_few_or_repeated_seeds_are_refused_before_any_work(seeds):
     never = claim(experiment=lambda seed, **_: pytest.fail("was run"))
