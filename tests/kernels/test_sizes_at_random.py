@@ -125,6 +125,18 @@ def samples():
     )  # fmt: skip
 
 
+def cuts():
+    # fewer entries are cut than there are
+    return columns.flatmap(
+        lambda n: upto(n - 1).flatmap(
+            lambda below: options(
+                R=upto(5), n=st.just(n), below=st.just(below),
+                above=upto(n - 1 - below), ties=flags, zeros=upto(n),
+            )
+        )
+    )  # fmt: skip
+
+
 def null_gates():
     return widths.flatmap(
         lambda E: options(
@@ -210,6 +222,7 @@ SIZES = {
     "transition_counts": options(
         N=upto(400), L=upto(40, 2), E=upto(20, 1), lost=shares
     ),
+    "two_sided_quantile": cuts(),
     "two_table_loss": samples(),
     "two_table_loss_backward": samples(),
 }  # fmt: skip
