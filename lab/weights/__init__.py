@@ -7,8 +7,11 @@ One file per paper. Shared by the chapters of this part:
 ``adapters``      a small character model, LoRA experts and their training
 ``contributors``  the experts and gates of chapters 21 and 22, and their order
 ``rivals``        ways to use the experts of others without trained gates
+``digit_tasks``   a base model fine-tuned on digits shown in eight ways
+``merging``       task vectors, and ways to add them to one model
 ================  =======================================================
 
-For one chapter only: ``descriptions`` and ``hints`` belong to 22, GLIDER. The
-recordings that a chapter's pictures show are in ``<its name>_recorded``.
+For one chapter only: ``descriptions`` and ``hints`` belong to 22, GLIDER, and
+``bands`` and ``merge_settings`` to 23, Breadcrumbs. The recordings that a
+chapter's pictures show are in ``<its name>_recorded``.
 """

@@ -1,0 +1,258 @@
+"""Model Breadcrumbs: keep the middle of every change (chapter 23).
+
+Davari, Belilovsky, "Model Breadcrumbs: Scaling Multi-Task Model Merging with
+Sparse Masks", ECCV 2024. Several models are fine-tuned from one base, theta_0.
+Of what task t changed in layer l, tau_t,l, only a band of magnitudes is kept,
+without the many small changes and without the few largest ones:
+
+    m_t,l[w] = 1 if Q_beta(|tau_t,l|) <= |tau_t,l[w]| < Q_gamma(|tau_t,l|)
+    theta*   = theta_0 + alpha sum of m_t * tau_t over the tasks
+
+Q_beta is the magnitude that a share beta of the layer lies below. Nothing is
+divided by the number of tasks or by the density gamma - beta. beta = 0 and
+gamma = 1 keep everything, which is task arithmetic (see `merging`).
+
+The authors' code (rezazzr/breadcrumbs, `TaskVectorMiddleKeep`) ranks the
+entries of each row of a matrix, not of a layer, and its beta and gamma are the
+shares kept and removed. Its search starts at alpha 0.2 with 15 % kept and
+0.6 % removed: here beta = 0.844, gamma = 0.994. We rank by layer, as in the
+paper; `per` = "row" does as the code.
+
+Different here: both ends are in the band (see `bands`), so that gamma = 1
+keeps the largest entry. The models are small networks that read digits (see
+`digit_tasks`), in place of CLIP and T5. Settings are tuned on two of eight
+tasks and kept for the others (see `merge_settings`). The paper's text was not
+at hand beyond its abstract.
+"""
+
+from collections.abc import Callable
+from functools import cache, partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lab.claims import Claim
+from lab.exercises import Exercise
+from lab.weights import merging
+from lab.weights.bands import band, breadcrumbs
+from lab.weights.digit_tasks import BASE_STEPS, STEPS, TASKS, Weights
+from lab.weights.merge_settings import (
+    SETTINGS,
+    Setting,
+    added,
+    measured,
+    trained,
+    tune,
+)
+
+ALPHA, BETA, GAMMA = 0.3, 0.85, 0.993  # where no search is meant
+
+
+class Result(NamedTuple):
+    """One seed: % of the fine-tuned accuracy that merging leaves, by way.
+
+    "outliers too" is breadcrumbs' own setting with gamma = 1, "same length"
+    has all entries, each layer of each task as long as its band, and "plain
+    average" is task arithmetic with alpha = 1 / T.
+    """
+
+    kept: dict[str, list[float]]  # 1 to 8 tasks, settings of the first few
+    retuned: dict[str, float]  # 8 tasks, settings of all 8
+    fixed: dict[str, list[float]]  # 1 to 8 tasks at ALPHA, BETA, GAMMA
+    settings: dict[str, Setting]  # of the first few
+
+
+@cache
+def experiment(
+    seed: int,
+    base_steps: int = BASE_STEPS,
+    steps: int = STEPS,
+    few: int = 2,
+) -> Result:
+    """Train eight tasks, tune each way on the first few, and merge more."""
+    one = trained(seed, base_steps, steps)
+    counts = range(1, len(TASKS) + 1)
+
+    def curve(alpha: float, what: Callable[[int], Weights]) -> list[float]:
+        return [measured(one, alpha, what(tasks), tasks) for tasks in counts]
+
+    def by_way(way: str, setting: Setting) -> Callable[[int], Weights]:
+        return lambda tasks: added(way, one.vectors, setting, tasks, seed)
+
+    settings = {way: tune(one, way, few) for way in SETTINGS}
+    kept = {w: curve(s.alpha, by_way(w, s)) for w, s in settings.items()}
+    alpha, density, removed = settings["breadcrumbs"]
+    whole = breadcrumbs(one.vectors, 1 - removed - density, 1.0)
+    kept["outliers too"] = curve(alpha, partial(merging.first, whole))
+    kept["plain average"] = [
+        measured(one, 1 / tasks, merging.first(one.vectors, tasks), tasks)
+        for tasks in counts
+    ]
+    retuned = {}
+    for way in SETTINGS:
+        best, most = tune(one, way, len(TASKS)), len(TASKS)
+        retuned[way] = measured(one, best.alpha, by_way(way, best)(most), most)
+    crumbs = breadcrumbs(one.vectors, BETA, GAMMA)
+    short = merging.shortened(one.vectors, crumbs)
+    fixed = {
+        way: curve(ALPHA, partial(merging.first, vectors))
+        for way, vectors in (
+            ("breadcrumbs", crumbs),
+            ("task arithmetic", one.vectors),
+            ("same length", short),
+        )
+    }
+    return Result(kept, retuned, fixed, settings)
+
+
+def _kept(way: str, rival: str) -> Callable[..., float]:
+    """Points at 8 tasks, way minus rival, with settings of the first few."""
+
+    def effect(seed: int, **parameters) -> float:
+        kept = experiment(seed, **parameters).kept
+        return kept[way][-1] - kept[rival][-1]
+
+    return effect
+
+
+def _retuned(seed: int, **parameters) -> float:
+    """Points at 8 tasks over task arithmetic, both tuned on all 8."""
+    found = experiment(seed, **parameters).retuned
+    return found["breadcrumbs"] - found["task arithmetic"]
+
+
+def _loss(way: str, seed: int, **parameters) -> float:
+    """Points at 8 tasks that a way loses by keeping its settings."""
+    found = experiment(seed, **parameters)
+    return found.retuned[way] - found.kept[way][-1]
+
+
+def _loses_less(seed: int, **parameters) -> float:
+    """The same loss, breadcrumbs' minus task arithmetic's."""
+    return _loss("breadcrumbs", seed, **parameters) - _loss(
+        "task arithmetic", seed, **parameters
+    )
+
+
+def _same_length(seed: int, **parameters) -> float:
+    """Points at 8 tasks over all entries, made as short, at one alpha."""
+    fixed = experiment(seed, **parameters).fixed
+    return fixed["breadcrumbs"][-1] - fixed["same length"][-1]
+
+
+FULL = {"base_steps": BASE_STEPS, "steps": STEPS, "few": 2}
+SHORT = {"base_steps": 60, "steps": 40}
+SMALL = (
+    "Networks of 26 000 weights that read digits of 8 x 8 pixels in eight"
+    " ways; the paper fine-tunes CLIP and T5 on tasks that differ more. Points"
+    " are % of the fine-tuned models' accuracy, mean of eight tasks."
+)
+
+_claim = partial(
+    Claim,
+    chapter="23",
+    source="abstract",
+    unit="points",
+    threshold=0.0,
+    side="above",
+    parameters=FULL,
+    reduced=SHORT,
+    seeds=20,
+    limits=SMALL,
+)
+_EIGHT = "accuracy kept by eight merged tasks, "
+_FEW = " (settings found on two tasks)"
+
+CLAIMS = (
+    _claim(
+        slug="no-retuning",
+        sentence="Breadcrumbs does not require hyperparameter tuning for each"
+        " new task added.",
+        effect=_EIGHT + "settings found on all eight minus settings found on"
+        " two",
+        experiment=partial(_loss, "breadcrumbs"),
+        threshold=2.0,
+        side="below",
+    ),
+    _claim(
+        slug="loses-less",
+        sentence="... unlike previous proposals (it loses less by keeping its"
+        " settings than task arithmetic does).",
+        effect=_EIGHT + "the same loss, breadcrumbs' minus task arithmetic's",
+        experiment=_loses_less,
+        side="below",
+    ),
+    _claim(
+        slug="beats-arithmetic",
+        sentence="It merges many tasks better than task arithmetic does.",
+        source="experiments, as notes on the paper give them",
+        effect=_EIGHT + "breadcrumbs minus task arithmetic" + _FEW,
+        experiment=_kept("breadcrumbs", "task arithmetic"),
+    ),
+    _claim(
+        slug="beats-arithmetic-retuned",
+        sentence="... also if both are tuned on all tasks.",
+        source="experiments, as notes on the paper give them",
+        effect=_EIGHT + "breadcrumbs minus task arithmetic (settings found on"
+        " all eight)",
+        experiment=_retuned,
+    ),
+    _claim(
+        slug="beats-ties",
+        sentence="It is better than TIES, a rival in the authors' code"
+        " (implied).",
+        source="merging_trend_eval.py",
+        effect=_EIGHT + "breadcrumbs minus TIES" + _FEW,
+        experiment=_kept("breadcrumbs", "TIES"),
+    ),
+    _claim(
+        slug="outliers-hurt",
+        sentence="The masks eliminate weight outliers (implied: keeping them"
+        " costs accuracy).",
+        effect=_EIGHT + "breadcrumbs minus the same with its outliers" + _FEW,
+        experiment=_kept("breadcrumbs", "outliers too"),
+    ),
+    _claim(
+        slug="not-only-shorter",
+        sentence="It matters which entries are added, not only how far they"
+        " move the base (implied by a mask in place of a smaller alpha).",
+        effect=_EIGHT + "breadcrumbs minus all entries, every layer as long"
+        " (alpha 0.3, beta 0.85, gamma 0.993)",
+        experiment=_same_length,
+    ),
+    _claim(
+        slug="clip-and-t5",
+        sentence="This holds for various models, tasks and modalities.",
+        effect="accuracy kept, breadcrumbs minus task arithmetic",
+        experiment=None,
+        out_of_reach="it needs CLIP and T5, fine-tuned on real data sets",
+    ),
+)
+
+
+def _one_band(tau: Tensor, beta: float, gamma: float) -> Tensor:
+    """The band of a single vector."""
+    return band(tau[None], beta, gamma)[0]
+
+
+_TAU = torch.tensor([0.5, -4.0, 3.0, -2.0, 1.0, 5.0, 0.2, -0.1, 7.0, -6.0])
+
+EXERCISES = {
+    "exercise-1": Exercise(
+        slug="exercise-1",
+        answer=[0.0, -2.0, 1.5, -1.0, 0.5, 0.0, 0.0, 0.0, 0.0, 0.0],
+    ),
+    "exercise-2": Exercise(
+        slug="exercise-2",
+        answer=_one_band,
+        cases=[
+            (_TAU, 0.5, 0.9),
+            (_TAU, 0.0, 1.0),
+            (_TAU, 0.3, 1.0),
+            (_TAU[:7], 0.25, 0.75),
+            (_TAU[:3], 0.9, 0.95),
+        ],
+    ),
+    "exercise-3": Exercise(slug="exercise-3", answer=167),
+}
