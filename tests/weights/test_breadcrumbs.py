@@ -337,7 +337,9 @@ def test_the_last_kind_can_win(monkeypatch, little):
 
 def test_one_experiment_holds_every_way():
     found = breadcrumbs.experiment(3, **SHORT)
-    assert [*found.kept] == [*SETTINGS, "outliers too", "plain average"]
+    assert [*found.kept] == [
+        *SETTINGS, "outliers too", "outliers, as short", "plain average",
+    ]  # fmt: skip
     curves = [*found.kept.values(), *found.fixed.values()]
     assert {len(curve) for curve in curves} == {8}
     assert found == breadcrumbs.experiment.__wrapped__(3, **SHORT)
@@ -345,8 +347,15 @@ def test_one_experiment_holds_every_way():
     assert found.kept["plain average"][0] == pytest.approx(100)
     one = merge_settings.trained(3, **SHORT)
     alpha, density, removed = found.settings["breadcrumbs"]
-    for gamma, way in ((1 - removed, "breadcrumbs"), (1.0, "outliers too")):
-        what = bands.breadcrumbs(one.vectors, 1 - removed - density, gamma)
+    crumbs, whole = (
+        bands.breadcrumbs(one.vectors, 1 - removed - density, gamma)
+        for gamma in (1 - removed, 1.0)
+    )
+    for what, way in (
+        (crumbs, "breadcrumbs"),
+        (whole, "outliers too"),
+        (merging.shortened(whole, crumbs), "outliers, as short"),
+    ):
         value = merge_settings.measured(one, alpha, what, 8)
         assert found.kept[way][-1] == value
 
@@ -357,6 +366,7 @@ def test_an_effect_is_what_its_claim_says(monkeypatch):
         "task arithmetic": [95.0, 50.0],
         "TIES": [90.0, 75.0],
         "outliers too": [90.0, 58.0],
+        "outliers, as short": [90.0, 59.0],
     }
     retuned = {"breadcrumbs": 84.0, "task arithmetic": 85.0}
     fixed = {"breadcrumbs": [1.0, 80.0], "same length": [2.0, 83.0]}
@@ -369,6 +379,7 @@ def test_an_effect_is_what_its_claim_says(monkeypatch):
         "beats-arithmetic-retuned": -1.0,
         "beats-ties": -15.0,
         "outliers-hurt": 2.0,
+        "outliers-hurt-as-short": 1.0,
         "not-only-shorter": -3.0,
     }
 
