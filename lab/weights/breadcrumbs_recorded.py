@@ -6,9 +6,11 @@ their accuracy are computed live, on the first 200 test digits.
 
 from collections.abc import Callable
 from functools import cache, lru_cache
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lab.half_precision import read_halves, write_halves
@@ -29,8 +31,9 @@ RECORDED = "breadcrumbs/tasks.npz"
 SHOWN = 200  # test digits that the curves rest on
 KEPT_BY_TIES = 0.2  # share of the entries, as in its paper
 COUNTS = tuple(range(1, len(TASKS) + 1))
-# ranks of the picture, in %, closer together where the outliers are
-RANKS = (*range(99), *(99 + i / 20 for i in range(21)))
+# edges of the picture's bins, in % of the order of size, narrower where the
+# outliers are
+EDGES = (*range(99), *(99 + i / 20 for i in range(21)))
 
 
 def train_checkpoints(progress: Callable = iter) -> None:
@@ -138,6 +141,12 @@ def curve(
     return [sum(row) / len(row) for row in rows]
 
 
+def lengths(way: str, beta: float = BETA, gamma: float = GAMMA) -> list[float]:
+    """How long the sum is for one task, two tasks, ... before alpha."""
+    sums = _sums(way, beta, gamma, PER[0])
+    return [sum(w.square().sum().item() for w in one) ** 0.5 for one in sums]
+
+
 @cache
 def base_alone() -> list[float]:
     """The same of the base, with nothing added."""
@@ -148,10 +157,19 @@ def base_alone() -> list[float]:
     return (share.cumsum(0) / torch.tensor(COUNTS)).tolist()
 
 
-@cache
-def _sorted(task: int) -> Tensor:
-    """Magnitudes of what a task changed in the first layer, ascending."""
-    return recorded().vectors.w1[task].abs().flatten().sort().values
+def by_size(crumbs: Weights, task: int) -> dict[str, list[float]]:
+    """Mean size of the changes in each bin of `EDGES`, first layer of a task:
+    before the cut and after it."""
+    whole, part = (
+        w.w1[task].abs().flatten() for w in (recorded().vectors, crumbs)
+    )
+    order = whole.argsort(stable=True)
+    ends = torch.tensor([round(len(order) * edge / 100) for edge in EDGES])
+    found = {}
+    for name, sizes in (("changed", whole), ("added", part)):
+        running = F.pad(sizes[order].cumsum(dim=0), (1, 0))[ends]
+        found[name] = (running.diff() / ends.diff()).tolist()
+    return found
 
 
 class Picture(NamedTuple):
@@ -159,12 +177,31 @@ class Picture(NamedTuple):
 
     curves: dict[str, list[float]]  # % kept by way and by the base, 1 to 8
     bars: dict[str, float]  # % kept of each merged task by breadcrumbs
-    ranks: list[float]  # %, places in the order of magnitude
-    sizes: dict[str, list[float | None]]  # magnitudes there, cut and kept
+    places: list[float]  # %, middles of the bins in the order of size
+    sizes: dict[str, list[float]]  # mean size there, changed and added
     pixels: list[list[float]]  # [8][8], % of each pixel's weights kept
     task: str  # whose change the last two are
     entries: int  # kept in the first layer
     length: float  # of the kept part, % of the whole, all layers and tasks
+
+    @property
+    def colours(self) -> dict[str, str]:
+        """What each curve is: the one to look at, a baseline, a rival."""
+        roles = {way: "mean" for way in self.curves}
+        return roles | {
+            "breadcrumbs": "best",
+            RIVALS[0]: "baseline",
+            "base alone": "dropped",
+        }
+
+    @property
+    def note(self) -> str:
+        """How much the band holds, in words."""
+        return (
+            f"first layer of {self.task}: {self.entries} of"
+            f" {recorded().base.w1.numel()} changes kept; all layers and"
+            f" tasks: {self.length:.0f} % of the length"
+        )
 
     def words(self, rival: str, tasks: int) -> str:
         """Breadcrumbs against the rival, in words."""
@@ -192,10 +229,6 @@ def picture(
     each = kept("breadcrumbs", alpha, beta, gamma, per)[tasks - 1]
     crumbs = _crumbs(beta, gamma, per)
     mask = crumbs.w1[tasks - 1] != 0  # [w, 64]
-    size = _sorted(tasks - 1)
-    last = len(size) - 1
-    sizes = [size[round(last * rank / 100)].item() for rank in RANKS]
-    low, high = 100 * beta, 100 * gamma
     whole, part = (
         sum(v.square().sum().item() for v in vectors) ** 0.5
         for vectors in (one.vectors, crumbs)
@@ -203,14 +236,8 @@ def picture(
     return Picture(
         curves=curves,
         bars=dict(zip(one.names, each, strict=False)),
-        ranks=list(RANKS),
-        sizes={
-            "cut": sizes,
-            "kept": [
-                s if low <= rank <= high else None
-                for rank, s in zip(RANKS, sizes, strict=True)
-            ],
-        },
+        places=[sum(pair) / 2 for pair in pairwise(EDGES)],
+        sizes=by_size(crumbs, tasks - 1),
         pixels=(100 * mask.float().mean(dim=0).view(8, 8)).tolist(),
         task=one.names[tasks - 1],
         entries=int(mask.sum()),

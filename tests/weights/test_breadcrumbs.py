@@ -434,8 +434,15 @@ def test_the_picture_answers_the_knobs():
     for way, curve in still.curves.items():
         assert curve == pytest.approx(still.curves["base alone"]), way
     assert [*still.curves][2] == "TIES" and len(plain.curves) == 3
-    kept = [s for s in plain.sizes["kept"] if s is not None]
-    assert kept[0] == plain.sizes["cut"][85] and len(kept) == 14 + 7
+    size = np.sort(np.abs(recorded.recorded().vectors.w1[7].flatten().numpy()))
+    changed, put = plain.sizes["changed"], plain.sizes["added"]
+    assert changed[90] == pytest.approx(size[7373:7455].mean(), rel=1e-4)
+    # from 85 to 99.3 %, and six bins of 0.05 % after the 99th
+    inside = [85 <= place <= 99.3 for place in plain.places]
+    for one, other, within in zip(changed, put, inside, strict=True):
+        assert other == (pytest.approx(one, rel=0.2) if within else 0)
+    by_row = recorded.picture(per="row").sizes["added"]
+    assert 0 < by_row[84] < changed[84]
     assert plain.words("task arithmetic", 8).startswith("breadcrumbs keep 8")
 
 
