@@ -164,16 +164,15 @@ _claim = partial(
     seeds=20,
     limits=SMALL,
 )
-_EIGHT = "accuracy kept by eight merged tasks, "
-_FEW = " (settings found on two tasks)"
+_EIGHT = "accuracy kept by eight tasks, "
+_FEW = " (settings of two tasks)"
 
 CLAIMS = (
     _claim(
         slug="no-retuning",
         sentence="Breadcrumbs does not require hyperparameter tuning for each"
         " new task added.",
-        effect=_EIGHT + "settings found on all eight minus settings found on"
-        " two",
+        effect=_EIGHT + "settings of all eight minus settings of two",
         experiment=partial(_loss, "breadcrumbs"),
         threshold=2.0,
         side="below",
@@ -198,8 +197,8 @@ CLAIMS = (
         sentence="It merges many tasks better than task arithmetic does, also"
         " if both are tuned on all of them.",
         source="experiments, as notes on the paper give them",
-        effect=_EIGHT + "breadcrumbs minus task arithmetic (settings found on"
-        " all eight)",
+        effect=_EIGHT + "breadcrumbs minus task arithmetic (settings of all"
+        " eight)",
         experiment=_retuned,
     ),
     _claim(
@@ -214,15 +213,15 @@ CLAIMS = (
         slug="outliers-hurt",
         sentence="The masks eliminate weight outliers (implied: keeping them"
         " costs accuracy).",
-        effect=_EIGHT + "breadcrumbs minus the same with its outliers" + _FEW,
+        effect=_EIGHT + "breadcrumbs minus the same with outliers" + _FEW,
         experiment=_kept("breadcrumbs", "outliers too"),
     ),
     _claim(
         slug="outliers-hurt-as-short",
         sentence="The masks eliminate weight outliers (implied: they cost"
         " accuracy, not only length).",
-        effect=_EIGHT + "breadcrumbs minus the same with its outliers, every"
-        " layer made as short" + _FEW,
+        effect=_EIGHT + "breadcrumbs minus the same with outliers, at equal"
+        " length" + _FEW,
         experiment=_kept("breadcrumbs", "outliers, as short"),
         limits=SMALL + " This claim was added when the others had been seen:"
         " cutting outliers also shortens what is added.",
@@ -231,9 +230,11 @@ CLAIMS = (
         slug="not-only-shorter",
         sentence="It matters which entries are added, not only how far they"
         " move the base (implied by a mask in place of a smaller alpha).",
-        effect=_EIGHT + "breadcrumbs minus all entries, every layer as long"
-        " (alpha 0.3, beta 0.85, gamma 0.993)",
+        effect=_EIGHT + "breadcrumbs minus all entries at equal length (alpha"
+        " = 0.3)",
         experiment=_same_length,
+        limits=SMALL + " Here alpha = 0.3, beta = 0.85 and gamma = 0.993 are"
+        " not tuned.",
     ),
     _claim(
         slug="clip-and-t5",

@@ -83,6 +83,7 @@ def _crumbs(beta: float, gamma: float, per: str) -> Weights:
     return breadcrumbs(recorded().vectors, beta, gamma, per)
 
 
+@lru_cache(maxsize=16)
 def _sums(way: str, beta: float, gamma: float, per: str) -> list[Weights]:
     """What a way adds, before alpha, for one task, two tasks, ... eight."""
     vectors = recorded().vectors
@@ -199,16 +200,20 @@ class Picture(NamedTuple):
         """How much the band holds, in words."""
         return (
             f"first layer of {self.task}: {self.entries} of"
-            f" {recorded().base.w1.numel()} changes kept; all layers and"
-            f" tasks: {self.length:.0f} % of the length"
+            f" {recorded().base.w1.numel()} changes kept; in all,"
+            f" {self.length:.0f} % of the length"
         )
 
-    def words(self, rival: str, tasks: int) -> str:
+    def words(self, rival: str, tasks: int, alpha: float) -> str:
         """Breadcrumbs against the rival, in words."""
         mine, other = (
             self.curves[way][tasks - 1] for way in ("breadcrumbs", rival)
         )
-        return f"breadcrumbs keep {mine:.0f} %, {rival} {other:.0f} %"
+        merged = "1 task" if tasks == 1 else f"{tasks} tasks"
+        return (
+            f"{merged} at alpha = {alpha:g}: breadcrumbs keep {mine:.0f} %,"
+            f" {rival} {other:.0f} %"
+        )
 
 
 def picture(

@@ -34,7 +34,7 @@ class Setting(NamedTuple):
 
 STEPPED = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0)
 _SPARSE = [Setting(a, d) for d in (0.05, 0.1, 0.2, 0.4) for a in STEPPED]
-# 40 settings for everyone, in the ranges of the authors' search
+# 40 settings for everyone, about the ranges of the authors' search
 SETTINGS = {
     "breadcrumbs": [
         Setting(a, d, r)

@@ -443,7 +443,9 @@ def test_the_picture_answers_the_knobs():
         assert other == (pytest.approx(one, rel=0.2) if within else 0)
     by_row = recorded.picture(per="row").sizes["added"]
     assert 0 < by_row[84] < changed[84]
-    assert plain.words("task arithmetic", 8).startswith("breadcrumbs keep 8")
+    said = plain.words("task arithmetic", 8, 0.3)
+    assert said.startswith("8 tasks at alpha = 0.3: breadcrumbs keep 8")
+    assert still.words("TIES", 1, 0.0).startswith("1 task at alpha = 0: ")
 
 
 @pytest.mark.parametrize(
