@@ -89,6 +89,18 @@ def adapters(**others):
     )  # fmt: skip
 
 
+def mixtures():
+    # inputs and outputs come in whole blocks
+    return upto(12, 1).flatmap(
+        lambda h: options(
+            T=upto(150), J=upto(20, 1), h=st.just(h), S=upto(5, 1),
+            n=upto(9, 1).map(lambda width: h * width),
+            m=upto(9, 1).map(lambda width: h * width),
+            r=upto(40, 1), same=flags,
+        )
+    )  # fmt: skip
+
+
 def neighbours():
     # if the side is small, many cities are equally far away
     sides = st.sampled_from([1, 6, 12, 25, 50, 1000, 2**30])
@@ -194,6 +206,7 @@ SIZES = {
         L=upto(8), T=upto(150), ties=flags, scattered=flags,
         ban=st.sampled_from([0.0, 0.3, 1.0]),
     ),
+    "mixed_factor_lora": mixtures(),
     "multi_lora": adapters(),
     "multi_lora_backward": adapters(wanted=wanted(4)),
     "placement_cost": placements(),
