@@ -187,18 +187,28 @@ def batches(languages: Sequence[str], seed: int, batch: int = BATCH):
 
 def descend(
     leaves: Sequence[Tensor], loss: Callable[[], Tensor], steps: int,
-    rate: float = RATE,
+    rate: float | Sequence[float] = RATE,
 ):  # fmt: skip
-    """Run AdamW on ``leaves`` in place; yield the number of steps done."""
+    """Run AdamW on ``leaves`` in place; yield the number of steps done.
+
+    ``rate`` is that of all leaves, or one for each.
+    """
     if steps < 1:
         raise ValueError(f"steps={steps} trains nothing; use 1 or more")
     for leaf in leaves:
         leaf.requires_grad_()
-    optimizer = torch.optim.AdamW(leaves, lr=rate, weight_decay=0.0)
+    rates = [rate] * len(leaves) if isinstance(rate, float) else rate
+    groups = {}
+    for leaf, peak in zip(leaves, rates, strict=True):
+        groups.setdefault(peak, []).append(leaf)
+    optimizer = torch.optim.AdamW(
+        [{"params": group, "peak": peak} for peak, group in groups.items()],
+        weight_decay=0.0,
+    )
     warm = max(1, round(0.06 * steps))
     for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = rate * min(1, (step + 1) / warm)
+            group["lr"] = group["peak"] * min(1, (step + 1) / warm)
         optimizer.zero_grad()
         loss().backward()
         optimizer.step()
