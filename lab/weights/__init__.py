@@ -11,8 +11,8 @@ One file per paper. Shared by the chapters of this part:
 ``merging``       task vectors, and ways to add them to one model
 ================  =======================================================
 
-For one chapter only: ``digit_questions`` and ``inventory`` belong to 20,
-multi-head routing; ``descriptions`` and ``hints`` to 22, GLIDER; ``bands`` and
-``merge_settings`` to 23, Breadcrumbs. The recordings that a
-chapter's pictures show are in ``<its name>_recorded``.
+For one chapter only: ``digit_questions`` and ``inventory`` belong to 20, on
+routing by blocks; ``descriptions`` and ``hints`` to 22, GLIDER; ``bands`` and
+``merge_settings`` to 23, Breadcrumbs. The recordings that a chapter's pictures
+show are in ``<its name>_recorded``.
 """

@@ -263,9 +263,9 @@ SHORT = {
 SMALL = (
     "A network of 10 000 weights on 8 x 8 digits, 36 made tasks and 12 more of"
     " the same parts; the paper adapts T5 of three billion parameters to real"
-    " language tasks. LoRA has rank 16, so that it has as many numbers as eight"
-    " adapters of rank 2. Logits are not counted: MHR's 13 824 are more than"
-    " the 5632 numbers of its adapters."
+    " language tasks. LoRA has rank 16, so that it has as many numbers as"
+    " eight adapters of rank 2. Logits are not counted: MHR's 13 824 are"
+    " more than the 5632 numbers of its adapters."
 )
 _NEW = "right answers on 12 tasks never trained on, 16 examples per answer, "
 _LEARNED = "right answers on new images of 36 trained tasks, "
@@ -383,5 +383,5 @@ EXERCISES = {
             (2 * _random(4, 3, 1), _random(5, 3, 1, 2, 2)),
         ],
     ),
-    "exercise-3": Exercise(slug="exercise-3", answer=384),
+    "exercise-3": Exercise(slug="exercise-3", answer=12288),
 }
