@@ -27,16 +27,16 @@ from lab.kernels.runtime import device
 from lab.tokens.digit_model import digits
 
 SYMMETRIES = (
-    "upright", "turned left", "upside down", "turned right",
-    "mirrored", "mirrored, left", "mirrored, down", "mirrored, right",
+    "upright", "left", "down", "right",
+    "mirror", "mirror left", "mirror down", "mirror right",
 )  # fmt: skip
 QUESTIONS = {
-    "odd?": (1, 3, 5, 7, 9),
-    "5 or more?": (5, 6, 7, 8, 9),
-    "multiple of 3?": (0, 3, 6, 9),
-    "prime?": (2, 3, 5, 7),
-    "with a loop?": (0, 6, 8, 9),
-    "of strokes?": (1, 4, 7),
+    "odd": (1, 3, 5, 7, 9),
+    "big": (5, 6, 7, 8, 9),
+    "by 3": (0, 3, 6, 9),
+    "prime": (2, 3, 5, 7),
+    "loop": (0, 6, 8, 9),
+    "stroke": (1, 4, 7),
 }
 TASKS = len(SYMMETRIES) * len(QUESTIONS)  # question by question
 HELD_OUT = 12  # tasks that are only adapted to

@@ -95,7 +95,19 @@ class Picture(NamedTuple):
     weights: list[list[float]]  # [48 tasks][adapter]
     rows: list[str]  # the questions, at the first of their 8 tasks
     block: int  # that is shown
-    spread: float  # of the weights, deviation over tasks, in percent of 1 / S
+    spread: float  # of all weights around 1 / S, in percent of it
+    said: str  # the setting in words
+
+    @property
+    def adapters(self) -> list[str]:
+        return [str(s + 1) for s in range(SKILLS)]
+
+    @property
+    def title(self) -> str:
+        return (
+            f"{self.said}: {self.accuracy:.1f} % right on new tasks; weights"
+            f" lie {self.spread:.0f} % from 1/{SKILLS}"
+        )
 
 
 def picture(
@@ -143,6 +155,7 @@ def picture(
         rows=[q if not s else "" for q in QUESTIONS for s in range(8)],
         block=shown,
         spread=spread(blocks, logit_rate),
+        said=f"h = {blocks}, {mode}, {shots} examples of each answer",
     )
 
 
