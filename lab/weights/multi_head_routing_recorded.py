@@ -104,9 +104,13 @@ class Picture(NamedTuple):
 
     @property
     def title(self) -> str:
+        return f"{self.said}: {self.accuracy:.1f} % right on new tasks"
+
+    @property
+    def note(self) -> str:
         return (
-            f"{self.said}: {self.accuracy:.1f} % right on new tasks; weights"
-            f" lie {self.spread:.0f} % from 1/{SKILLS}"
+            f"all weights lie {self.spread:.0f} % away from 1/{SKILLS} (root"
+            " mean square)"
         )
 
 
@@ -133,11 +137,11 @@ def picture(
     at, rate = BLOCKS.index(blocks), LOGIT_RATES.index(logit_rate)
     few, arrays = FEW.index(shots), _recorded()
     means = arrays["adapted"][:, rate, :, few].mean(axis=-1)  # [h, mode]
-    curves = {"36 learned tasks": arrays["learned"][:, rate].tolist()}
+    curves = {"learned": arrays["learned"][:, rate].tolist()}
     for m, name in enumerate(MODES):
-        curves[f"12 new tasks, {name}"] = means[:, m].tolist()
+        curves[f"new, {name}"] = means[:, m].tolist()
     lora = float(arrays["lora"][few].mean())
-    curves["12 new tasks, LoRA"] = [lora] * len(BLOCKS)
+    curves["new, LoRA"] = [lora] * len(BLOCKS)
     new = [[None] * len(QUESTIONS) for _ in SYMMETRIES]
     tasks, others = split_tasks(0)
     row = arrays["adapted"][at, rate, MODES.index(mode), few]
