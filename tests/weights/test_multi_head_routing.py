@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from seed_0 import measured
 
 from lab.exercises import check
+from lab.kernels.runtime import device
 from lab.tokens.digit_model import digits
 from lab.weights import digit_questions, multi_head_routing
 from lab.weights.digit_questions import (
@@ -64,7 +65,7 @@ def drawn(J=3, h=4, S=3, r=2, seed=0):
     generator = torch.Generator().manual_seed(seed)
 
     def like(x):
-        return torch.randn(x.shape, generator=generator)
+        return torch.randn(x.shape, generator=generator).to(device())
 
     return Inventory(
         *(tuple(map(like, part)) for part in start(J, h, S, r, 0))
@@ -87,7 +88,7 @@ def test_the_update_is_the_authors(h):
     mine, tokens = drawn(h=h), 5
     add = adapter(mine, tokens, route)
     for layer, (n, m) in enumerate(zip(WIDTHS, WIDTHS[1:], strict=False)):
-        x = torch.randn(3, tokens, n)
+        x = torch.randn(3, tokens, n).to(device())
         parts = (part[layer] for part in (mine.logits, mine.down, mine.up))
         expected = authors(x, torch.arange(3), *parts).view(-1, m)
         found = add(layer, x.flatten(0, 1))
@@ -106,7 +107,7 @@ def test_weights_are_sigmoids_over_their_sum_and_not_a_softmax():
 
 def test_an_inventory_of_one_is_an_adapter_by_itself():
     mine = drawn(h=1, S=1, r=3)
-    x = torch.randn(6, WIDTHS[0])
+    x = torch.randn(6, WIDTHS[0]).to(device())
     expected = x @ mine.down[0][0, 0] @ mine.up[0][0, 0]
     torch.testing.assert_close(adapter(mine, 2, route)(0, x), expected)
 
@@ -114,7 +115,7 @@ def test_an_inventory_of_one_is_an_adapter_by_itself():
 def test_equal_logits_are_the_average_of_mu():
     mine = drawn()
     mine = mine._replace(logits=tuple(0 * z + 0.7 for z in mine.logits))
-    x = torch.randn(6, WIDTHS[0])
+    x = torch.randn(6, WIDTHS[0]).to(device())
     one, other = (adapter(mine, 2, weigh)(0, x) for weigh in (route, uniform))
     torch.testing.assert_close(one, other)
 
@@ -122,7 +123,7 @@ def test_equal_logits_are_the_average_of_mu():
 def test_copies_side_by_side_are_each_tasks_own():
     mine, J = drawn(), 3
     each = copies(mine, J)
-    x = torch.randn(J * 2, WIDTHS[1])
+    x = torch.randn(J * 2, WIDTHS[1]).to(device())
     same = adapter(each, 2, apart(route))(1, x)
     torch.testing.assert_close(same, adapter(mine, 2, route)(1, x))
     # changing the second task's copy moves its two tokens alone
@@ -155,8 +156,9 @@ def test_rivals_have_as_many_numbers_but_for_logits():
 def test_the_tasks_are_what_they_say():
     images, labels = digits("test")
     every = Tasks(tuple(range(48)))
-    x = every.inputs("test", torch.arange(9).expand(48, -1))
-    right = every.answers("test", torch.arange(9).expand(48, -1))
+    first = torch.arange(9, device=device()).expand(48, -1)
+    x = every.inputs("test", first).cpu()
+    right = every.answers("test", first).cpu()
     for number, title in enumerate(every.titles):
         lying, asked = title.split(", ")
         assert lying == SYMMETRIES[number % 8]
@@ -261,7 +263,7 @@ def test_more_steps_train_a_copy_and_average_it(base):
     found = averaged(base, tasks, mine, 1e-2, 2, 0, uniform, 12)
     assert torch.equal(mine.up[1], before)
     assert not torch.equal(found.inventory.up[1], before)
-    weights = found.weigh(found.inventory.logits[0])
+    weights = found.weigh(found.inventory.logits[0]).cpu()
     assert torch.equal(weights, torch.full((12, 2, 3), 1 / 3))
     assert 0 <= found.accuracy(base, others) <= 100
 
@@ -290,9 +292,9 @@ def test_alignment_is_the_mean_cosine_of_each_pair(base):
 
 def test_the_base_reads_digits_and_knows_no_question():
     base = train_base(0)
-    labels = digits("test").labels
+    labels = digits("test").labels.to(device())
     pixels = digit_questions._pixels("test")[0]
-    x = torch.cat([pixels, torch.zeros(len(pixels), 16)], dim=1)
+    x = torch.cat([pixels, pixels.new_zeros(len(pixels), 16)], dim=1)
     right = base(x)[:, :10].argmax(dim=1) == labels
     assert right.float().mean() > 0.9
     tasks, _ = split_tasks(0)
