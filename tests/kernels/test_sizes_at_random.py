@@ -112,6 +112,19 @@ def neighbours():
     )
 
 
+def partial_matches():
+    # each place is near, far or neither
+    roles = st.lists(st.sampled_from("nf "), min_size=1, max_size=5)
+    return roles.flatmap(
+        lambda roles: options(
+            V=upto(60, 1), T=upto(60), P=st.just(len(roles)),
+            near=st.just(sum(1 << p for p, r in enumerate(roles) if r == "n")),
+            far=st.just(sum(1 << p for p, r in enumerate(roles) if r == "f")),
+            density=shares, cut=shares,
+        )
+    )  # fmt: skip
+
+
 def moves():
     return upto(60, 5).flatmap(
         lambda n: options(
@@ -194,6 +207,7 @@ SIZES = {
         T=upto(140), P=upto(130, 1), E=upto(140, 1),
         scale=st.sampled_from([1.0, 40.0]),
     ),
+    "intersect": partial_matches(),
     "knn_prior": neighbours(),
     "kopt_simulate": moves(),
     "linkload": options(
