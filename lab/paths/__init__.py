@@ -9,5 +9,10 @@ Shared by the chapters of this part:
 ``path_data``      random networks, training paths, what these have shown
 ``path_gpt``       a small transformer that learns to write paths
 ``two_tables``     planners that add two rows, learned or given
+``graphs``         sorted neighbour lists of small and of random graphs
+``patterns``       symmetries, conditions and the core of a pattern
+``match_plan``     in which order a pattern is matched, and what is counted
+``guided_match``   matching by plan, with the work that it takes
+``unaware_match``  every connected subgraph, and which pattern it is
 =================  =======================================================
 """

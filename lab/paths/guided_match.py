@@ -1,0 +1,164 @@
+"""Matching by plan: all partial matches of a size grow by a vertex at once.
+
+The work is counted in candidates: entries of neighbour lists that are looked
+at, within the bounds that the conditions set. Of the lists in which a
+candidate must be, the shortest is read. The first vertex has all vertices of
+the graph as candidates. Peregrine goes depth-first and holds one partial match
+per thread; here a whole level is held, and the candidates are the same.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lab.kernels.intersect import intersect
+from lab.paths.graphs import Graph
+from lab.paths.match_plan import Plan, Step
+
+
+class Grown(NamedTuple):
+    """Candidates of partial matches, and the ones that fit."""
+
+    match: Tensor  # [M] the row of the partial match
+    vertex: Tensor  # [M] int32
+    candidates: Tensor  # [T] how many each partial match had
+
+
+class Work(NamedTuple):
+    """What a search found, and how much it looked at."""
+
+    matches: int  # found, each as often as the plan finds it
+    levels: tuple[int, ...]  # candidates for each matched vertex
+    made: tuple[int, ...]  # partial matches of 1, 2, ... vertices
+    tail: int  # candidates for those that are counted
+    starts: Tensor  # [V] candidates by start vertex
+
+    @property
+    def candidates(self) -> int:
+        return sum(self.levels) + self.tail
+
+
+def grow(graph: Graph, matches: Tensor, step: Step) -> Grown:
+    """The vertices that extend each of the matches [T, P] int32 by a step."""
+    T = len(matches)
+    begin, length = _bounded(graph, matches, step)
+    first = torch.zeros(T + 1, dtype=torch.int64, device=matches.device)
+    torch.cumsum(length, 0, out=first[1:])
+    found = intersect(
+        matches, graph.rowptr, graph.col, begin, first, int(first[-1]),
+        sum(1 << p for p in step.near), sum(1 << p for p in step.far),
+    )  # fmt: skip
+    fits = (found >= 0).nonzero()[:, 0]
+    match = torch.searchsorted(first, fits, right=True) - 1
+    return Grown(match, found[fits], length)
+
+
+def _bounded(graph: Graph, matches: Tensor, step: Step):
+    """Where to read candidates [T], and how many [T]: the shortest piece."""
+    V, T = graph.size, len(matches)
+    low = matches.new_full((T,), -1).long()
+    high = matches.new_full((T,), V).long()
+    for place in step.above:
+        low = torch.maximum(low, matches[:, place].long())
+    for place in step.below:
+        high = torch.minimum(high, matches[:, place].long())
+    begins, lengths = [], []
+    for place in step.near:
+        row = matches[:, place].long() * V
+        begin, end = graph.rowptr[matches[:, place].long()], None
+        if step.above:
+            begin = torch.searchsorted(graph.edges, row + low, right=True)
+        if step.below:
+            end = torch.searchsorted(graph.edges, row + high)
+        else:
+            end = graph.rowptr[matches[:, place].long() + 1]
+        begins.append(begin)
+        # bounds may cross
+        lengths.append((end - begin).clamp_min(0))
+    if len(begins) == 1:
+        return begins[0], lengths[0]
+    length, which = torch.stack(lengths).min(dim=0)
+    return torch.stack(begins).gather(0, which[None])[0], length
+
+
+def matched(graph: Graph, plan: Plan) -> tuple[Tensor, Work]:
+    """All matches [M, P] of the vertices that a plan matches, and the work.
+
+    The columns have the order of the plan.
+    """
+    V = graph.size
+    matches = torch.arange(V, device=graph.col.device).int()[:, None]
+    starts = torch.ones_like(graph.rowptr[:-1])
+    levels, made = [V], [V]
+    for step in plan.steps:
+        grown = grow(graph, matches, step)
+        starts.index_add_(0, matches[:, 0].long(), grown.candidates)
+        matches = torch.cat(
+            (matches[grown.match], grown.vertex[:, None]), dim=1
+        )
+        levels.append(int(grown.candidates.sum()))
+        made.append(len(matches))
+    tail = 0
+    for step in plan.absent:
+        grown = grow(graph, matches, step)
+        starts.index_add_(0, matches[:, 0].long(), grown.candidates)
+        tail += int(grown.candidates.sum())
+        # whoever has such a neighbour is no match
+        alone = grown.match.bincount(minlength=len(matches)) == 0
+        matches = matches[alone]
+    work = Work(len(matches), tuple(levels), tuple(made), tail, starts)
+    return matches, work
+
+
+def count(graph: Graph, plan: Plan) -> Work:
+    """How many matches there are; a tail is counted and never made."""
+    matches, work = matched(graph, plan)
+    if not plan.tail:
+        return work
+    counts, tail = [], work.tail
+    for step in plan.tail:
+        grown = grow(graph, matches, step)
+        counts.append(grown.match.bincount(minlength=len(matches)))
+        work.starts.index_add_(0, matches[:, 0].long(), grown.candidates)
+        tail += int(grown.candidates.sum())
+    total = int(ways(plan, counts).sum())
+    return work._replace(matches=total, tail=tail)
+
+
+def ways(plan: Plan, counts: list[Tensor]) -> Tensor:
+    """In how many ways each match [T] of the core can be completed."""
+    if len(counts) > 1:
+        # a b, less the ways to take the same vertex twice
+        return counts[0] * counts[1] - counts[2]
+    total = torch.ones_like(counts[0])
+    for taken in range(plan.siblings):
+        total = total * (counts[0] - taken).clamp_min(0)
+        if plan.ordered:
+            # binomial(c, taken + 1) is a whole number
+            total = total // (taken + 1)
+    return total
+
+
+def exists(graph: Graph, plan: Plan) -> tuple[bool, int]:
+    """Whether there is a match, and the candidates until the first one.
+
+    This search is depth-first, one partial match at a time.
+    """
+    looked = 0
+    for start in range(graph.size):
+        looked += 1
+        waiting = [graph.rowptr.new_tensor([[start]]).int()]
+        while waiting:
+            match = waiting.pop()
+            if match.shape[1] > len(plan.steps):
+                return True, looked
+            grown = grow(graph, match, plan.steps[match.shape[1] - 1])
+            looked += int(grown.candidates.sum())
+            longer = [
+                torch.cat((match, vertex.view(1, 1)), dim=1)
+                for vertex in grown.vertex
+            ]
+            # the lowest vertex is the next
+            waiting += reversed(longer)
+    return False, looked
