@@ -10,7 +10,7 @@ from pathlib import Path
 
 import networkx as nx
 
-from lab.paths.graphs import SHOWN_SIZE, power_law
+from lab.paths.graphs import SHOWN, power_law
 
 HERE = Path(__file__).parent
 GRAPHS = {
@@ -18,7 +18,7 @@ GRAPHS = {
     "karate": nx.karate_club_graph(),
     "florentine": nx.florentine_families_graph(),
     "davis": nx.davis_southern_women_graph(),
-    "power law": nx.Graph(power_law(SHOWN_SIZE, 4, 0.3, seed=0)),
+    "power law": nx.Graph(power_law(*SHOWN)),
 }
 
 
