@@ -47,6 +47,16 @@ EXAMPLES = {
         heat=[(0, 1, 0.5), (1, 3, 0.1)],
         best=[0, 1, 2, 3],
     ),
+    "network": lambda: figures.network(
+        [[0, 0], [4, 0], [4, 3], [0, 3]],
+        [(0, 1), (1, 2), (2, 3)],
+        "four vertices",
+        groups={"core": ("kept", [1, 2]), "rest": ("best", [0, 3])},
+        names="0123",
+        bold={"a match": ("mean", [(1, 2)])},
+        dotted={"no edge": ("baseline", [(0, 3)])},
+        arrows=[(0, 3)],
+    ),
     "patch_grids": lambda: figures.patch_grids(
         [[0, 1, 2, 3]] * 4, [[[0, 1], [2, 1]]], ["a"], "four patches"
     ),
@@ -83,7 +93,7 @@ def test_every_figure_has_a_title_and_a_height(figure):
 
 
 # no axes, or named by the caller
-BARE = {"text_strip", "steps", "heatmap", "patch_grids"}
+BARE = {"text_strip", "steps", "heatmap", "patch_grids", "network"}
 
 
 @pytest.mark.parametrize("name", sorted(set(EXAMPLES) - BARE))

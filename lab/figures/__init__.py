@@ -15,6 +15,7 @@ from lab.figures.flow import stage_flow
 from lab.figures.fronts import fronts, gaps
 from lab.figures.kernels import block_grid, roofline
 from lab.figures.ledger import ledger
+from lab.figures.network import network
 from lab.figures.panels import panels
 from lab.figures.pareto import pareto, shares
 from lab.figures.patches import patch_grids
@@ -48,6 +49,7 @@ __all__ = [
     "histogram",
     "ledger",
     "load_heatmap",
+    "network",
     "number",
     "panels",
     "pareto",

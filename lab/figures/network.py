@@ -1,0 +1,117 @@
+"""Vertices and the edges between them, at given places on a plane."""
+
+import math
+
+from lab.figures.theme import COLOURS, drawn, plain
+
+
+def network(
+    points,
+    edges,
+    title,
+    note="",
+    groups=None,
+    sizes=None,
+    names=None,
+    bold=(),
+    dotted=(),
+    arrows=(),
+    hover="vertex",
+):
+    """The `edges` (pairs of places in `points`), and the vertices on top.
+
+    `groups` maps a name to a role of the palette and its vertices; later ones
+    lie on top. `bold` and `dotted` map a name to a role and pairs: edges to
+    look at, and edges that are missing. `arrows` are pairs without a name. A
+    group that may be empty keeps its place in the legend.
+    """
+    points = [tuple(point) for point in plain(points)]
+    groups = groups or {"vertex": ("baseline", range(len(points)))}
+    traces = [_lines(points, edges, "edge", "faint", 1.2)]
+    traces[0]["showlegend"] = False
+    for some, width, dash in ((bold, 3.2, "solid"), (dotted, 1.6, "dot")):
+        for name, (role, pairs) in dict(some).items():
+            traces.append(_lines(points, pairs, name, role, width, dash))
+    for name, (role, members) in groups.items():
+        members = list(members)
+        traces.append(
+            dict(
+                type="scatter",
+                x=[points[v][0] for v in members] or [None],
+                y=[points[v][1] for v in members] or [None],
+                mode="markers+text" if names else "markers",
+                text=[names[v] if names else str(v) for v in members],
+                textfont=dict(color=COLOURS["paper"], size=13),
+                marker=dict(
+                    size=[sizes[v] if sizes else 9 for v in members] or [9],
+                    color=COLOURS[role],
+                    line=dict(width=1, color=COLOURS["paper"]),
+                    opacity=1,
+                ),
+                name=name,
+                hovertemplate=f"{hover} %{{text}}<extra></extra>",
+            )
+        )
+    heads = [_arrow(points, u, v) for u, v in arrows]
+    x, y = zip(*points, strict=True)
+    return drawn(
+        traces,
+        title,
+        note,
+        x=_axis(x),
+        y=_axis(y),
+        height=430,
+        annotations=heads,
+    )
+
+
+def _lines(points, edges, name, role, width, dash="solid"):
+    """One trace of separate lines; `None` lifts the pen."""
+    x, y = [], []
+    for u, v in edges:
+        x += [points[u][0], points[v][0], None]
+        y += [points[u][1], points[v][1], None]
+    return dict(
+        type="scatter",
+        x=x or [None],
+        y=y or [None],
+        mode="lines",
+        line=dict(color=COLOURS[role], width=width, dash=dash),
+        name=name,
+        hoverinfo="skip",
+    )
+
+
+def _arrow(points, u, v):
+    """An arrow beside the line from u to v, shorter than the line."""
+    (x0, y0), (x1, y1) = points[u], points[v]
+    long = math.dist(points[u], points[v]) or 1
+    across = [max(c) - min(c) for c in zip(*points, strict=True)]
+    aside = 0.055 * max(across)
+    dx, dy = -aside * (y1 - y0) / long, aside * (x1 - x0) / long
+    near, far = 0.24, 0.76
+    return dict(
+        ax=x0 + near * (x1 - x0) + dx,
+        ay=y0 + near * (y1 - y0) + dy,
+        x=x0 + far * (x1 - x0) + dx,
+        y=y0 + far * (y1 - y0) + dy,
+        xref="x",
+        yref="y",
+        axref="x",
+        ayref="y",
+        text="",
+        arrowhead=2,
+        arrowsize=1.1,
+        arrowwidth=1.8,
+        arrowcolor=COLOURS["cut"],
+    )
+
+
+def _axis(values):
+    room = 0.12 * (max(values) - min(values) or 1)
+    return dict(
+        range=[min(values) - room, max(values) + room],
+        showticklabels=False,
+        showgrid=False,
+        showline=False,
+    )
