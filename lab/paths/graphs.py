@@ -34,8 +34,10 @@ class Graph(NamedTuple):
         return len(self.rowptr) - 1
 
     @property
-    def degrees(self) -> Tensor:
-        return self.rowptr.diff()
+    def pairs(self) -> list[list[int]]:
+        """Every edge once, the lower vertex first."""
+        u, w = self.edges // max(1, self.size), self.col.long()
+        return torch.stack((u, w), dim=1)[u < w].tolist()
 
 
 def from_edges(
