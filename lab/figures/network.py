@@ -26,6 +26,7 @@ def network(
     group that may be empty keeps its place in the legend.
     """
     points = [tuple(point) for point in plain(points)]
+    usual = 26 if names else 9  # pixels across; a name needs room
     groups = groups or {"vertex": ("baseline", range(len(points)))}
     traces = [_lines(points, edges, "edge", "faint", 1.2)]
     traces[0]["showlegend"] = False
@@ -43,7 +44,8 @@ def network(
                 text=[names[v] if names else str(v) for v in members],
                 textfont=dict(color=COLOURS["paper"], size=13),
                 marker=dict(
-                    size=[sizes[v] if sizes else 9 for v in members] or [9],
+                    size=[sizes[v] if sizes else usual for v in members]
+                    or [usual],
                     color=COLOURS[role],
                     line=dict(width=1, color=COLOURS["paper"]),
                     opacity=1,

@@ -30,7 +30,9 @@ class Picture(NamedTuple):
     full: Work  # by Peregrine's own plan
     unaware: Explored
     graph: Graph
+    places: list  # where the pattern's vertices are drawn
     points: list  # where the graph's vertices are drawn
+    pairs: list  # the graph's edges
     match: list[
         int
     ]  # one match, in the pattern's order; empty if there is none
@@ -94,11 +96,15 @@ class Picture(NamedTuple):
         }
 
     @property
-    def matched_edges(self) -> list[tuple[int, int]]:
+    def matched_edges(self) -> dict:
         """The edges of the one match."""
-        if not self.match:
-            return []
-        return [(self.match[u], self.match[v]) for u, v in self.pattern.edges]
+        pairs = self.pattern.edges if self.match else ()
+        edges = [(self.match[u], self.match[v]) for u, v in pairs]
+        return {"its edges": ("mean", edges)}
+
+    @property
+    def anti_edges(self) -> dict:
+        return {"anti-edge": ("baseline", self.pattern.anti)}
 
     @property
     def sizes(self) -> list[float]:
@@ -144,7 +150,8 @@ def picture(
         searched(name, True, COUNTED, kind, ids, graph),
         unaware(one.size, ids, graph),
         data,
-        drawing(graph, data),
+        PLACES[name],
+        *drawn(ids, graph),
         some_match(name, kind, ids, graph),
         name if kind == "any" else f"induced {name}",
     )
@@ -159,6 +166,12 @@ def searched(name, symmetry, order, kind, ids, graph) -> Work:
 @cache
 def unaware(size: int, ids: str, graph: str) -> Explored:
     return explore_all(named(graph, ids), size)
+
+
+@cache
+def drawn(ids, graph) -> tuple[list, list]:
+    data = named(graph, ids)
+    return drawing(graph, data), data.pairs
 
 
 @cache
