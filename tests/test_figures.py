@@ -476,3 +476,24 @@ def test_a_histogram_says_how_many_were_counted(counts, words):
 )
 def test_a_number_is_written_for_a_reader(value, text):
     assert figures.number(value) == text
+
+
+def test_what_a_network_lacks_is_not_in_its_legend():
+    figure = figures.network(
+        [[0, 0], [1, 1]],
+        [(0, 1)],
+        "two vertices",
+        groups={"here": ("kept", [0, 1]), "gone": ("best", [])},
+        bold={"a match": ("mean", [])},
+    )
+    named = [t.name for t in figure.data if t.showlegend is not False]
+    assert named == ["here"]
+
+
+def test_an_arrow_of_a_network_lies_beside_its_line_and_points_on():
+    points = [[0, 0], [4, 0], [4, 4]]
+    (arrow,) = figures.network(
+        points, [(0, 1)], "an arrow", arrows=[(0, 1)]
+    ).layout.annotations
+    assert 0 < arrow.ax < arrow.x < 4
+    assert arrow.ay == arrow.y != 0

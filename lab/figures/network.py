@@ -22,8 +22,8 @@ def network(
 
     `groups` maps a name to a role of the palette and its vertices; later ones
     lie on top. `bold` and `dotted` map a name to a role and pairs: edges to
-    look at, and edges that are missing. `arrows` are pairs without a name. A
-    group that may be empty keeps its place in the legend.
+    look at, and edges that are missing. `arrows` are pairs without a name.
+    What is empty is not in the legend.
     """
     points = [tuple(point) for point in plain(points)]
     usual = 26 if names else 9  # pixels across; a name needs room
@@ -32,25 +32,26 @@ def network(
     traces[0]["showlegend"] = False
     for some, width, dash in ((bold, 3.2, "solid"), (dotted, 1.6, "dot")):
         for name, (role, pairs) in dict(some).items():
-            traces.append(_lines(points, pairs, name, role, width, dash))
+            line = _lines(points, pairs, name, role, width, dash)
+            traces.append(line | dict(showlegend=bool(pairs)))
     for name, (role, members) in groups.items():
         members = list(members)
         traces.append(
             dict(
                 type="scatter",
-                x=[points[v][0] for v in members] or [None],
-                y=[points[v][1] for v in members] or [None],
+                x=[points[v][0] for v in members],
+                y=[points[v][1] for v in members],
                 mode="markers+text" if names else "markers",
                 text=[names[v] if names else str(v) for v in members],
                 textfont=dict(color=COLOURS["paper"], size=13),
                 marker=dict(
-                    size=[sizes[v] if sizes else usual for v in members]
-                    or [usual],
+                    size=[sizes[v] if sizes else usual for v in members],
                     color=COLOURS[role],
                     line=dict(width=1, color=COLOURS["paper"]),
                     opacity=1,
                 ),
                 name=name,
+                showlegend=bool(members),
                 hovertemplate=f"{hover} %{{text}}<extra></extra>",
             )
         )
@@ -75,8 +76,8 @@ def _lines(points, edges, name, role, width, dash="solid"):
         y += [points[u][1], points[v][1], None]
     return dict(
         type="scatter",
-        x=x or [None],
-        y=y or [None],
+        x=x,
+        y=y,
         mode="lines",
         line=dict(color=COLOURS[role], width=width, dash=dash),
         name=name,
