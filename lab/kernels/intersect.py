@@ -23,8 +23,8 @@ Bytes: 4 per candidate read and 4 written, and 4 P + 16 per match. A search
 reads log2(d) more, of which the cache holds what lanes share. So the limit is
 how many such reads can wait for memory together.
 
-Source: Jamshidi, Mahadasa, Vora 2020 (Peregrine), who merge or gallop through
-two lists at a time on a CPU.
+Source: Jamshidi, Mahadasa, Vora 2020 (Peregrine), whose code merges two lists
+at a time on a CPU.
 """
 
 import torch

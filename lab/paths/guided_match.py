@@ -2,9 +2,10 @@
 
 The work is counted in candidates: entries of neighbour lists that are looked
 at, within the bounds that the conditions set. Of the lists in which a
-candidate must be, the shortest is read. The first vertex has all vertices of
-the graph as candidates. Peregrine goes depth-first and holds one partial match
-per thread; here a whole level is held, and the candidates are the same.
+candidate must be, the shortest is read (the authors' code begins with the
+first). The first vertex has all vertices of the graph as candidates. Peregrine
+goes depth-first and holds one partial match per thread. Here a whole level is
+held, which looks at the same candidates in another order.
 """
 
 from typing import NamedTuple

@@ -8,6 +8,9 @@ match maps the vertices to different vertices of the graph.
     conditions      m(u) < m(v): of the copies of a match that differ by an
                     automorphism, exactly one satisfies all of them
     core            smallest connected set that meets every edge and anti-edge
+
+A vertex of the match itself never counts for an anti-vertex. In the authors'
+code it does, unless the pattern joins it to all of them.
 """
 
 from functools import cache
@@ -81,7 +84,6 @@ PATTERNS = {
     "diamond": pattern("01 02 03 12 13"),
     "4-clique": pattern("01 02 03 12 13 23"),
     "house": pattern("01 02 13 23 04 14"),
-    "5-clique": pattern("01 02 03 04 12 13 14 23 24 34"),
 }
 
 

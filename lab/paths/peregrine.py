@@ -12,11 +12,11 @@ Analysis is in `patterns`, the plan in `match_plan`, the search in
 `lab.kernels.intersect`. Work is counted in candidates, entries of neighbour
 lists that are looked at, for the method and for its baseline; never in time.
 
-The paper's abstract, its introduction and the authors' code (GPL-3.0, read and
-not copied) were at hand. There the core is matched in every order of numbers
-that the conditions allow, and orders that look alike are merged; here it is
-matched in one order, with the conditions as bounds. Labels and frequent
-subgraphs are left out.
+The beginning of the paper and the authors' code (GPL-3.0, read and not copied)
+were at hand. There the core is matched in every order of numbers that the
+conditions allow, and orders that look alike are merged; here it is matched in
+one order, with the conditions as bounds. Labels and frequent subgraphs are
+left out.
 """
 
 from functools import cache, partial

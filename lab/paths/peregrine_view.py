@@ -53,19 +53,19 @@ class Picture(NamedTuple):
 
     @property
     def title(self) -> str:
+        looked = f"in {self.work.candidates} candidates"
+        if not self.matches:
+            return f"No match {looked}"
         times = "once" if self.repeats == 1 else f"{self.repeats} times"
         what = "match" if self.matches == 1 else "matches"
-        return (
-            f"{self.matches} {what}, each found {times}, in"
-            f" {self.work.candidates} candidates"
-        )
+        return f"{self.matches} {what}, each found {times}, {looked}"
 
     @property
     def note(self) -> str:
-        group = len(automorphisms(self.pattern))
-        ways = "1 symmetry" if group == 1 else f"{group} symmetries"
+        rules = len(self.plan.conditions)
         return (
-            f"{self.name}: {ways}, {len(self.plan.conditions)} conditions;"
+            f"{self.name}: {len(automorphisms(self.pattern))} symmetries,"
+            f" {rules} condition{'' if rules == 1 else 's'};"
             f" core of {len(self.plan.core)} of {self.pattern.size} vertices"
         )
 

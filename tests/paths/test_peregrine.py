@@ -499,6 +499,7 @@ def test_the_picture_shows_one_match_and_its_search():
 def test_a_picture_without_a_match_has_none():
     view = peregrine_view.picture("triangle", graph="davis")
     assert view.match == [] and view.matches == 0
+    assert view.title == "No match in 242 candidates"
     assert view.matched_edges["its edges"][1] == []
     assert view.costs["these settings"] == view.costs["Peregrine"] > 0
 
