@@ -66,14 +66,12 @@ def _bounded(graph: Graph, matches: Tensor, step: Step):
         high = torch.minimum(high, matches[:, place].long())
     begins, lengths = [], []
     for place in step.near:
-        row = matches[:, place].long() * V
-        begin, end = graph.rowptr[matches[:, place].long()], None
+        u = matches[:, place].long()
+        begin, end = graph.rowptr[u], graph.rowptr[u + 1]
         if step.above:
-            begin = torch.searchsorted(graph.edges, row + low, right=True)
+            begin = torch.searchsorted(graph.edges, u * V + low, right=True)
         if step.below:
-            end = torch.searchsorted(graph.edges, row + high)
-        else:
-            end = graph.rowptr[matches[:, place].long() + 1]
+            end = torch.searchsorted(graph.edges, u * V + high)
         begins.append(begin)
         # bounds may cross
         lengths.append((end - begin).clamp_min(0))
