@@ -147,9 +147,9 @@ def _counted(pattern, rest, rules) -> tuple[int, ...]:
         for some in combinations(rest, count):
             earlier = [v for v in range(pattern.size) if v not in some]
             steps = {_step(pattern, [v], earlier, rules) for v in some}
-            inner = _inner(rules, some)
-            if len(steps) == 1 and inner in (0, count * (count - 1) // 2):
+            # siblings can be swapped, so conditions order all of them or none
+            if len(steps) == 1:
                 return some
-            if count == 2 and not inner:
+            if count == 2 and not _inner(rules, some):
                 return some
     return tuple(rest[:1])
