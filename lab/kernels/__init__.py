@@ -24,6 +24,7 @@ declaration from which tests, benchmarks and ahead-of-time compilation follow.
 ``transition_counts``    how many tokens went from which expert to which
 ``placement_cost``       the traffic of many expert placements at once
 ``stack_distance``       what LRU caches of every size would have hit
+``serve_sim``            the first and last token of each request served
 ``mask_overlap``         a token's top features, and which experts share them
 ``ap_counts``            how well each neuron's ranking finds a function
 ``min_by_budget``        the best route through the layers for each budget
