@@ -41,6 +41,37 @@ def lasts(k, first, more):
 
 
 @triton.jit
+def steps_until(now, begun, first, more, most):
+    """The fewest of ``most`` steps after which it is ``now`` or later."""
+    half = first - more / 2.0
+    time = now - begun
+    root = half + tl.sqrt(half * half + 2.0 * more * time)
+    k = tl.ceil(2.0 * time / root).to(tl.int32)
+    k = tl.minimum(tl.maximum(k, 1), most)
+    # the root is right up to its last digit
+    less = (k > 1) & (begun + lasts(k - 1, first, more) >= now)
+    k = tl.where(less, k - 1, k)
+    again = (k < most) & (begun + lasts(k, first, more) < now)
+    return tl.where(again, k + 1, k)
+
+
+@triton.jit
+def admit(stage, moved, here, need, held, memory, r):
+    """Let those who wait decode, in the order they came, while they fit."""
+    waits = here & (stage == WAITING)
+    look = tl.sum(waits.to(tl.int32), 0) > 0
+    while look:
+        soonest = tl.min(tl.where(waits, moved, NEVER), 0)
+        who = r == lowest(waits & (moved == soonest), r)
+        held += tl.sum(tl.where(who, need, 0), 0)
+        look = held <= memory
+        stage = tl.where(who & look, DECODE, stage)
+        waits = waits & (stage == WAITING)
+        look = look & (tl.sum(waits.to(tl.int32), 0) > 0)
+    return stage
+
+
+@triton.jit
 def serve_sim_kernel(
     arrivals_ptr,
     prompts_ptr,
@@ -88,8 +119,8 @@ def serve_sim_kernel(
     arrivals_ptr += stream * N
     prompt = tl.load(prompts_ptr + stream * N + r, mask=inside, other=0)
     output = tl.load(outputs_ptr + stream * N + r, mask=inside, other=0)
-    arrival = tl.load(arrivals_ptr + r, mask=inside, other=NEVER)
-    arrival = 1000.0 * arrival.to(tl.float64) / rate
+    seconds = tl.load(arrivals_ptr + r, mask=inside, other=NEVER)
+    arrival = 1000.0 * seconds.to(tl.float64) / rate
     stage = tl.zeros([BLOCK_N], tl.int32)
     place = tl.zeros([BLOCK_N], tl.int32)
     left = output - 1  # decode steps
@@ -164,23 +195,14 @@ def serve_sim_kernel(
         if at((end < NEVER).to(tl.int32), i, j) == 0:
             # the next prefill or the next decode steps, or nothing to do
             here = place == j
-            holds = here & (stage == DECODE)
-            held = tl.sum(tl.where(holds, prompt + output, 0), 0)
-            waits = here & (stage == WAITING)
-            look = tl.sum(waits.to(tl.int32), 0) > 0
-            while look:
-                soonest = tl.min(tl.where(waits, moved, NEVER), 0)
-                who = r == lowest(waits & (moved == soonest), r)
-                held += tl.sum(tl.where(who, prompt + output, 0), 0)
-                look = held <= memory
-                stage = tl.where(who & look, DECODE, stage)
-                waits = waits & (stage == WAITING)
-                look = look & (tl.sum(waits.to(tl.int32), 0) > 0)
+            need = tl.where(here, prompt + output, 0)
+            held = tl.sum(tl.where(stage == DECODE, need, 0), 0)
+            stage = admit(stage, moved, here, need, held, memory, r)
             active = here & (stage == DECODE)
             n = tl.sum(active.to(tl.int32), 0)
             queued = here & (stage == QUEUED)
             tokens = tl.cumsum(tl.where(queued, prompt, 0), 0)
-            room = held + tl.cumsum(tl.where(queued, prompt + output, 0), 0)
+            room = held + tl.cumsum(tl.where(queued, need, 0), 0)
             # the first one goes even if it is longer than a batch
             batch = queued & ((tokens <= limit) | (r == lowest(queued, r)))
             batch = batch & ((room <= memory) | (decoders > 0))
@@ -223,17 +245,7 @@ def serve_sim_kernel(
                 t = at(begun, i, j)
                 p = at(first_step, i, j)
                 q = at(more, i, j)
-                half = p - q / 2.0
-                x = now - t
-                k = tl.ceil(
-                    2.0 * x / (half + tl.sqrt(half * half + 2.0 * q * x))
-                ).to(tl.int32)
-                k = tl.minimum(tl.maximum(k, 1), most)
-                # the root is right up to its last digit
-                less = (k > 1) & (t + lasts(k - 1, p, q) >= now)
-                k = tl.where(less, k - 1, k)
-                again = (k < most) & (t + lasts(k, p, q) < now)
-                k = tl.where(again, k + 1, k)
+                k = steps_until(now, t, p, q, most)
                 run = tl.where(i == j, k, run)
                 sooner = tl.where(k < most, t + lasts(k, p, q), NEVER)
                 end = tl.where(i == j, tl.minimum(end, sooner), end)

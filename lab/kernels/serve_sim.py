@@ -41,7 +41,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lab.kernels._serve_sim_events import serve
+from lab.kernels._serve_sim_events import Simulation as Simulation
 from lab.kernels._serve_sim_triton import blocks, launch, serve_sim_kernel
 from lab.kernels.declaration import Compile, Cost, Declaration, Example
 from lab.kernels.operator import operator
@@ -157,7 +157,7 @@ def serve_sim_reference(
     streams, pools = list(streams), pools.tolist()
     for c, cost in enumerate(costs.double().tolist()):
         for s, stream in enumerate(streams):
-            waits = serve(*stream, pools[c], cost)
+            waits = Simulation(*stream, pools[c], cost).serve()
             for result, wait in zip(served, waits, strict=True):
                 result[c, s] = torch.tensor(wait, dtype=torch.float64)
     return served
