@@ -12,5 +12,7 @@ Shared by the chapters of this part:
 For one chapter only: ``path_predictor``, ``prefetch_cache``,
 ``demand_caches``, ``token_scheduler``, ``expertflow_recorded`` and
 ``expertflow_view`` belong to chapter 11, ExpertFlow; ``exflow_view`` to
-chapter 12, ExFlow.
+chapter 12, ExFlow; ``request_traces``, ``engine_profiles``,
+``prefill_queue``, ``goodput``, ``distserve_recorded`` and ``distserve_view``
+to chapter 16, DistServe.
 """
