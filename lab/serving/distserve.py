@@ -174,8 +174,8 @@ CLAIMS = (
         slug="tighter-limits",
         sentence="At the same rate, limits 1.8 to 3.2 times as tight as"
         " vLLM's on chat.",
-        source="section 6.2 and figure 8; the rate is ours, about the most that"
-        " vLLM's times bear",
+        source="section 6.2 and figure 8; the rate is ours, about the most"
+        " that vLLM's times bear",
         effect="least factor on both limits that 90 % keep, vLLM's times over"
         " the split, chat, 1.5 requests/s per GPU",
         unit="x",

@@ -48,7 +48,7 @@ WORKLOADS = {
 }
 SYSTEMS = ("split", "together", "vLLM")
 RATES = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
-LINKS = (5, 10, 25, 100, NVLINK)  # Gbit/s of a prefill instance
+LINKS = (25, 50, 100, 200, NVLINK)  # Gbit/s of a prefill instance
 RIVALS = {"same engine": "DistServe", "vLLM's times": "vLLM"}
 
 

@@ -1,6 +1,6 @@
 """What the widget of chapter 16 shows: six GPUs, some for prefill.
 
-The curves are recorded. What the GPUs do in three seconds is simulated when
+The curves are recorded. What the GPUs do in two seconds is simulated when
 it is asked for.
 """
 
@@ -11,6 +11,7 @@ from lab.kernels.serve_sim import Simulation
 from lab.serving.distserve_recorded import (
     LINKS,
     RATES,
+    REQUESTS,
     RIVALS,
     SHOWN,
     WORKLOADS,
@@ -24,8 +25,8 @@ from lab.serving.request_traces import drawn
 
 KINDS = {"prefill": "best", "decode": "kept"}  # of jobs, and their colours
 SHADES = {"split": "best", "together": "baseline"}
-FROM, SECONDS = 4.0, 3.0  # the time that is shown job by job
-WHY = ("in time", "first token late", "then slow")
+FROM, SECONDS = 3.0, 2.0  # the time that is shown job by job
+WHY = ("in time", "late", "slow")  # the first token; then the others
 
 
 class Picture(NamedTuple):
@@ -68,7 +69,7 @@ def picture(
     other = rival(workload, RIVALS[against])
     return Picture(
         attained,
-        {f"{name}: {why}": row[k]
+        {f"{name}, {why}": row[k]
          for name, row in ((n, rows[at]) for n, rows in parts.items())
          for k, why in enumerate(WHY) if k},
         lanes(placement, workload, rate, link)
@@ -109,8 +110,9 @@ def lanes(
 ) -> dict[str, list[tuple]]:
     """What the first instances do in the seconds that are shown."""
     trace, _ = WORKLOADS[workload]
-    many = int(rate * placement.gpus * (FROM + SECONDS)) + 1
-    stream = (rows[0, :many].tolist() for rows in drawn(trace, 1024, SHOWN))
+    whole = drawn(trace, REQUESTS, SHOWN)
+    come = whole.arrivals[0] < rate * placement.gpus * (FROM + SECONDS)
+    stream = (rows[0, come].tolist() for rows in whole)
     pool, cost = columns(placement, rate, moving(link))
     run = Simulation(*stream, pool, cost)
     run.serve()
