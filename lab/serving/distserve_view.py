@@ -23,7 +23,7 @@ from lab.serving.engine_profiles import moving
 from lab.serving.goodput import GOAL, NODE, Placement, columns
 from lab.serving.request_traces import drawn
 
-KINDS = {"prefill": "best", "decode": "kept"}  # of jobs, and their colours
+KINDS = {"prefill": "mean", "decode": "kept"}  # of jobs, and their colours
 SHADES = {"split": "best", "together": "baseline"}
 FROM, SECONDS = 3.0, 2.0  # the time that is shown job by job
 WHY = ("in time", "late", "slow")  # the first token; then the others
