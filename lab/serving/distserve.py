@@ -158,8 +158,8 @@ _claim = partial(Claim, chapter="16", seeds=10, limits=SMALL)
 CLAIMS = (
     _claim(
         slug="twice-on-chat",
-        sentence="On chat, 2.0 to 4.6 times the request rate of vLLM (about"
-        " 2.0 with OPT-13B, first tokens in 250 ms, further ones in 100 ms).",
+        sentence="On chat, 2.0 to 4.6 times the request rate of vLLM, with"
+        " three models (OPT-13B: first tokens in 250 ms, others in 100 ms).",
         source="section 6.2 and figure 8",
         effect="goodput over that of colocated instances of one GPU with"
         " vLLM's times, chat",
