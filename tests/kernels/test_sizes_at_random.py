@@ -228,7 +228,7 @@ SIZES = {
         N=upto(150), D=columns, K=upto(128, 2), ties=flags, equal=flags
     ),
     "serve_sim": options(
-        C=upto(2), S=upto(1), N=upto(8, 1), instances=upto(4, 1),
+        C=upto(2), S=upto(1), N=upto(6, 1), instances=upto(4, 1),
         rate=st.sampled_from([2.0, 60.0]),
         memory=st.sampled_from([759, 5000]),
         colocated=flags, alike=flags, single=flags,

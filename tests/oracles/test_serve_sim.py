@@ -278,6 +278,22 @@ def test_keys_and_values_queue_for_the_link(simulate):
 
 
 @BOTH
+@pytest.mark.parametrize("decoders", [0, 1])
+def test_what_just_fits_into_memory_is_taken(simulate, decoders):
+    # 100 ms a prefill, 10 ms a step; 50 tokens each, and both come at once
+    cost = [1.0, 0.0, 100.0, 0.0, 0.0, 10.0, 0.0, 0.0, 10.0, 0.0, 0.0]
+    requests = [0.0, 0.0], [20, 20], [30, 30]
+    last = {}
+    for memory in (99, 100):
+        pool = (1, decoders, 1, memory, 0)
+        served = simulate(*tensors(*requests, pool, cost))
+        last[memory] = (served.ttft + 29 * served.tpot)[0, 0, 1].item()
+    # 29 steps after its prefill, or behind the other one's
+    assert last[100] == pytest.approx(490)
+    assert last[99] == pytest.approx(680 if decoders else 780)
+
+
+@BOTH
 def test_ties_go_to_the_lowest_instance_and_request(simulate):
     cost = [1.0, 0.0, 100.0, *8 * [0.0]]
     cost[5] = cost[8] = 10.0
