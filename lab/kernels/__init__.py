@@ -32,6 +32,7 @@ declaration from which tests, benchmarks and ahead-of-time compilation follow.
 ``linkload``             what every link of many fabrics carries
 ``delay_stats``          the median delay of each pair, and who is too slow
 ``knn_prior``            nearest neighbours by rank
+``knn_vote``             nearest neighbours vote on a query's category
 ``kopt_simulate``        k-opt moves on many tours at once
 =======================  ===================================================
 """

@@ -121,6 +121,12 @@ def partial_matches():
             near=st.just(sum(1 << p for p, r in enumerate(roles) if r == "n")),
             far=st.just(sum(1 << p for p, r in enumerate(roles) if r == "f")),
             density=shares, cut=shares,
+    ),
+def voters():
+    return upto(200, 1).flatmap(
+        lambda R: options(
+            N=upto(80), R=st.just(R), D=widths, k=upto(min(R, 64), 1),
+            C=upto(128, 1), rising=flags, equal=flags,
         )
     )  # fmt: skip
 
@@ -209,6 +215,7 @@ SIZES = {
     ),
     "intersect": partial_matches(),
     "knn_prior": neighbours(),
+    "knn_vote": voters(),
     "kopt_simulate": moves(),
     "linkload": options(
         B=upto(5), G=upto(450), L=upto(40, 1), S=upto(40, 1), empty=shares
