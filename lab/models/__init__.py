@@ -2,11 +2,12 @@
 
 Shared by the chapters of this part:
 
-==============  ==========================================================
-``recorded``    which real model answered which real prompt, and how well
-``judging``     what an answer gives away about its own correctness
-``routers``     ways to guess a model's score before it is asked
-``strategies``  the families of routers, trained on a recorded benchmark
-``pareto``      hulls, budgets and areas in the plane of cost and quality
-==============  ==========================================================
+================  ========================================================
+``recorded``      which real model answered which real prompt, and how well
+``judging``       what an answer gives away about its own correctness
+``routers``       ways to guess a model's score before it is asked
+``strategies``    the families of routers, trained on a recorded benchmark
+``pareto``        hulls, budgets and areas in the plane of cost and quality
+``expert_table``  the best pool of experts within a budget, by category
+================  ========================================================
 """
