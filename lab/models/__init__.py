@@ -8,6 +8,7 @@ Shared by the chapters of this part:
 ``routers``       ways to guess a model's score before it is asked
 ``strategies``    the families of routers, trained on a recorded benchmark
 ``pareto``        hulls, budgets and areas in the plane of cost and quality
+``expert_pool``   experts by size, and each prompt's nearest neighbours
 ``expert_table``  the best pool of experts within a budget, by category
 ================  ========================================================
 """

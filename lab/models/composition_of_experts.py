@@ -20,8 +20,8 @@ They name the two steps, a mixed integer programme with a budget, measures of
 uncertainty and a general category. Ours are: k nearest neighbours vote
 (`knn_vote`), their entropy is the uncertainty, and the general expert is the
 one of the pool that was best in training. The paper compares experts by a
-judge; here scores are recorded (`recorded`), and a benchmark's name is the
-category. The programme is solved by trying all pools (`expert_table`).
+judge; here scores are recorded (`expert_pool`), and a benchmark's name is
+the category. The programme is solved by trying all pools (`expert_table`).
 
 The rivals go in one step. They see the same neighbours, which vote on the
 best expert instead, or show the scores they got. Each of them, and the
@@ -36,14 +36,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lab.claims import Claim
-from lab.data import read_json
 from lab.exercises import Exercise
-from lab.kernels.knn_vote import MOST_NEIGHBOURS, knn_vote, tally
-from lab.kernels.runtime import device
-from lab.models import recorded, routers, strategies
+from lab.kernels.knn_vote import tally
+from lab.models import routers
+from lab.models.expert_pool import pool, setting
 from lab.models.expert_table import (
-    best_table,
+    Table,
+    affordable,
     greedy_value,
+    tables,
     within,
 )
 
@@ -59,79 +60,8 @@ SMALL_BUDGET = 25.0  # billions: three experts of 7 to 9
 SLIGHT = 0.2  # agreement up to here is "slight" (Landis and Koch 1977)
 
 
-class Pool(NamedTuple):
-    """The experts, from the smallest to the largest, and the prompts."""
-
-    names: tuple[str, ...]  # M
-    sizes: Tensor  # [M] float64, billions of parameters
-    scores: Tensor  # [N, M] float64
-    embeddings: Tensor  # [N, 384], unit rows
-    category: Tensor  # [N] int32
-    categories: tuple[str, ...]
-
-    @property
-    def all(self) -> float:
-        """The budget that holds every expert."""
-        return self.sizes.sum().item()
-
-
 @cache
-def pool() -> Pool:
-    """Nine open models of 7 to 70 billion parameters on 4997 prompts."""
-    known = recorded.load("nine")
-    listed = read_json(f"{recorded.FOLDER}/llm_routing_9models.json")
-    sizes = torch.tensor([m["params_b"] for m in listed]).double()
-    # so that ties between experts go to a smallest one
-    order = sizes.argsort(stable=True)
-    return Pool(
-        tuple(known.models[m] for m in order),
-        sizes[order],
-        known.scores[:, order],
-        known.embeddings,
-        known.group.int(),
-        known.groups,
-    )
-
-
-class Setting(NamedTuple):
-    """Which prompts are remembered, and which are to be routed."""
-
-    memory: Tensor  # [R]
-    new: Tensor  # [N]
-    neighbours: Tensor  # [N, k] places in the memory, the nearest first
-
-    def near(self, values: Tensor, k: int) -> Tensor:
-        """The values of the k nearest remembered prompts, [N, k, ...]."""
-        return values[self.memory][self.neighbours[:, :k].long()]
-
-
-@cache
-def setting(seed: int, hidden: str = "", tuning: bool = False) -> Setting:
-    """The split of one seed, 3498 prompts to learn from and 1499 to test.
-
-    A ``hidden`` category is not remembered, and only its prompts are tested.
-    ``tuning`` splits the 3498 again, and holds back a fifth.
-    """
-    known = pool()
-    memory, new = strategies.split("nine", True, seed)
-    if tuning:
-        cut = len(memory) - len(memory) // 5
-        memory, new = memory[:cut], memory[cut:]
-    if hidden:
-        place = known.categories.index(hidden)
-        memory = memory[known.category[memory] != place]
-        new = new[known.category[new] == place]
-    rows = known.embeddings.to(device())
-    found = knn_vote(
-        rows[new.to(device())], rows[memory.to(device())],
-        known.category[memory].to(device()), MOST_NEIGHBOURS,
-        len(known.categories),
-    )  # fmt: skip
-    return Setting(memory, new, found.neighbours.cpu())
-
-
-@cache
-def gains(seed: int, hidden: str = "", tuning: bool = False):
+def gains(seed: int, hidden: str, tuning: bool) -> tuple[Tensor, Tensor]:
     """Mean scores G [C, M] and shares w [C] of the remembered categories.
 
     A category that nobody remembers has no share, and the mean over all.
@@ -145,10 +75,16 @@ def gains(seed: int, hidden: str = "", tuning: bool = False):
 
 
 @cache
-def solved(seed: int, budget: float, hidden: str = "", tuning: bool = False):
-    """The best `Table` within a budget, from the remembered prompts."""
-    table, share = gains(seed, hidden, tuning)
-    return best_table(table, share, pool().sizes, budget)
+def every_table(seed: int, hidden: str, tuning: bool) -> list[Table]:
+    """The best table of each budget, from the remembered prompts."""
+    return tables(*gains(seed, hidden, tuning), pool().sizes)
+
+
+def solved(
+    seed: int, budget: float, hidden: str = "", tuning: bool = False
+) -> Table:
+    """The best table within one budget."""
+    return affordable(every_table(seed, hidden, tuning), budget)
 
 
 def best_label(scores: Tensor) -> Tensor:
@@ -162,10 +98,41 @@ def shared_label(scores: Tensor) -> Tensor:
     return best / best.sum(dim=1, keepdim=True)
 
 
+@cache
+def _in_training(seed: int, hidden: str, tuning: bool) -> Tensor:
+    """Each expert's mean score on the remembered prompts, [M]."""
+    memory = setting(seed, hidden, tuning).memory
+    return pool().scores[memory].mean(dim=0)
+
+
 def general(seed: int, among: Tensor, hidden: str = "", tuning=False) -> int:
     """The expert that is best in training, of those in a pool [M] bool."""
-    memory = setting(seed, hidden, tuning).memory
-    return within(pool().scores[memory].mean(dim=0), among).argmax().item()
+    return within(_in_training(seed, hidden, tuning), among).argmax().item()
+
+
+@cache
+def first_step(
+    seed: int, k: int, hidden: str, tuning: bool
+) -> tuple[Tensor, Tensor]:
+    """The category [N] of each new prompt, and the entropy of the votes."""
+    known = pool()
+    near = setting(seed, hidden, tuning).near(known.category, k)
+    votes, entropy = tally(near, len(known.categories))
+    return votes.argmax(dim=1), entropy
+
+
+@cache
+def one_step(
+    policy: str, seed: int, k: int, hidden: str, tuning: bool
+) -> Tensor:
+    """What the neighbours say of each expert, [N, M]: votes or scores."""
+    shown = {LABEL: best_label, SHARED: shared_label, SCORES: torch.clone}
+    if policy not in shown:
+        raise ValueError(
+            f"{policy!r} is not one of {', '.join(POLICIES)}; choose one"
+        )
+    values = shown[policy](pool().scores)
+    return setting(seed, hidden, tuning).near(values, k).mean(dim=1)
 
 
 def route(
@@ -183,31 +150,23 @@ def route(
     entropy of the neighbours' categories is above ``unsure``, the first step
     gives up and the pool's general expert is called.
     """
-    known, here = pool(), setting(seed, hidden, tuning)
-    which = (hidden, tuning)
+    known, which = pool(), (hidden, tuning)
+    new = setting(seed, *which).new
     table = solved(seed, budget, *which)
     if policy == SINGLE:
         chosen = general(seed, known.sizes <= budget, *which)
-        return torch.full((len(here.new),), chosen)
+        return torch.full((len(new),), chosen)
     if policy == ORACLE:
-        return within(known.scores[here.new], table.pool).argmax(dim=1)
+        return within(known.scores[new], table.pool).argmax(dim=1)
     if policy == KNOWN:
-        return table.expert[known.category[here.new].long()]
+        return table.expert[known.category[new].long()]
     if policy == COMPOSITION:
-        votes, entropy = tally(
-            here.near(known.category, k), len(known.categories)
-        )
-        chosen = table.expert[votes.argmax(dim=1)]
-        spare = general(seed, table.pool, *which)
+        category, entropy = first_step(seed, k, *which)
         lost = (entropy > unsure) & (unsure < NEVER)
-        return torch.where(lost, spare, chosen)
-    shown = {LABEL: best_label, SHARED: shared_label, SCORES: torch.clone}
-    if policy not in shown:
-        raise ValueError(
-            f"{policy!r} is not one of {', '.join(POLICIES)}; choose one"
-        )
-    values = shown[policy](known.scores)
-    return within(here.near(values, k).mean(dim=1), table.pool).argmax(dim=1)
+        spare = general(seed, table.pool, *which)
+        return torch.where(lost, spare, table.expert[category])
+    said = one_step(policy, seed, k, *which)
+    return within(said, table.pool).argmax(dim=1)
 
 
 class Result(NamedTuple):

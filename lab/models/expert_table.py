@@ -30,6 +30,7 @@ class Table(NamedTuple):
     expert: Tensor  # [C] int64
     pool: Tensor  # [M] bool, the experts in memory
     value: float  # mean score by G
+    size: float  # of the pool
 
 
 def every_pool(experts: int) -> Tensor:
@@ -43,22 +44,42 @@ def every_pool(experts: int) -> Tensor:
     return (number[:, None] >> torch.arange(experts) & 1).bool()
 
 
-def best_table(
-    gains: Tensor, weights: Tensor, sizes: Tensor, budget: float
-) -> Table:
-    """The exact solution for gains [C, M], weights [C] and sizes [M].
+def tables(gains: Tensor, weights: Tensor, sizes: Tensor) -> list[Table]:
+    """The best table of every budget, from the smallest to the largest pool.
 
-    Of pools that are equally good the smallest is taken, and of equally good
-    experts the first. O(2^M C M).
+    Gains are [C, M], weights [C] and sizes [M]. A pool is listed if it beats
+    all that are as small or smaller. Of equally good pools the smallest is
+    taken, and of equally good experts the first. O(2^M C M).
     """
-    _check(gains, sizes, budget)
+    if not gains.isfinite().all():
+        raise ValueError(
+            "a category has an expert without a score; measure all, or leave"
+            " the category out"
+        )
     pools = every_pool(len(sizes))
-    size = pools.double() @ sizes.double()
-    fits = size <= budget
-    pools = pools[fits][size[fits].argsort(stable=True)]
+    total = pools.double() @ sizes.double()
     value = values(gains, weights, pools)
-    best = pools[(value >= value.max() - EQUAL).nonzero()[0, 0]]
-    return Table(within(gains, best).argmax(dim=1), best, value.max().item())
+    # of pools of one size the best first
+    rows = sorted(
+        zip(total.tolist(), (-value).tolist(), pools, strict=True),
+        key=lambda row: row[:2],
+    )
+    found: list[Table] = []
+    for size, below, pool in rows:
+        if not found or -below > found[-1].value + EQUAL:
+            expert = within(gains, pool).argmax(dim=1)
+            found.append(Table(expert, pool, -below, size))
+    return found
+
+
+def affordable(every: list[Table], budget: float) -> Table:
+    """The best of `tables` whose pool fits into the budget."""
+    if not budget >= every[0].size:
+        raise ValueError(
+            f"a budget of {budget:g} holds no expert; the smallest needs"
+            f" {every[0].size:g}"
+        )
+    return [table for table in every if table.size <= budget][-1]
 
 
 def values(gains: Tensor, weights: Tensor, pools: Tensor) -> Tensor:
@@ -72,9 +93,9 @@ def greedy_value(
 ) -> float:
     """V of the pool that grows by the expert that adds most and still fits.
 
-    It ends when nobody fits or adds anything; the first of equals goes in.
+    It ends when nobody fits or adds anything, with 0 if no expert fits; of
+    equals the first goes in.
     """
-    _check(gains, sizes, budget)
     pool = torch.zeros(len(sizes), dtype=torch.bool)
     reached = 0.0
     while True:
@@ -90,16 +111,3 @@ def greedy_value(
 def within(gains: Tensor, pool: Tensor) -> Tensor:
     """The gains, and -inf for experts outside the pool."""
     return gains.masked_fill(~pool, -torch.inf)
-
-
-def _check(gains, sizes, budget):
-    if not gains.isfinite().all():
-        raise ValueError(
-            "a category has an expert without a score; measure all, or leave"
-            " the category out"
-        )
-    if not budget >= sizes.min():
-        raise ValueError(
-            f"a budget of {budget:g} holds no expert; the smallest needs"
-            f" {sizes.min():g}"
-        )
