@@ -150,7 +150,8 @@ def tally(
     votes = (labels[:, :, None] == every).sum(dim=1, dtype=torch.int32)
     share = votes.to(dtype) / labels.shape[1]
     most = math.log(categories) if categories > 1 else 1.0
-    return votes, -torch.xlogy(share, share).sum(dim=1) / most
+    # not a minus in front: it would make -0 of 0
+    return votes, (0 - torch.xlogy(share, share).sum(dim=1)) / most
 
 
 @triton.jit
@@ -283,11 +284,15 @@ def blocks(k: int, dtype: torch.dtype, target: str) -> dict:
     }
 
 
-def parts(N: int, R: int, tile: dict, multiprocessors: int) -> int:
-    """Into how many parts to cut the memory, to give every
-    multiprocessor two programs; no part is less than a tile."""
-    wanted = cdiv(2 * multiprocessors, cdiv(N, tile["BLOCK_N"]))
-    return max(1, min(wanted, MOST_PARTS, R // tile["BLOCK_R"]))
+def part(N: int, R: int, tile: dict, multiprocessors: int) -> int:
+    """Rows of the memory that one program goes through, some tiles.
+
+    Every multiprocessor gets two programs, if the queries do not suffice by
+    cutting the memory.
+    """
+    wanted = cdiv(2 * multiprocessors, max(1, cdiv(N, tile["BLOCK_N"])))
+    count = max(1, min(wanted, MOST_PARTS, R // tile["BLOCK_R"]))
+    return cdiv(cdiv(R, count), tile["BLOCK_R"]) * tile["BLOCK_R"]
 
 
 def merge_blocks(held: int, C: int) -> dict:
@@ -307,9 +312,7 @@ def knn_vote_triton(
     (N, D), R, C = queries.shape, len(memory), categories
     device = queries.device
     tile = blocks(k, queries.dtype, runtime.target(queries))
-    count = parts(max(1, N), R, tile, runtime.multiprocessors(queries))
-    # a part ends where a tile does
-    rows_each = cdiv(cdiv(R, count), tile["BLOCK_R"]) * tile["BLOCK_R"]
+    rows_each = part(N, R, tile, runtime.multiprocessors(queries))
     count = cdiv(R, rows_each)
     similar = torch.empty((N, count, k), dtype=torch.float32, device=device)
     rows = similar.new_empty((N, count, k), dtype=torch.int32)

@@ -242,14 +242,22 @@ def _jitter(seed: int) -> float:
     return agreement(seed, pool().scores.argmax(dim=1))
 
 
+def unseen(seed: int, unsure: float) -> float:
+    """Mean score of two steps on categories that are not remembered.
+
+    Each of the twelve is hidden in turn, and counts the same.
+    """
+    every = pool().categories
+    found = (
+        experiment(seed, COMPOSITION, None, NEIGHBOURS, unsure, hidden).score
+        for hidden in every
+    )
+    return sum(found) / len(every)
+
+
 def _fallback(seed: int, unsure: float) -> float:
     """Points won by the general expert on categories not remembered."""
-    won = [
-        experiment(seed, COMPOSITION, None, NEIGHBOURS, unsure, hidden).score
-        - experiment(seed, COMPOSITION, None, NEIGHBOURS, NEVER, hidden).score
-        for hidden in pool().categories
-    ]
-    return 100 * sum(won) / len(won)
+    return 100 * (unseen(seed, unsure) - unseen(seed, NEVER))
 
 
 SCALE = (

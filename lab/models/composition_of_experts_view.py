@@ -54,13 +54,33 @@ class Point(NamedTuple):
 class Picture(NamedTuple):
     """What the chapter's picture shows, as plain lists."""
 
-    curves: dict[str, tuple[list[float], list[float]]]  # active, score
+    curves: dict[str, tuple[list[float], list[float]]]  # `efficient` ones
     models: dict[str, tuple[float, float]]  # one for all
     mixing: tuple[list[float], list[float]]  # calling them at random
     here: Point
     single: tuple[str, float, float]  # best in training: name, size, score
     work: list[list[float | None]]  # percent of a category's prompts
     members: list[str]  # of the pool
+    budget: float
+
+    @property
+    def here_at(self) -> tuple[float, float]:
+        """The chosen policy's place in the plane."""
+        return self.here.active, self.here.score
+
+    @property
+    def title(self) -> str:
+        """What the policy is worth, beside one expert for all, in words."""
+        name, _, score = self.single
+        words = f"Budget {self.budget:g}: {self.here.score:.3f} with"
+        words += f" {self.here.active:.1f} billion active;"
+        return f"{words} {name} alone: {score:.3f}"
+
+    @property
+    def note(self) -> str:
+        """Who is in memory."""
+        names = ", ".join(self.members)
+        return f"in memory, {self.here.size:.0f} billion: {names}"
 
 
 @cache
@@ -88,6 +108,15 @@ def curve(policy: str, k: int, unsure: float, hidden: str) -> list[Point]:
     return found
 
 
+def efficient(line: list[Point]) -> tuple[list[float], list[float]]:
+    """Active parameters and scores that no other pool beats in both."""
+    kept: list[Point] = []
+    for point in sorted(line, key=lambda p: (p.active, -p.score)):
+        if not kept or point.score > kept[-1].score:
+            kept.append(point)
+    return [p.active for p in kept], [p.score for p in kept]
+
+
 def picture(
     budget: float = 216,
     policy: str = COMPOSITION,
@@ -95,7 +124,7 @@ def picture(
     unsure: float = NEVER,
     hidden: str = NOTHING,
 ) -> Picture:
-    """Every policy's curve over all budgets, and one policy at one budget.
+    """Every policy at its best budgets, and one policy at one budget.
 
     Only two steps hear ``unsure``. With a ``hidden`` category, which is not
     remembered, the test prompts are those of this category.
@@ -112,10 +141,7 @@ def picture(
     lots = hull(known.sizes, mean)
     points = zip(known.sizes.tolist(), mean.tolist(), strict=True)
     return Picture(
-        curves={
-            name: ([p.active for p in line], [p.score for p in line])
-            for name, line in curves.items()
-        },
+        curves={name: efficient(line) for name, line in curves.items()},
         models=dict(zip(map(spoken, known.names), points, strict=True)),
         mixing=(lots.cost.tolist(), lots.quality.tolist()),
         here=here,
@@ -130,6 +156,7 @@ def picture(
             for name, is_in in zip(known.names, table.pool, strict=True)
             if is_in
         ],
+        budget=budget,
     )
 
 
