@@ -54,7 +54,7 @@ class Point(NamedTuple):
 class Picture(NamedTuple):
     """What the chapter's picture shows, as plain lists."""
 
-    curves: dict[str, tuple[list[float], list[float]]]  # `efficient` ones
+    curves: dict[str, tuple[list[float], list[float]]]  # `reached`
     models: dict[str, tuple[float, float]]  # one for all
     mixing: tuple[list[float], list[float]]  # calling them at random
     here: Point
@@ -108,13 +108,17 @@ def curve(policy: str, k: int, unsure: float, hidden: str) -> list[Point]:
     return found
 
 
-def efficient(line: list[Point]) -> tuple[list[float], list[float]]:
-    """Active parameters and scores that no other pool beats in both."""
-    kept: list[Point] = []
+def reached(line: list[Point]) -> tuple[list[float], list[float]]:
+    """The best score with at most so many active parameters, a staircase.
+
+    It ends at the size of the largest expert.
+    """
+    x, y = [], []
     for point in sorted(line, key=lambda p: (p.active, -p.score)):
-        if not kept or point.score > kept[-1].score:
-            kept.append(point)
-    return [p.active for p in kept], [p.score for p in kept]
+        if not y or point.score > y[-1]:
+            x += [point.active] * (2 if y else 1)
+            y += [y[-1], point.score] if y else [point.score]
+    return [*x, pool().sizes[-1].item()], [*y, y[-1]]
 
 
 def picture(
@@ -124,7 +128,7 @@ def picture(
     unsure: float = NEVER,
     hidden: str = NOTHING,
 ) -> Picture:
-    """Every policy at its best budgets, and one policy at one budget.
+    """What every policy reaches, and one policy at one budget.
 
     Only two steps hear ``unsure``. With a ``hidden`` category, which is not
     remembered, the test prompts are those of this category.
@@ -141,7 +145,7 @@ def picture(
     lots = hull(known.sizes, mean)
     points = zip(known.sizes.tolist(), mean.tolist(), strict=True)
     return Picture(
-        curves={name: efficient(line) for name, line in curves.items()},
+        curves={name: reached(line) for name, line in curves.items()},
         models=dict(zip(map(spoken, known.names), points, strict=True)),
         mixing=(lots.cost.tolist(), lots.quality.tolist()),
         here=here,

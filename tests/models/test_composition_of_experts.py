@@ -290,12 +290,12 @@ def test_the_picture_shows_the_policy_within_the_budget(policy):
     known = pool()
     assert seen.here.size <= 60
     assert set(seen.curves) == set(view.SHOWN)
-    active, score = seen.curves[policy]
-    assert active == sorted(active) and score == sorted(score)
-    reached = max(
-        s for a, s in zip(active, score, strict=True) if a <= seen.here.active
-    )
-    assert reached >= seen.here.score
+    points = view.curve(policy, 15, 0.5, "")
+    for x, y in zip(*seen.curves[policy], strict=True):
+        assert y <= max(p.score for p in points if p.active <= x)
+    assert seen.curves[policy][0][-1] == 70
+    best = max(p.score for p in points)
+    assert seen.curves[policy][1][-1] == best >= seen.here.score
     chosen = route(policy, 0, 60, 15, 0.5)
     assert torch.equal(seen.here.chosen, chosen)
     # weighted by category, the table of work is the mean size
@@ -323,6 +323,19 @@ def test_small_experts_together_come_near_the_large_one():
     assert small.here.score > small.single[2] - 0.01
     assert whole.here.score > whole.single[2] + 0.02
     assert whole.here.active < whole.single[1]
+
+
+def test_the_text_beside_the_picture_is_true():
+    def score(**knobs):
+        return view.picture(**knobs).here.score
+
+    assert score(policy=LABEL) < view.picture().single[2] < score()
+    assert score(budget=110) > score()
+    caution = {
+        name: score(hidden=name, unsure=0.5) - score(hidden=name)
+        for name in ("commongen", "natural_qa")
+    }
+    assert caution["commongen"] > 0.1 and caution["natural_qa"] < -0.02
 
 
 def test_neighbours_agree_on_the_category_and_not_on_the_best_expert():
