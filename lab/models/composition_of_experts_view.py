@@ -21,8 +21,23 @@ from lab.models.pareto import hull
 
 SHOWN = (COMPOSITION, SCORES, SHARED, LABEL, KNOWN)
 NOTHING = "nothing"  # is hidden
-HIDDEN = (NOTHING, *pool().categories)
-# two lines, so that nine of them stand beside each other
+# written out, so that a wrong parameter is refused before data are read
+CATEGORIES = (
+    "agentverse-logicgrid",
+    "agentverse-mgsm",
+    "commongen",
+    "natural_qa",
+    "trivia_qa",
+    "openbook_qa",
+    "arc_challenge",
+    "mbpp",
+    "human_eval",
+    "gsm8k",
+    "commonsense_qa",
+    "math",
+)
+HIDDEN = (NOTHING, *CATEGORIES)
+# in the order of `pool`; two lines, so that nine stand beside each other
 SHORT = {
     "codegemma-7b": "codegemma<br>7B",
     "mistral-7b-instruct-v0.3": "mistral<br>7B",
@@ -34,7 +49,7 @@ SHORT = {
     "llama-3.1-nemotron-51b-instruct": "nemotron<br>51B",
     "llama3-chatqa-1.5-70b": "chatqa<br>70B",
 }
-COLUMNS = [SHORT[name] for name in pool().names]
+COLUMNS = list(SHORT.values())
 
 
 def spoken(name: str) -> str:
