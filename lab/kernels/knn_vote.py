@@ -181,8 +181,9 @@ def knn_part_kernel(
     none = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
     kept = tl.where(place < k, float("-inf"), float("inf")) + none
     kept_row = R + place + tl.zeros([BLOCK_N, BLOCK_K], tl.int32)
-    end = tl.minimum((part + 1) * rows_each, R)
-    for first in range(part * rows_each, end, BLOCK_R):
+    start = (part.to(tl.int64) * rows_each).to(tl.int32)
+    end = start + tl.minimum(rows_each, R - start)
+    for first in range(start, end, BLOCK_R):
         r = first + tl.arange(0, BLOCK_R)[None, :]
         is_row = r < end
         row = tl.minimum(r, R - 1).to(tl.int64)
@@ -264,7 +265,7 @@ def knn_merge_kernel(
     share = votes.to(tl.float32) / k
     # an absent category would give 0 log 0
     log = tl.log(tl.where(votes > 0, share, 1.0))
-    tl.store(unsure_ptr + n, -tl.sum(share * log, 1) / most, mask=here)
+    tl.store(unsure_ptr + n, (0.0 - tl.sum(share * log, 1)) / most, mask=here)
     at = votes_ptr + n[:, None] * C + c
     tl.store(at, votes, mask=here[:, None] & (c < C))
 
