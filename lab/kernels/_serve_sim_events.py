@@ -19,7 +19,7 @@ class Instance:
     def __init__(self):
         self.load = 0  # requests that it has taken and not finished or moved
         self.queue = deque()  # for prefill
-        self.waiting = deque()  # for room to decode
+        self.waiting = []  # for room to decode: a heap of (since, request)
         self.batch = []  # in prefill now
         self.active = []  # in decode: a heap of (steps at the end, request)
         self.steps = 0  # decode steps done
@@ -75,7 +75,7 @@ class Simulation:
                         self.finish(one, now)
                     continue
                 one = min(self.decoders, key=_load)
-                one.waiting.append(which)
+                heappush(one.waiting, (now, which))
             one.load += 1
             self.wake(one, now)
         pairs = zip(self.first, arrivals, strict=True)
@@ -94,8 +94,8 @@ class Simulation:
     def start(self, one, now, prefilled=False):
         """The next prefill, or the next decode steps, or nothing to do."""
         one.begun, one.end, one.run = now, math.inf, 0
-        while one.waiting and self.fits(one, one.waiting[0]):
-            self.join(one, one.waiting.popleft())
+        while one.waiting and self.fits(one, one.waiting[0][1]):
+            self.join(one, heappop(one.waiting)[1])
         one.batch = []
         if not (self.in_turn and prefilled and one.active):
             one.batch = self.next_batch(one)

@@ -303,6 +303,18 @@ def test_ties_go_to_the_lowest_instance_and_request(simulate):
     assert served.ttft[0, 0].tolist() == pytest.approx([100, 100, 200, 200])
 
 
+@BOTH
+def test_of_those_moved_at_once_the_lowest_decodes_first(simulate):
+    # 0 decodes from 200 to 600, and there is room for one; at 400 instance 0
+    # has done 2, and instance 1 has done 1
+    cost = [1.0, 0.0, 100.0, 100.0, 0.0, 100.0, 0.0, 0.0, 100.0, 0.0, 0.0]
+    served = simulate(
+        *tensors(3 * [0.0], [1, 3, 1], [5, 3, 5], (2, 1, 1, 6, 0), cost)
+    )
+    assert served.ttft[0, 0].tolist() == pytest.approx([200, 400, 400])
+    assert served.tpot[0, 0].tolist() == pytest.approx([100, 200, 200])
+
+
 GOOD = tensors(
     [0.0, 1.0], [5, 5], [2, 2], (1, 1, 9, 99, 0), [1.0, *10 * [1.0]]
 )
