@@ -131,7 +131,8 @@ def within(waits: Served, limits: Limits) -> tuple[Tensor, Tensor]:
     """
     counted = (wait[:, :, wait.shape[2] // WARM_UP :] for wait in waits)
     ttft, tpot = counted
-    return ttft > limits.ttft, tpot > limits.tpot
+    # what was never served has NaN, which is not within any limit
+    return ~(ttft <= limits.ttft), ~(tpot <= limits.tpot)
 
 
 def attainment(waits: Served, limits: Limits) -> Tensor:

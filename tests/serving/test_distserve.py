@@ -158,6 +158,14 @@ def test_both_limits_must_hold_for_the_same_request():
     assert tight == pytest.approx(np.quantile([0.2] * 4 + [1.8] * 2, 0.9))
 
 
+def test_a_request_that_is_never_served_keeps_no_limit():
+    # a GPU has NaN for it
+    ttft = torch.tensor([1.0, 1, 1, math.nan]).reshape(1, 1, 4)
+    tpot = torch.tensor([1.0, 1, math.nan, 1]).reshape(1, 1, 4)
+    waits, limits = Served(ttft, tpot), Limits(5, 5)
+    assert goodput.attainment(waits, limits).item() == pytest.approx(1 / 3)
+
+
 @pytest.mark.parametrize(
     "placement", [Placement(2, 1), Placement(3, 0, batch=2048, in_turn=True)]
 )
