@@ -245,8 +245,8 @@ CLAIMS = (
     ),
     _claim(
         slug="half-and-half",
-        sentence="Splitting alone is not enough, the numbers of instances must"
-        " fit (implied by the search): three and three GPUs do worse than six"
+        sentence="Splitting alone is not enough (implied by the search): on"
+        " chat, three prefill and three decode GPUs do worse than six"
         " colocated ones.",
         source="our control, on the same engine",
         effect="goodput of 3 prefill and 3 decode GPUs over that of six"
@@ -257,6 +257,8 @@ CLAIMS = (
         reduced=SHORT,
         threshold=1.0,
         side="below",
+        limits=SMALL + " No split of this workload reaches the six colocated"
+        " GPUs, so it does not show that other numbers would.",
     ),
     _claim(
         slug="a-queue-of-equals",
@@ -272,7 +274,8 @@ CLAIMS = (
         threshold=10.0,
         side="below",
         limits="Prefill times of OPT-13B on one A100 by the fitted formula,"
-        " prompts of at most 2048 tokens.",
+        " prompts of at most 2048 tokens. The paper speaks of pipelines, whose"
+        " bubbles are not simulated.",
     ),
     _claim(
         slug="real-engines",
