@@ -8,6 +8,7 @@ import pytest
 import torch
 from seed_0 import in_the_ledger, measured
 
+from lab import claims
 from lab.exercises import check
 from lab.kernels.serve_sim import Served
 from lab.serving import distserve, distserve_view, goodput, prefill_queue
@@ -74,6 +75,18 @@ def test_mixed_lengths_wait_longer_by_their_spread():
     wait = prefill_queue.one_gpu(0.7, 1.0) - 1
     assert formula == pytest.approx(1 + 1.25 * wait)
     assert prefill_queue.mixed_lengths(0.7, [1.0]) == pytest.approx(1 + wait)
+
+
+def test_the_recorded_queue_of_unequal_prompts_is_that_of_the_formula():
+    times = prefill_queue.prefill_seconds(lengths("chat")[:, 0].tolist())
+    mean = sum(times) / len(times)
+    equal = prefill_queue.one_gpu(0.7 / mean, mean)
+    percent = 100 * (prefill_queue.mixed_lengths(0.7 / mean, times) / equal)
+    by_slug = {claim.slug: claim for claim in distserve.CLAIMS}
+    verdict = claims.recorded(by_slug["a-queue-of-equals"])
+    # the notebook says 12
+    assert round(percent) == 112
+    assert verdict.low < percent - 100 < verdict.high
 
 
 def test_a_queue_past_its_capacity_is_infinite():
