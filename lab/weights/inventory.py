@@ -1,8 +1,8 @@
 """An inventory of small adapters that many tasks share, and its training.
 
-Every layer of the network of `digit_questions` has S LoRA adapters of rank r in h
-blocks, and every task has logits that say how it mixes them (chapter 20). An
-adapter by itself is an inventory of one: its only weight is always 1. One
+Every layer of the network of `digit_questions` has S LoRA adapters of rank r
+in h blocks, and every task has logits that say how it mixes them (chapter 20).
+An adapter by itself is an inventory of one: its only weight is always 1. One
 adapter per task is an inventory whose weights are 0 or 1.
 """
 
