@@ -121,7 +121,10 @@ def partial_matches():
             near=st.just(sum(1 << p for p, r in enumerate(roles) if r == "n")),
             far=st.just(sum(1 << p for p, r in enumerate(roles) if r == "f")),
             density=shares, cut=shares,
-    ),
+        )
+    )  # fmt: skip
+
+
 def voters():
     return upto(200, 1).flatmap(
         lambda R: options(
