@@ -43,7 +43,7 @@ from lab.kernels.runtime import cdiv, may_look, multiprocessors
 
 BINS = 256  # values of a byte
 TILE = 1024  # entries that a program counts at once
-MOST = 2**31 - 1  # entries of a row, what an int32 counts
+MOST = 2**31 - TILE  # entries of a row: rounded up to tiles, an int32
 BITS = {2: torch.int16, 4: torch.int32}  # what a magnitude is read as
 
 

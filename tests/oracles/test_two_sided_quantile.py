@@ -97,6 +97,12 @@ def test_nan_counts_as_largest_in_the_kernel():
         (drawn(5), (0, 0), r"shape \(5,\); use floats"),
         (torch.zeros(1, 5).int(), (0, 0), "torch.int32"),
         (drawn(1, 3) * math.nan, (0, 0), "x holds 3 NaN"),
+        # rounded up to whole tiles, it would be no int32
+        (
+            torch.empty(1, 2**31 - 1023, device="meta"),
+            (0, 0),
+            "at most 2147482624",
+        ),
     ],
 )
 def test_wrong_input_is_refused_in_a_sentence(x, cuts, sentence):
