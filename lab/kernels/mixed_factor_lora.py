@@ -96,6 +96,11 @@ def check_mix(tokens, offsets, weights, down, up) -> None:
             f"tokens are {tokens.dtype}, down {down.dtype} and up {up.dtype};"
             " use one dtype"
         )
+    if not weights.is_floating_point():
+        raise TypeError(
+            f"weights are {weights.dtype}; mixing adapters needs fractions,"
+            " so use float32"
+        )
     if not runtime.may_look(tokens):
         return
     rising = [0, *offsets.tolist(), len(tokens)]

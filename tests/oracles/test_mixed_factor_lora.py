@@ -159,3 +159,6 @@ def test_wrong_arguments_are_refused_in_a_sentence(changed, sentence):
 def test_mixed_types_are_refused_in_a_sentence():
     with pytest.raises(TypeError, match="use one dtype"):
         mixed_factor_lora(**inputs(tokens=torch.ones(9, 6).double()))
+    # adapters cut to whole numbers would mostly be 0
+    with pytest.raises(TypeError, match="weights are torch.int64; mixing"):
+        mixed_factor_lora(**inputs(weights=torch.ones(3, 2, 4).long()))
