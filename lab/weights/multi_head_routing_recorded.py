@@ -92,7 +92,7 @@ class Picture(NamedTuple):
     curves: dict[str, list[float]]  # % of right answers, over BLOCKS
     accuracy: float  # of the new tasks in this mode
     new: list[list[float | None]]  # the same, [symmetry][question]
-    weights: list[list[float]]  # [48 tasks][adapter]
+    weights: list[list[float]]  # [48 tasks][adapter], new ones by z
     rows: list[str]  # the questions, at the first of their 8 tasks
     block: int  # that is shown
     spread: float  # of all weights around 1 / S, in percent of it
@@ -122,11 +122,15 @@ def picture(
     layer: int = 1,
     block: int = 1,
 ) -> Picture:
-    """The accuracies of new tasks, and one block's weights of all tasks."""
+    """The accuracies of new tasks, and one block's weights of all tasks.
+
+    The new tasks' weights are always those of z after 16 examples.
+    """
     known = (
         ("blocks", blocks, BLOCKS), ("mode", mode, MODES),
         ("shots", shots, FEW), ("logit_rate", logit_rate, LOGIT_RATES),
         ("layer", layer, tuple(range(1, LAYERS + 1))),
+        ("block", block, tuple(range(1, BLOCKS[-1] + 1))),
     )  # fmt: skip
     for name, value, allowed in known:
         if value not in allowed:

@@ -361,6 +361,7 @@ def test_an_effect_is_what_its_claim_says(monkeypatch):
         (lambda b: picture(shots=5), "shots=5 was not recorded"),
         (lambda b: picture(logit_rate=1.0), "logit_rate=1.0 was not"),
         (lambda b: picture(layer=4), "layer=4 was not recorded"),
+        (lambda b: picture(block=0), "block=0 was not recorded"),
     ],
 )
 def test_wrong_arguments_are_refused_in_a_sentence(base, call, sentence):
