@@ -259,7 +259,7 @@ def knn_merge_kernel(
         tl.store(neighbours_ptr + n * k + place, nearest, mask=here)
         is_row = here & (nearest < R)
         label = tl.load(labels_ptr + nearest, mask=is_row, other=-1)
-        votes += (c == label[:, None]).to(tl.int32)
+        votes += ((c == label[:, None]) & (c < C)).to(tl.int32)
         similar = tl.where(row == nearest[:, None], float("-inf"), similar)
 
     share = votes.to(tl.float32) / k

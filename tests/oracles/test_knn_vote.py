@@ -104,6 +104,18 @@ def test_the_kernel_takes_what_is_no_number_as_the_lowest(bad):
     assert found.votes[0].tolist() == [1, 1, 1]
 
 
+@pytest.mark.parametrize("unknown", [-1, 3, 9])
+def test_an_unknown_label_counts_neither_as_a_vote_nor_as_doubt(unknown):
+    # the kernel's tile has a place for category 3, the answer has not
+    memory = torch.tensor([[4.0], [3.0], [2.0], [1.0]], device=DEVICE)
+    labels = torch.tensor([0, unknown, 1, unknown], device=DEVICE).int()
+    query = torch.ones(1, 1, device=DEVICE)
+    found = knn_vote_triton(query, memory, labels, 4, 3)
+    assert found.votes[0].tolist() == [1, 1, 0]
+    expected = -2 * 0.25 * math.log(0.25) / math.log(3)
+    assert found.unsure[0].item() == pytest.approx(expected, abs=1e-5)
+
+
 def test_a_tally_is_what_the_operator_counts():
     q, m, labels = tensors(*drawn(30, 100, 12, 6))
     found = knn_vote(q, m, labels, 9, 6)
