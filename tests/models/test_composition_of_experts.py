@@ -281,8 +281,10 @@ def test_effects_by_hand(monkeypatch):
 def test_every_claim_can_be_measured_and_seed_0_is_the_recorded_one():
     recorded, found = in_the_ledger(coe), measured(coe)
     for slug, effect in recorded.items():
-        # rounding on another processor moves a neighbour or two
-        assert found[slug] == pytest.approx(effect, abs=0.2), slug
+        # rounding on another processor moves a neighbour or two; kappa is
+        # within 1, all others are points or percent
+        most = 0.005 if slug == "best-expert-jumps" else 0.2
+        assert found[slug] == pytest.approx(effect, abs=most), slug
 
 
 @pytest.mark.parametrize("policy", view.SHOWN)
@@ -337,6 +339,35 @@ def test_the_text_beside_the_picture_is_true():
         for name in ("commongen", "natural_qa")
     }
     assert caution["commongen"] > 0.1 and caution["natural_qa"] < -0.02
+
+
+def test_the_largest_budget_loses_where_the_category_is_mistaken():
+    known, lead = pool(), {True: 0.0, False: 0.0}
+    for seed in range(8):
+        new = setting(seed).new
+        category, _ = coe.first_step(seed, coe.NEIGHBOURS, "", False)
+        small, large = (
+            known.scores[new].gather(1, route(COMPOSITION, seed, B)[:, None])
+            for B in (110, known.all)
+        )
+        for right in lead:
+            here = (category == known.category[new]) == right
+            lead[right] += (small - large)[here].sum().item() / len(new) / 8
+    assert lead[True] < 0 < 0.002 < lead[False]
+
+
+def test_chance_would_win_most_of_what_doubt_wins():
+    won = chance = 0.0
+    for hidden in pool().categories:
+        table, doubt, general = (
+            experiment(0, COMPOSITION, None, 20, unsure, hidden).score
+            for unsure in (1.0, coe.HALF, -1.0)
+        )
+        _, entropy = coe.first_step(0, coe.NEIGHBOURS, hidden, False)
+        share = (entropy > coe.HALF).double().mean().item()
+        won += doubt - table
+        chance += share * (general - table)
+    assert 0.6 * won < chance < won
 
 
 def test_neighbours_agree_on_the_category_and_not_on_the_best_expert():
