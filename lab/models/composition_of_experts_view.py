@@ -150,8 +150,12 @@ def picture(
     """
     known = pool()
     hidden = "" if hidden == NOTHING else hidden
-    which = neighbours, unsure, hidden
-    curves = {name: curve(name, *which) for name in SHOWN}
+    # what does not hear `unsure` is kept while it moves
+    heard = {COMPOSITION: unsure}
+    curves = {
+        name: curve(name, neighbours, heard.get(name, NEVER), hidden)
+        for name in SHOWN
+    }
     at = [place for place, t in enumerate(steps(hidden)) if t.size <= budget]
     here, table = curves[policy][at[-1]], steps(hidden)[at[-1]]
     new = setting(0, hidden).new
