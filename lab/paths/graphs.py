@@ -50,6 +50,9 @@ def from_edges(
     """
     if ids not in IDS:
         raise ValueError(f"ids={ids!r} is not one of {', '.join(IDS)}")
+    pairs = list(pairs)
+    if any(len(pair) != 2 for pair in pairs):
+        raise ValueError("an edge is a pair of numbers; leave weights out")
     pairs = sorted({(min(e), max(e)) for e in pairs if e[0] != e[1]})
     ends = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2)
     names, place = ends.unique(return_inverse=True)

@@ -128,8 +128,9 @@ def count(graph: Graph, plan: Plan) -> Work:
 def ways(plan: Plan, counts: list[Tensor]) -> Tensor:
     """In how many ways each match [T] of the core can be completed."""
     if len(counts) > 1:
-        # a b, less the ways to take the same vertex twice
-        return counts[0] * counts[1] - counts[2]
+        # a b, less the ways to take the same vertex twice, if there can be any
+        a, b, *same = counts
+        return a * b - sum(same)
     total = torch.ones_like(counts[0])
     for taken in range(plan.siblings):
         total = total * (counts[0] - taken).clamp_min(0)
@@ -142,8 +143,14 @@ def ways(plan: Plan, counts: list[Tensor]) -> Tensor:
 def exists(graph: Graph, plan: Plan) -> tuple[bool, int]:
     """Whether there is a match, and the candidates until the first one.
 
-    This search is depth-first, one partial match at a time.
+    This search is depth-first, one partial match at a time. The plan must
+    match every vertex.
     """
+    if plan.tail:
+        raise ValueError(
+            "a plan that counts its last vertices does not tell whether they"
+            " exist; use order='core first, matched'"
+        )
     looked = 0
     for start in range(graph.size):
         looked += 1
@@ -151,7 +158,11 @@ def exists(graph: Graph, plan: Plan) -> tuple[bool, int]:
         while waiting:
             match = waiting.pop()
             if match.shape[1] > len(plan.steps):
-                return True, looked
+                ends = [grow(graph, match, step) for step in plan.absent]
+                looked += sum(int(end.candidates.sum()) for end in ends)
+                if not any(len(end.vertex) for end in ends):
+                    return True, looked
+                continue
             grown = grow(graph, match, plan.steps[match.shape[1] - 1])
             looked += int(grown.candidates.sum())
             longer = [

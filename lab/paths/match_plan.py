@@ -37,7 +37,7 @@ class Plan(NamedTuple):
     core: tuple[int, ...]
     conditions: tuple[tuple[int, int], ...]
     steps: tuple[Step, ...]  # of the second matched vertex, and so on
-    tail: tuple[Step, ...]  # of the counted: one, or of a pair and of both
+    tail: tuple[Step, ...]  # of the counted: one, or of a pair, and of both
     absent: tuple[Step, ...]  # what a match must not have: anti-vertices
     siblings: int  # how many vertices one counted step stands for
     ordered: bool  # whether the conditions put these in order
@@ -89,6 +89,9 @@ def plan(
         else:
             groups.append(counted)
         tail = tuple(_step(pattern, g, matched, rules) for g in groups)
+        # one of a pair is joined to a vertex that the other must avoid
+        if set(tail[-1].near) & set(tail[-1].far):
+            tail = tail[:-1]
     return Plan(
         pattern, (*matched, *counted), middle, rules, tuple(steps[1:]), tail,
         absent, siblings, _inner(rules, counted) > 0,

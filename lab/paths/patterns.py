@@ -54,6 +54,12 @@ def _connected(one: Pattern, some: set[int]) -> bool:
 
 def pattern(edges: str, anti: str = "", absent: str = "") -> Pattern:
     """A pattern from pairs such as "01 12", and anti-vertices as "012"."""
+    for letter in "".join((edges, anti, absent)):
+        if letter not in "0123456789 ":
+            raise ValueError(
+                f"{letter!r} is no vertex; write pairs of digits, such as"
+                " '01 12'"
+            )
     pairs, apart, gone = (
         frozenset(tuple(sorted(map(int, word))) for word in text.split())
         for text in (edges, anti, absent)
@@ -65,6 +71,8 @@ def pattern(edges: str, anti: str = "", absent: str = "") -> Pattern:
         )
     if any(len(set(pair)) != 2 for pair in pairs | apart):
         raise ValueError("an edge joins two different vertices, such as 01")
+    if any(len(set(group)) != len(group) for group in gone):
+        raise ValueError("an anti-vertex has each neighbour once, such as 012")
     if any(v >= size for group in apart | gone for v in group):
         raise ValueError(f"only vertices 0 to {size - 1} have an edge")
     if pairs & apart:

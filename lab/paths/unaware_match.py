@@ -116,4 +116,9 @@ def counted(explored: Explored, pattern: Pattern) -> int:
         raise ValueError(
             "anti-vertices lie outside a subgraph; match the pattern by plan"
         )
+    if len(explored.made) != pattern.size:
+        raise ValueError(
+            f"the subgraphs have {len(explored.made)} vertices, the pattern"
+            f" has {pattern.size}; explore all of {pattern.size}"
+        )
     return int((explored.kinds.cpu() * copies(pattern)).sum())

@@ -155,6 +155,9 @@ def test_counts_are_those_of_networkx(shape):
         pattern("01 02 12", absent="012"),
         pattern("01 02 12 03", absent="01 12"),
         pattern("01 12", anti="02", absent="02"),
+        # what one end is joined to, the other must avoid
+        pattern("01 12 23", anti="02"),
+        pattern("01 12 23", anti="02 13"),
     ],
 )
 @pytest.mark.parametrize("order", ORDERS)
@@ -319,6 +322,16 @@ def test_existence_is_told_at_the_first_match(k):
         assert looked < every.candidates / 3
     else:
         assert looked == every.candidates
+
+
+@pytest.mark.parametrize(
+    ("pairs", "there"),
+    [([(0, 1), (1, 2), (0, 2)], False), ([(0, 1), (1, 2)], True), ([], False)],
+)
+def test_existence_asks_for_anti_vertices_too(pairs, there):
+    one = plan(pattern("01", absent="01"))
+    graph = from_edges(pairs)
+    assert exists(graph, one)[0] == there == (count(graph, one).matches > 0)
 
 
 def test_bounds_that_cross_leave_no_candidate():
@@ -526,6 +539,19 @@ def test_the_sentences_of_the_widget_are_true():
         (lambda: pattern("00 01"), "two different vertices"),
         (lambda: pattern("01 12", anti="01"), "not both"),
         (lambda: pattern("01", absent="02"), "only vertices 0 to 1"),
+        (lambda: pattern("01", absent="00"), "each neighbour once"),
+        (lambda: pattern("0a"), "'a' is no vertex"),
+        (
+            lambda: exists(named("davis"), plan(PATTERNS["triangle"])),
+            "use order='core first, matched'",
+        ),
+        (
+            lambda: counted(
+                explore_all(named("florentine"), 3), PATTERNS["4-clique"]
+            ),
+            "the subgraphs have 3 vertices, the pattern has 4",
+        ),
+        (lambda: from_edges([(0, 1, 0.5)]), "leave weights out"),
         (lambda: pattern(""), "1 vertices; use 2 to 7"),
         (lambda: pattern("01 12 23 34 45 56 67"), "8 vertices; use 2 to 7"),
         (lambda: plan(PATTERNS["triangle"], True, "any"), "order='any'"),
