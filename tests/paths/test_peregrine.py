@@ -480,6 +480,36 @@ def test_effects_are_ratios_of_candidates():
     )
 
 
+def merged(graph, plan):
+    """Candidates if every list is read, within the bounds, and not one."""
+    lists, looked = lists_of(graph), graph.size
+    for size, step in enumerate(plan.steps):
+        for match in matched(graph, plan._replace(steps=plan.steps[:size]))[0]:
+            m = match.tolist()
+            low = max([m[p] for p in step.above], default=-1)
+            high = min([m[p] for p in step.below], default=graph.size)
+            for p in step.near:
+                looked += sum(low < w < high for w in lists[m[p]])
+    return looked
+
+
+def test_with_whole_lists_the_plan_saves_less_as_the_text_says():
+    one = plan(clique(4), True, ORDERS[1])
+    # 24 is the mean of ten graphs
+    whole = peregrine.explored(0, 1000, 4).candidates
+    found = whole / merged(peregrine.hubs(0, 1000), one)
+    assert found == pytest.approx(24, abs=1)
+
+
+def test_without_hubs_a_larger_graph_saves_no_more():
+    def saved(n):
+        graph = from_edges(nx.gnm_random_graph(n, 4 * n, seed=0).edges)
+        one = plan(clique(4), True, ORDERS[1])
+        return explore_all(graph, 4).candidates / count(graph, one).candidates
+
+    assert saved(1000) == pytest.approx(saved(250), rel=0.1)
+
+
 def test_partial_matches_that_lead_on_are_counted_once():
     n = 80
     data = nx.Graph(from_edges(power_law(n, 4, 0.3, 1)).pairs)
