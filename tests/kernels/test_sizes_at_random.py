@@ -268,6 +268,13 @@ SIZES = {
     "two_sided_quantile": cuts(),
     "two_table_loss": samples(),
     "two_table_loss_backward": samples(),
+    # three nodes or more, and no more chords than they leave room for
+    "ue_batch": upto(9, 3).flatmap(
+        lambda n: options(
+            N=st.just(n), chords=upto(n - 2), B=upto(2), warm=flags,
+            iterations=upto(3, 1), power=st.sampled_from([1, 2, 4]),
+        )
+    ),
 }  # fmt: skip
 
 
