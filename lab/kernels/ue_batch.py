@@ -48,7 +48,7 @@ from lab.kernels.declaration import Compile, Cost, Declaration, Example
 from lab.kernels.operator import operator
 from lab.kernels.runtime import may_look, next_power_of_2
 
-MOST_NODES = 64  # of a network whose tiles fit into registers
+MOST_NODES = 32  # of a network whose tiles fit into registers
 HALVINGS = 16  # of the step, so that lambda is a multiple of 2^-16
 POWERS = (1, 2, 4)  # of the flow, which two squarings reach
 
@@ -345,13 +345,12 @@ def ue_batch_kernel(
 
 
 def blocks(N: int) -> dict:
-    """Nodes of a tile, rounds of doubling, warps: 8 numbers a lane, or more
-    where so few nodes leave lanes idle."""
+    """Nodes of a tile, rounds of doubling, warps: 4 numbers a lane."""
     block_n = max(4, next_power_of_2(N))
     return {
         "ROUNDS": (N - 1).bit_length(),
         "BLOCK_N": block_n,
-        "num_warps": max(1, min(16, block_n * block_n // 256)),
+        "num_warps": max(1, block_n * block_n // 128),
     }
 
 
@@ -521,6 +520,5 @@ DECLARATION = Declaration(
     cost=_cost,
     compiles=(
         _compile(4, True, 1), _compile(24, True), _compile(24, False),
-        _compile(32, False), _compile(64, False),
     ),
 )  # fmt: skip
