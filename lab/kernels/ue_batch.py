@@ -294,8 +294,7 @@ def ue_batch_kernel(
     rise = tl.load(rise_ptr + e, mask=link, other=0.0).to(tl.float32)
     capacity = tl.load(capacity_ptr + b * E + e, mask=link, other=1.0)
     scale = 1.0 / capacity.to(tl.float32)
-    at_demand = demand_ptr + b * stride_d + i * N + j
-    demand = tl.load(at_demand, mask=inside, other=0.0).to(tl.float32)
+    demand_ptr += b * stride_d
     x = tl.zeros([BLOCK_N, BLOCK_N], tl.float32)
     if not FRESH:
         x = tl.load(start_ptr + b * E + e, mask=link, other=0.0)
@@ -304,8 +303,10 @@ def ue_batch_kernel(
     for k in range(iterations):
         times = link_times(x, free, rise, scale, SQUARINGS)
         D, after = routes(times, link, N, i, j)
-        # how much of the demand for j passes i, by pointer doubling
-        moving, at = demand, after
+        # how much of the demand for j passes i, by pointer doubling; it is
+        # read again each time, because registers are scarcer than reads
+        moving = tl.load(demand_ptr + i * N + j, mask=inside, other=0.0)
+        moving, at = moving.to(tl.float32), after
         for _ in range(ROUNDS):
             more = tl.zeros([BLOCK_N, BLOCK_N], tl.float32)
             ahead = at
@@ -336,6 +337,8 @@ def ue_batch_kernel(
     times = link_times(x, free, rise, scale, SQUARINGS)
     D, after = routes(times, link, N, i, j)
     total = tl.sum(tl.sum(times * x, 1), 0)
+    demand = tl.load(demand_ptr + i * N + j, mask=inside, other=0.0)
+    demand = demand.to(tl.float32)
     best = tl.sum(tl.sum(demand * tl.where(demand > 0, D, 0.0), 1), 0)
     # nobody travels: nobody can save
     gap = tl.where(total == 0, 0.0, 1 - best / tl.where(total == 0, 1, total))
