@@ -57,6 +57,13 @@ EXAMPLES = {
         dotted={"no edge": ("baseline", [(0, 3)])},
         arrows=[(0, 3)],
     ),
+    "road_map": lambda: figures.road_map(
+        [[0, 0], [4, 0], [4, 3]],
+        [(0, 1), (1, 0), (1, 2)],
+        [0.4, 1.2, 2.0],
+        [False, True, False],
+        "three roads",
+    ),
     "patch_grids": lambda: figures.patch_grids(
         [[0, 1, 2, 3]] * 4, [[[0, 1], [2, 1]]], ["a"], "four patches"
     ),
@@ -93,7 +100,7 @@ def test_every_figure_has_a_title_and_a_height(figure):
 
 
 # no axes, or named by the caller
-BARE = {"text_strip", "steps", "heatmap", "patch_grids", "network"}
+BARE = {"heatmap", "network", "patch_grids", "road_map", "steps", "text_strip"}
 
 
 @pytest.mark.parametrize("name", sorted(set(EXAMPLES) - BARE))
@@ -423,6 +430,21 @@ def test_a_tour_is_split_by_what_the_best_one_shares():
     assert not any(t.showlegend for t in heat)
     alone = figures.tour_map(square, [0, 2, 1, 3], "t")
     assert sum(len(t.x) for t in alone.data if t.name == "tour") == 4 * 3
+
+
+def test_a_road_map_keeps_to_the_right_and_shows_what_was_widened():
+    points, links = [[0, 0], [10, 0]], [(0, 1), (1, 0)]
+    figure = figures.road_map(points, links, [1.2, 0.2], [True, False], "t")
+    lines = [t for t in figure.data if t.mode == "lines" and len(t.x) > 1]
+    east = next(t for t in lines if t.line.width > 4)
+    west = next(t for t in lines if t.line.width < 4)
+    assert list(east.x) == [0, 10, None] and list(west.x) == [10, 0, None]
+    assert east.y[0] < 0 < west.y[0] and east.line.color != west.line.color
+    # one entry for each level, with or without a road
+    named = [t.name for t in figure.data if t.showlegend]
+    assert len(named) == len(set(named)) == 4
+    empty = figures.road_map(points, links, [0, 0], [False, False], "t")
+    assert len(empty.data) == len(figure.data)
 
 
 def test_heat_has_one_name_whatever_its_levels():

@@ -20,6 +20,7 @@ from lab.figures.panels import panels
 from lab.figures.pareto import pareto, shares
 from lab.figures.patches import patch_grids
 from lab.figures.results import bars, curves, trade_off
+from lab.figures.roads import road_map
 from lab.figures.route import INKS, five_steps
 from lab.figures.story import STEPS, first_look, steps
 from lab.figures.text import text_strip
@@ -54,6 +55,7 @@ __all__ = [
     "panels",
     "pareto",
     "patch_grids",
+    "road_map",
     "roofline",
     "selection_bars",
     "shares",
