@@ -250,6 +250,16 @@ def link_times(x, free, rise, scale, SQUARINGS: tl.constexpr):
 
 
 @triton.jit
+def of_links(e, free_ptr, rise_ptr, capacity_ptr):
+    """Free time, rise and 1 / capacity of the links ``e``, where not -1."""
+    free = tl.load(free_ptr + e, mask=e >= 0, other=0.0)
+    rise = tl.load(rise_ptr + e, mask=e >= 0, other=0.0)
+    capacity = tl.load(capacity_ptr + e, mask=e >= 0, other=1.0)
+    scale = 1.0 / capacity.to(tl.float32)
+    return free.to(tl.float32), rise.to(tl.float32), scale
+
+
+@triton.jit
 def routes(times, is_link, N, i, j):
     """Shortest times and next nodes by Floyd-Warshall, each [i, j]."""
     D = tl.where(is_link, times, float("inf"))
@@ -290,21 +300,20 @@ def ue_batch_kernel(
     # the number of the link from i to j, or -1
     e = tl.load(index_ptr + i * N + j, mask=inside, other=-1)
     link = e >= 0
-    free = tl.load(free_ptr + e, mask=link, other=0.0).to(tl.float32)
-    rise = tl.load(rise_ptr + e, mask=link, other=0.0).to(tl.float32)
-    capacity = tl.load(capacity_ptr + b * E + e, mask=link, other=1.0)
-    scale = 1.0 / capacity.to(tl.float32)
     demand_ptr += b * stride_d
+    capacity_ptr += b * E
     x = tl.zeros([BLOCK_N, BLOCK_N], tl.float32)
     if not FRESH:
         x = tl.load(start_ptr + b * E + e, mask=link, other=0.0)
         x = x.to(tl.float32)
 
+    # links and demand are read again in each part, because registers are
+    # scarcer than reads
     for k in range(iterations):
+        free, rise, scale = of_links(e, free_ptr, rise_ptr, capacity_ptr)
         times = link_times(x, free, rise, scale, SQUARINGS)
         D, after = routes(times, link, N, i, j)
-        # how much of the demand for j passes i, by pointer doubling; it is
-        # read again each time, because registers are scarcer than reads
+        # how much of the demand for j passes i, by pointer doubling
         moving = tl.load(demand_ptr + i * N + j, mask=inside, other=0.0)
         moving, at = moving.to(tl.float32), after
         for _ in range(ROUNDS):
@@ -323,6 +332,7 @@ def ue_batch_kernel(
         # who has arrived stays: on the diagonal, where no link is
         step = tl.where(link, y, 0.0) - x
 
+        free, rise, scale = of_links(e, free_ptr, rise_ptr, capacity_ptr)
         share = 0.0
         bit = 1.0
         for _ in range(HALVINGS):
@@ -334,6 +344,7 @@ def ue_batch_kernel(
             share = tl.where(k == 0, 1.0, share)
         x += share * step
 
+    free, rise, scale = of_links(e, free_ptr, rise_ptr, capacity_ptr)
     times = link_times(x, free, rise, scale, SQUARINGS)
     D, after = routes(times, link, N, i, j)
     total = tl.sum(tl.sum(times * x, 1), 0)
