@@ -77,6 +77,10 @@ MAY_SPILL: dict[tuple[str, str, str, str], str] = dict.fromkeys(
         ("expert_weight_backward", "down fp32 64x128x16", "sm_80", "3.7.1"),
         ("expert_weight_backward", "down, 4 rows fp32 64x128x16", "sm_80",
          "3.7.1"),
+        ("ue_batch", "N24 power 4 fresh", "sm_80", "3.6.0"),
+        ("ue_batch", "N24 power 4 fresh", "sm_90", "3.6.0"),
+        ("ue_batch", "N24 power 4 warm", "sm_80", "3.6.0"),
+        ("ue_batch", "N24 power 4 warm", "sm_90", "3.6.0"),
     ),
     ONE_MORE_BLOCK,
 ) | dict.fromkeys(
