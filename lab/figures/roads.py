@@ -31,26 +31,15 @@ def road_map(points, links, load, wide, title, note=""):
         level = [e for e, full in enumerate(load) if low <= full < high]
         for thick in (False, True):
             mine = [e for e in level if bool(wide[e]) == thick]
-            traces.append(_lines(points, links, mine, side, shade, thick))
-        # a level without a road keeps its place in the legend
-        traces.append(
-            dict(
-                type="scatter",
-                x=[None],
-                y=[None],
-                mode="lines",
-                line=dict(color=shade, width=4),
-                name=name,
-                showlegend=True,
-            )
-        )
+            lines = _lines(points, links, mine, side, shade, thick)
+            traces.append(lines | dict(name=name, showlegend=not thick))
     traces.append(_names(points))
     traces.append(_middles(points, links, load, wide, side))
     return drawn(
         traces,
         title,
         note,
-        x=_axis([x for x, _ in points]),
+        x=_axis([x for x, _ in points], "flow over capacity"),
         y=_axis([y for _, y in points]),
         height=ROOM + 150,
         meta=dict(room=ROOM),
@@ -66,12 +55,15 @@ def _ends(points, link, side):
 
 
 def _lines(points, links, chosen, side, shade, thick):
-    """One trace of separate lines; `None` lifts the pen."""
-    x, y = [], []
+    """One trace of separate lines; `None` lifts the pen.
+
+    It starts lifted, so that a level without a road stays in the legend.
+    """
+    x, y = [None], [None]
     for e in chosen:
         (x0, y0), (x1, y1) = _ends(points, links[e], side)
-        x += [x0, x1, None]
-        y += [y0, y1, None]
+        x += [round(x0, 3), round(x1, 3), None]
+        y += [round(y0, 3), round(y1, 3), None]
     return dict(
         type="scatter",
         x=x,
@@ -79,7 +71,6 @@ def _lines(points, links, chosen, side, shade, thick):
         mode="lines",
         line=dict(color=shade, width=THICK if thick else THIN),
         hoverinfo="skip",
-        showlegend=False,
     )
 
 
@@ -120,10 +111,13 @@ def _middles(points, links, load, wide, side):
     )
 
 
-def _axis(values):
+def _axis(values, title=None):
     room = 0.06 * (max(values) - min(values) or 1)
     return dict(
+        title_text=title,
         range=[min(values) - room, max(values) + room],
-        visible=False,
+        showticklabels=False,
+        showgrid=False,
+        showline=False,
         fixedrange=True,
     )

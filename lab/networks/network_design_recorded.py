@@ -34,7 +34,7 @@ RECORDED = "network_design/recorded.npz"
 SEED = 0
 PLANS = (*JUDGES, "fullest first", "by chance", "nothing")
 PERCENT = tuple(round(100 * budget) for budget in BUDGETS)
-SHOWN = 15  # iterations, from today's flows, for the map
+SHOWN = 8  # iterations, from today's flows, for the map
 
 
 class Picture(NamedTuple):
@@ -138,12 +138,12 @@ def picture(
     flows = equilibrium(one.roads, capacity, SHOWN, one.today).flows.double()
     gap = above_sorb(one, total)
     ends = dict(zip(JUDGES, known.ends.tolist(), strict=True))
-    ends["GIN-GA's favourite"] = float(known.true[0, -1])
+    ends["GIN's favourite"] = float(known.true[0, -1])
     ends |= zip(("fullest first", "by chance"), known.others, strict=False)
     curves = {
-        "GIN-GA, as it guesses": known.believed[0],
-        "GIN-GA, examined": known.true[0],
-        "equilibrium GA, examined": known.true[1],
+        "GIN-GA, guessed": known.believed[0],
+        "GIN-GA, true": known.true[0],
+        "equilibrium GA, true": known.true[1],
     }
     count = int(wide.sum())
     return Picture(

@@ -284,11 +284,11 @@ def test_the_recording_is_what_a_search_gives():
 
 def test_the_picture_ends_where_the_curves_end():
     seen = recorded.picture("GIN-GA", 50, 2, 100)
-    favourite = seen.curves["GIN-GA, examined"][-1]
+    favourite = seen.curves["GIN-GA, true"][-1]
     assert seen.gap == pytest.approx(favourite)
-    assert seen.ends["GIN-GA's favourite"] == pytest.approx(favourite)
+    assert seen.ends["GIN's favourite"] == pytest.approx(favourite)
     assert seen.ends["GIN-GA"] <= favourite
-    assert len(seen.steps) == 101 == len(seen.curves["GIN-GA, as it guesses"])
+    assert len(seen.steps) == 101 == len(seen.curves["GIN-GA, guessed"])
 
 
 def test_seed_0_measures_what_the_record_says():
