@@ -314,8 +314,8 @@ def ue_batch_kernel(
         times = link_times(x, free, rise, scale, SQUARINGS)
         D, after = routes(times, link, N, i, j)
         # how much of the demand for j passes i, by pointer doubling
-        moving = tl.load(demand_ptr + i * N + j, mask=inside, other=0.0)
-        moving, at = moving.to(tl.float32), after
+        trips = tl.load(demand_ptr + i * N + j, mask=inside, other=0.0)
+        moving, at = trips.to(tl.float32), after
         for _ in range(ROUNDS):
             more = tl.zeros([BLOCK_N, BLOCK_N], tl.float32)
             ahead = at
@@ -348,8 +348,8 @@ def ue_batch_kernel(
     times = link_times(x, free, rise, scale, SQUARINGS)
     D, after = routes(times, link, N, i, j)
     total = tl.sum(tl.sum(times * x, 1), 0)
-    demand = tl.load(demand_ptr + i * N + j, mask=inside, other=0.0)
-    demand = demand.to(tl.float32)
+    trips = tl.load(demand_ptr + i * N + j, mask=inside, other=0.0)
+    demand = trips.to(tl.float32)
     best = tl.sum(tl.sum(demand * tl.where(demand > 0, D, 0.0), 1), 0)
     # nobody travels: nobody can save
     gap = tl.where(total == 0, 0.0, 1 - best / tl.where(total == 0, 1, total))

@@ -254,6 +254,18 @@ def test_effects_are_differences_of_the_same_runs():
     )
 
 
+def test_on_another_day_the_sort_meets_the_search_of_that_day():
+    setting = {"variants": [[0.5, 4]], "generations": 1}
+    one = plan_search.problem(0.5, 4, day=7)
+    sort = plan_search.examined(one, plan_search.fullest_first(one)[None])
+    search = plan_search.genetic(plan_search.travelled, one, 7, 1)
+    rival = plan_search.finalists(one, search).true.min()
+    # after one generation the search is far behind
+    loss = network_design.sort_against_search(7, **setting)
+    assert loss == pytest.approx(100 * float(sort.total[0] / rival - 1))
+    assert loss < -5
+
+
 @pytest.mark.parametrize("plan", recorded.PLANS)
 @pytest.mark.parametrize("budget, lanes", [(25, 4), (75, 2)])
 def test_every_plan_of_the_picture_is_affordable(plan, budget, lanes):

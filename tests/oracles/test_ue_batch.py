@@ -181,7 +181,8 @@ def test_the_kernel_goes_the_same_way_to_the_equilibrium():
         found = KERNEL(*given, iterations)
         gaps.append(found.gap.item())
     assert gaps[0] > 0.2 > gaps[1] > 0.02 > gaps[2] > 0
-    assert found.flows[0].tolist() == pytest.approx(expected, abs=0.1)
+    # of flows up to 12
+    assert found.flows[0].tolist() == pytest.approx(expected, abs=0.3)
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
