@@ -159,7 +159,7 @@ def picture(
         },
         marks={"on the map": generation} if plan in JUDGES else {},
         gap=gap,
-        title=f"{plan}: {count} of {len(wide)} links widened,"
+        title=f"{plan}: {count} links widened,"
         f" {total / 1e6:.2f} million minutes,"
         f" {abs(gap):.1f} % {'above' if gap > 0 else 'below'} SORB",
     )
