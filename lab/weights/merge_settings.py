@@ -33,6 +33,7 @@ class Setting(NamedTuple):
 
 
 STEPPED = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0)
+_FINE = [(step + 1) / 40 for step in range(40)]
 _SPARSE = [Setting(a, d) for d in (0.05, 0.1, 0.2, 0.4) for a in STEPPED]
 # 40 settings for everyone, about the ranges of the authors' search
 SETTINGS = {
@@ -42,10 +43,17 @@ SETTINGS = {
         for r in (0.001, 0.01)
         for a in STEPPED
     ],
-    "task arithmetic": [Setting((step + 1) / 40) for step in range(40)],
+    "task arithmetic": [Setting(alpha) for alpha in _FINE],
     "TIES": _SPARSE,
     "random entries": _SPARSE,
 }
+# three more lists of 40 for breadcrumbs: past the ends of the first search,
+# and with a single band, the authors' example, with and without its outliers
+WIDER = [
+    Setting(a, d, r) for d in (0.2, 0.4) for r in (0.01, 0.1) for a in STEPPED
+]
+TENTH_CUT = [Setting(a, 0.2, 0.1) for a in _FINE]
+NONE_CUT = [Setting(a, 0.2, 0.0) for a in _FINE]
 
 
 def added(
@@ -108,10 +116,12 @@ def normalised(
     return 100 * (found.view(M, tasks) / alone).mean(dim=1)
 
 
-def tune(one: Trained, way: str, tasks: int) -> Setting:
+def tune(
+    one: Trained, way: str, tasks: int, settings: list[Setting] | None = None
+) -> Setting:
     """The setting that is best on validation digits of the first tasks; the
-    first of equals."""
-    settings, found = SETTINGS[way], []
+    first of equals. `settings` are by default the way's own."""
+    settings, found = settings or SETTINGS[way], []
     for kind in dict.fromkeys(setting[1:] for setting in settings):
         alphas = [s.alpha for s in settings if s[1:] == kind]
         what = added(way, one.vectors, Setting(1.0, *kind), tasks, one.seed)
@@ -126,3 +136,13 @@ def measured(one: Trained, alpha: float, what: Weights, tasks: int) -> float:
     """What merging leaves on the test digits of the first tasks, in %."""
     alphas = torch.tensor([alpha])
     return normalised(one, what, alphas, tasks, "test").item()
+
+
+def tuned_on_all(
+    one: Trained, way: str, settings: list[Setting] | None = None
+) -> float:
+    """What a way leaves at 8 tasks, in %, with the settings best for all 8."""
+    most = len(TASKS)
+    best = tune(one, way, most, settings)
+    what = added(way, one.vectors, best, most, one.seed)
+    return measured(one, best.alpha, what, most)

@@ -19,7 +19,16 @@ from lab.weights import breadcrumbs_recorded as recorded
 from lab.weights.bands import band, cut
 from lab.weights.breadcrumbs import EXERCISES
 from lab.weights.digit_tasks import TASKS, Weights, scores, shown
-from lab.weights.merge_settings import SETTINGS, Setting, added, tune
+from lab.weights.merge_settings import (
+    NONE_CUT,
+    SETTINGS,
+    TENTH_CUT,
+    WIDER,
+    Setting,
+    added,
+    tune,
+    tuned_on_all,
+)
 
 SHORT = {"base_steps": 3, "steps": 3}
 
@@ -193,6 +202,15 @@ def test_every_way_has_forty_settings_in_the_authors_ranges():
     crumbs = SETTINGS["breadcrumbs"]
     assert all(0.05 <= s.density <= 0.2 for s in crumbs)
     assert all(0.001 <= s.removed <= 0.01 for s in crumbs)
+    alphas = {s.alpha for s in SETTINGS["task arithmetic"]}
+    for settings in WIDER, TENTH_CUT, NONE_CUT:
+        assert len(set(settings)) == 40
+    assert {s[1:] for s in WIDER} == {
+        (0.2, 0.01), (0.2, 0.1), (0.4, 0.01), (0.4, 0.1),
+    }  # fmt: skip
+    for settings, removed in (TENTH_CUT, 0.1), (NONE_CUT, 0.0):
+        assert {s[1:] for s in settings} == {(0.2, removed)}
+        assert {s.alpha for s in settings} == alphas
 
 
 WAYS = {
@@ -339,6 +357,19 @@ def test_the_last_kind_can_win(monkeypatch, little):
     assert tune(little, "breadcrumbs", 2) == Setting(1.0, 0.2, 0.01)
 
 
+def test_tuned_on_all_takes_the_best_of_the_list_it_is_given(little):
+    crumbs = bands.breadcrumbs(little.vectors, 0.7, 0.9)
+    alphas = torch.tensor([s.alpha for s in TENTH_CUT])
+    valid, test = (
+        merge_settings.normalised(little, crumbs, alphas, 8, part)
+        for part in ("validation", "test")
+    )
+    expected = test[valid.argmax()].item()
+    found = tuned_on_all(little, "breadcrumbs", TENTH_CUT)
+    assert found == pytest.approx(expected, abs=1e-4)
+    assert found != tuned_on_all(little, "breadcrumbs", NONE_CUT)
+
+
 def test_one_experiment_holds_every_way():
     found = breadcrumbs.experiment(3, **SHORT)
     assert [*found.kept] == [
@@ -374,7 +405,23 @@ def test_an_effect_is_what_its_claim_says(monkeypatch):
     retuned = {"breadcrumbs": 84.0, "task arithmetic": 85.0}
     fixed = {"breadcrumbs": [1.0, 80.0], "same length": [2.0, 83.0]}
     result = breadcrumbs.Result(kept, retuned, fixed, {})
-    monkeypatch.setattr(breadcrumbs, "experiment", lambda *_, **__: result)
+    of_four = result._replace(kept={"breadcrumbs": [90.0, 80.0]})
+    monkeypatch.setattr(
+        breadcrumbs,
+        "experiment",
+        lambda seed, few, **_: {2: result, 4: of_four}[few],
+    )
+    best = {"breadcrumbs": WIDER, "task arithmetic": None}
+    scores = [(way, s, 5.0 + len(way)) for way, s in best.items()]
+    scores += [("breadcrumbs", TENTH_CUT, 9.0), ("breadcrumbs", NONE_CUT, 7.0)]
+    monkeypatch.setattr(breadcrumbs, "trained", lambda *_: None)
+    monkeypatch.setattr(
+        breadcrumbs,
+        "tuned_on_all",
+        lambda one, way, s=None: next(
+            x for w, t, x in scores if (w, t) == (way, s)
+        ),
+    )
     assert measured(breadcrumbs) == {
         "no-retuning": 24.0,
         "loses-less": -11.0,
@@ -384,6 +431,9 @@ def test_an_effect_is_what_its_claim_says(monkeypatch):
         "outliers-hurt": 2.0,
         "outliers-hurt-as-short": 1.0,
         "not-only-shorter": -3.0,
+        "beats-arithmetic-wider": -4.0,
+        "outliers-hurt-tuned": 2.0,
+        "no-retuning-four": 4.0,
     }
 
 
