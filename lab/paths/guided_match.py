@@ -6,6 +6,10 @@ candidate must be, the shortest is read (the authors' code begins with the
 first). The first vertex has all vertices of the graph as candidates. Peregrine
 goes depth-first and holds one partial match per thread. Here a whole level is
 held, which looks at the same candidates in another order.
+
+What is counted and not matched is read only if it must be. The length of one
+list is known; only the matched vertices are looked up in it. Two sets overlap
+among what was read for one of them. All that is looked up is a candidate, too.
 """
 
 from typing import NamedTuple
@@ -24,6 +28,14 @@ class Grown(NamedTuple):
     match: Tensor  # [M] the row of the partial match
     vertex: Tensor  # [M] int32
     candidates: Tensor  # [T] how many each partial match had
+
+
+class Counted(NamedTuple):
+    """How many vertices extend each match."""
+
+    sizes: Tensor  # [T]
+    candidates: Tensor  # [T] looked at to tell so
+    grown: Grown | None  # the vertices themselves, if they were read
 
 
 class Work(NamedTuple):
@@ -57,13 +69,8 @@ def grow(graph: Graph, matches: Tensor, step: Step) -> Grown:
 
 def _bounded(graph: Graph, matches: Tensor, step: Step):
     """Where to read candidates [T], and how many [T]: the shortest piece."""
-    V, T = graph.size, len(matches)
-    low = matches.new_full((T,), -1).long()
-    high = matches.new_full((T,), V).long()
-    for place in step.above:
-        low = torch.maximum(low, matches[:, place].long())
-    for place in step.below:
-        high = torch.minimum(high, matches[:, place].long())
+    V = graph.size
+    low, high = _bounds(graph, matches, step)
     begins, lengths = [], []
     for place in step.near:
         u = matches[:, place].long()
@@ -79,6 +86,35 @@ def _bounded(graph: Graph, matches: Tensor, step: Step):
         return begins[0], lengths[0]
     length, which = torch.stack(lengths).min(dim=0)
     return torch.stack(begins).gather(0, which[None])[0], length
+
+
+def _bounds(graph: Graph, matches: Tensor, step: Step):
+    """Between which numbers [T] and [T] the next vertex must lie."""
+    low = matches.new_full((len(matches),), -1).long()
+    high = matches.new_full((len(matches),), graph.size).long()
+    for place in step.above:
+        low = torch.maximum(low, matches[:, place].long())
+    for place in step.below:
+        high = torch.minimum(high, matches[:, place].long())
+    return low, high
+
+
+def _fits(graph: Graph, matches: Tensor, vertex: Tensor, step: Step) -> Tensor:
+    """Whether each vertex [T] is what a step asks for, looked up."""
+    low, high = _bounds(graph, matches, step)
+    fits = (low < vertex) & (vertex < high)
+    for place in step.near:
+        fits &= _joined(graph, matches[:, place], vertex)
+    for place in step.far:
+        fits &= ~_joined(graph, matches[:, place], vertex)
+    return fits
+
+
+def _joined(graph: Graph, u: Tensor, w: Tensor) -> Tensor:
+    """Whether u [T] and w [T] are joined, by binary search."""
+    edge = u.long() * graph.size + w
+    place = torch.searchsorted(graph.edges, edge)
+    return graph.edges[place.clamp_max(len(graph.edges) - 1)] == edge
 
 
 def matched(graph: Graph, plan: Plan) -> tuple[Tensor, Work]:
@@ -115,14 +151,56 @@ def count(graph: Graph, plan: Plan) -> Work:
     matches, work = matched(graph, plan)
     if not plan.tail:
         return work
-    counts, tail = [], work.tail
-    for step in plan.tail:
-        grown = grow(graph, matches, step)
-        counts.append(grown.match.bincount(minlength=len(matches)))
-        work.starts.index_add_(0, matches[:, 0].long(), grown.candidates)
-        tail += int(grown.candidates.sum())
-    total = int(ways(plan, counts).sum())
+    # one set, or two and what they share, if they can share anything
+    ends = [_counted(graph, matches, step) for step in plan.tail[:2]]
+    if len(plan.tail) == 3:
+        ends.append(_overlap(graph, matches, plan.tail, ends))
+    tail = work.tail
+    for end in ends:
+        work.starts.index_add_(0, matches[:, 0].long(), end.candidates)
+        tail += int(end.candidates.sum())
+    total = int(ways(plan, [end.sizes for end in ends]).sum())
     return work._replace(matches=total, tail=tail)
+
+
+def _counted(graph: Graph, matches: Tensor, step: Step) -> Counted:
+    """How many vertices extend each match [T] by a step."""
+    if len(step.near) == 1 and not step.far:
+        return _length(graph, matches, step)
+    grown = grow(graph, matches, step)
+    sizes = grown.match.bincount(minlength=len(matches))
+    return Counted(sizes, grown.candidates, grown)
+
+
+def _length(graph: Graph, matches: Tensor, step: Step) -> Counted:
+    """The same for one list: its length, less the matched vertices in it."""
+    sizes = _bounded(graph, matches, step)[1]
+    # nobody is in their own list
+    others = [p for p in range(matches.shape[1]) if p not in step.near]
+    for place in others:
+        inside = _fits(graph, matches, matches[:, place], step)
+        sizes = sizes - inside.long()
+    return Counted(sizes, torch.full_like(sizes, len(others)), None)
+
+
+def _overlap(graph: Graph, matches: Tensor, tail, ends) -> Counted:
+    """How many vertices are in both sets of a pair.
+
+    They are sought in the smaller set that was read, if one was.
+    """
+    one, other, both = tail
+    known = [
+        (end, step)
+        for end, step in zip(ends, (other, one), strict=True)
+        if end.grown is not None
+    ]
+    if not known:
+        return _counted(graph, matches, both)
+    end, step = min(known, key=lambda pair: len(pair[0].grown.vertex))
+    match, vertex, _ = end.grown
+    match = match[_fits(graph, matches[match], vertex, step)]
+    sizes = match.bincount(minlength=len(matches))
+    return Counted(sizes, end.sizes, None)
 
 
 def ways(plan: Plan, counts: list[Tensor]) -> Tensor:

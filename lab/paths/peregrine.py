@@ -116,9 +116,11 @@ SMALL = (
     " up to 65 million vertices. Candidates are counted, not seconds."
 )
 
-OUR_COUNT = (
-    " Our count reads the overlap of two candidate sets from lists, and our"
-    " matching no tail where no triangle is; the authors' code does neither."
+COUNT_AGAIN = (
+    " The length of a list costs no candidate. First recorded by seeds 0 to 9"
+    " as 0.73 (0.70 to 0.76), refuted, and not fairly: our count then read"
+    " a list for its length, and read again what two sets share. Seeds 10 to"
+    " 29 are judged alone."
 )
 HUBS = " Hubs grow with the graph; without hubs the factor stays."
 
@@ -189,8 +191,9 @@ CLAIMS = (
         unit="times",
         experiment=partial(_counting, names=SEVERAL),
         threshold=1.0,
-        limits=SMALL + OUR_COUNT,
+        limits=SMALL + COUNT_AGAIN,
         side="above",
+        seeds=range(10, 30),
         parameters=FULL,
         reduced=SHORT,
     ),

@@ -239,6 +239,26 @@ def lists_of(graph):
     ]
 
 
+def shortest_list(lists, match, step):
+    """Of the lists that a step allows, the shortest within the bounds."""
+    low = max([match[p] for p in step.above], default=-1)
+    high = min([match[p] for p in step.below], default=len(lists))
+    pieces = [
+        [w for w in lists[match[p]] if low < w < high] for p in step.near
+    ]
+    return min(pieces, key=len)
+
+
+def those_that_fit(lists, match, step):
+    return [
+        w
+        for w in shortest_list(lists, match, step)
+        if all(w in lists[match[p]] for p in step.near)
+        and not any(w in lists[match[p]] for p in step.far)
+        and w not in match
+    ]
+
+
 def looked_at(graph, steps):
     """Candidates of each matched vertex, depth-first and with plain lists."""
     lists, levels = lists_of(graph), [0] * (len(steps) + 1)
@@ -247,18 +267,9 @@ def looked_at(graph, steps):
         if len(match) > len(steps):
             return
         step = steps[len(match) - 1]
-        low = max([match[p] for p in step.above], default=-1)
-        high = min([match[p] for p in step.below], default=len(lists))
-        pieces = [
-            [w for w in lists[match[p]] if low < w < high] for p in step.near
-        ]
-        shortest = min(pieces, key=len)
-        levels[len(match)] += len(shortest)
-        for w in shortest:
-            fits = all(w in lists[match[p]] for p in step.near)
-            fits &= not any(w in lists[match[p]] for p in step.far)
-            if fits and w not in match:
-                go([*match, w])
+        levels[len(match)] += len(shortest_list(lists, match, step))
+        for w in those_that_fit(lists, match, step):
+            go([*match, w])
 
     for v in range(len(lists)):
         levels[0] += 1
@@ -276,23 +287,54 @@ def test_the_work_is_that_of_a_depth_first_loop(name, how):
         assert found.candidates == sum(found.levels) == found.starts.sum()
 
 
-def test_counted_work_is_one_list_per_core_and_counted_vertex():
+def tail_looked_at(graph, one):
+    """Candidates of the counted vertices, with plain lists."""
+    lists, looked, shared, read = lists_of(graph), 0, 0, {}
+    for match in matched(graph, one)[0].tolist():
+        for step in one.tail[:2]:
+            if len(step.near) == 1 and not step.far:
+                # a length; the others of the match may lie in this list
+                looked += len(match) - 1
+            else:
+                looked += len(shortest_list(lists, match, step))
+                found = len(those_that_fit(lists, match, step))
+                read[step] = read.get(step, 0) + found
+        for step in one.tail[2:]:
+            shared += len(shortest_list(lists, match, step))
+    if len(one.tail) == 3:
+        # what was read is gone through, or else the shorter of both lists
+        looked += min(read.values(), default=shared)
+    return looked
+
+
+@pytest.mark.parametrize(
+    ("one", "lengths"),
+    [
+        (PATTERNS["3-star"], 1),
+        (PATTERNS["diamond"], 0),
+        (PATTERNS["tailed triangle"], 1),
+        (pattern("01 12 23"), 2),
+        # both sets are read
+        (pattern("01 02 12 03 13 14 24"), 0),
+        # one list less another
+        (pattern("01 12 23", anti="02"), 1),
+    ],
+)
+def test_counted_work_is_that_of_a_loop(one, lengths):
     graph = named("karate")
-    star = count(graph, plan(PATTERNS["3-star"]))
-    # every vertex, and its whole list
-    assert (star.levels, star.tail) == ((34,), 156)
-    pair = plan(PATTERNS["tailed triangle"])
-    assert len(pair.tail) == 3 and pair.siblings == 1
-    for step in pair.tail:
-        _, done = matched(graph, pair._replace(steps=(*pair.steps, step)))
-        assert done.levels[-1] > 0
-    total = sum(
-        matched(graph, pair._replace(steps=(*pair.steps, step)))[1].levels[-1]
-        for step in pair.tail
-    )
-    found = count(graph, pair)
-    assert found.tail == total
-    assert found.starts.sum() == found.candidates
+    for symmetry in (True, False):
+        steps = plan(one, symmetry)
+        known = [len(s.near) == 1 and not s.far for s in steps.tail[:2]]
+        assert sum(known) == lengths
+        found = count(graph, steps)
+        assert found.tail == tail_looked_at(graph, steps)
+        assert found.levels == looked_at(graph, steps.steps)
+        assert found.starts.sum() == found.candidates
+
+
+def test_a_star_is_counted_from_lengths_alone():
+    star = count(named("karate"), plan(PATTERNS["3-star"]))
+    assert (star.levels, star.tail) == ((34,), 0)
 
 
 def test_siblings_are_counted_in_the_order_of_the_conditions_or_in_any():
