@@ -43,6 +43,7 @@ HELD_OUT = 12  # tasks that are only adapted to
 WIDTHS = (80, 64, 64, 16)  # inputs and outputs of the three layers
 LAYERS = len(WIDTHS) - 1
 DIGITS = 10  # scores of the digits come first, then no and yes
+KNOWN = 1000  # training digits
 BATCH = 64
 BASE_STEPS, PEAK_RATE = 300, 1e-2
 
@@ -142,8 +143,8 @@ class Base(nn.Module):
 
 
 @cache
-def train_base(seed: int, steps: int = BASE_STEPS) -> Base:
-    """The network after learning upright digits, frozen."""
+def train_base(seed: int, steps: int = BASE_STEPS, known: int = KNOWN) -> Base:
+    """The network after learning ``known`` upright digits, frozen."""
     if steps < 1:
         raise ValueError(f"steps={steps} trains nothing; use 1 or more")
     model = Base(seed).to(device())
@@ -152,7 +153,7 @@ def train_base(seed: int, steps: int = BASE_STEPS) -> Base:
     pixels = _pixels("train")[0]
 
     def loss(_: int) -> Tensor:
-        at = torch.randint(len(labels), (BATCH,), generator=generator)
+        at = torch.randint(known, (BATCH,), generator=generator)
         asked = torch.randint(TASKS, (BATCH,), generator=generator)
         at, asked = at.to(device()), asked.to(device())
         x = torch.cat([pixels[at], _prompts()[asked]], dim=1)
@@ -174,26 +175,27 @@ def accuracy(base: Base, tasks: Tasks, adapter: Adapter | None) -> Tensor:
 
 
 def draw_examples(
-    tasks: Sequence[int], batch: int, generator: torch.Generator
-) -> Tensor:
-    """Training examples at random, [J, batch], each task its own."""
-    count = len(digits("train").labels)
-    found = torch.randint(count, (len(tasks), batch), generator=generator)
+    tasks: Sequence[int], batch: int, generator: torch.Generator,
+    known: int = KNOWN,
+) -> Tensor:  # fmt: skip
+    """Training examples at random among the first ``known``, [J, batch], each
+    task its own."""
+    found = torch.randint(known, (len(tasks), batch), generator=generator)
     return found.to(device())
 
 
-def draw_shots(tasks: Tasks, shots: int, seed: int) -> Tensor:
-    """``shots`` training examples of each answer for each task, [J, 2 shots].
-
-    Fewer shots are the first ones of more.
-    """
+def draw_shots(
+    tasks: Tasks, shots: int, seed: int, known: int = KNOWN
+) -> Tensor:
+    """``shots`` training examples of each answer for each task, [J, 2 shots],
+    among the first ``known``. Fewer shots are the first ones of more."""
     # the rarest answer has 295 training examples
     if not 1 <= shots <= 256:
         raise ValueError(f"shots={shots} is not within 1 to 256")
     generator = torch.Generator().manual_seed(1000 + seed)
     found = []
     for number in tasks.numbers:
-        answers = _answers("train")[number // 8].cpu()
+        answers = _answers("train")[number // 8, :known].cpu()
         order = torch.randperm(len(answers), generator=generator)
         for answer in (0, 1):
             found.append(order[answers[order] == answer][:shots])

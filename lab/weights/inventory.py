@@ -17,6 +17,7 @@ from lab.kernels.mixed_factor_lora import mixed_factor_lora
 from lab.kernels.runtime import device, may_look
 from lab.weights.adapters import descend
 from lab.weights.digit_questions import (
+    KNOWN,
     LAYERS,
     WIDTHS,
     Adapter,
@@ -144,7 +145,7 @@ def loss(
 def learn(
     base: Base, tasks: Tasks, inventory: Inventory, steps: int, rate: float,
     seed: int, weigh: Callable[[Tensor], Tensor] = route,
-    logit_rate: float = LOGIT_RATE,
+    logit_rate: float = LOGIT_RATE, known: int = KNOWN,
 ):  # fmt: skip
     """Train the inventory in place on all tasks; yield the steps done.
 
@@ -154,7 +155,7 @@ def learn(
     generator = torch.Generator().manual_seed(500 + seed)
 
     def cost() -> Tensor:
-        examples = draw_examples(tasks.numbers, BATCH, generator)
+        examples = draw_examples(tasks.numbers, BATCH, generator, known)
         return loss(base, tasks, examples, inventory, weigh)
 
     leaves = [x for layers in inventory for x in layers]

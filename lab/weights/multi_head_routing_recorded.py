@@ -51,7 +51,7 @@ def train_checkpoints(progress: Callable = iter) -> None:
 
     def few(inventory, mode, shots, method, rate):
         return adapt(
-            base, others, inventory, mode, method.shot_rate, shots,
+            base, others, inventory, mode, method.shot_rates[mode], shots,
             SHOT_STEPS, 0, rate,
         )  # fmt: skip
 

@@ -10,7 +10,11 @@ from seed_0 import measured
 from lab.exercises import check
 from lab.kernels.runtime import device
 from lab.tokens.digit_model import digits
-from lab.weights import digit_questions, multi_head_routing
+from lab.weights import (
+    digit_questions,
+    multi_head_routing,
+    multi_head_routing_rates,
+)
 from lab.weights.digit_questions import (
     LAYERS,
     QUESTIONS,
@@ -301,6 +305,27 @@ def test_the_base_reads_digits_and_knows_no_question():
     assert 35 < digit_questions.accuracy(base, tasks, None).mean() < 65
 
 
+def test_rates_are_chosen_without_the_digits_that_judge_them(monkeypatch):
+    seen = []
+
+    def inputs(tasks, part, examples):
+        seen.append((part, examples.min().item(), examples.max().item()))
+        return original(tasks, part, examples)
+
+    original = Tasks.inputs
+    monkeypatch.setattr(Tasks, "inputs", inputs)
+    few = {name: FEW[name] for name in FEW if name != "extra_steps"}
+    found = multi_head_routing_rates.validate(100, **few)
+    assert {part for part, _, _ in seen} == {"train"}
+    assert all(high < 800 or low == 800 for _, low, high in seen)
+    assert max(high for _, _, high in seen) == 999
+    for name, method in METHODS.items():
+        for mode, rate in method.shot_rates.items():
+            tried = multi_head_routing_rates.grid(mode)
+            assert len(found[f"{name} {mode}"]) == len(tried)
+            assert rate in tried[1:-1]
+
+
 def test_one_seed_means_the_same_numbers():
     again = multi_head_routing.experiment.__wrapped__
     assert again(1, **FEW) == multi_head_routing.experiment(1, **FEW)
@@ -317,7 +342,7 @@ def test_an_effect_is_what_its_claim_says(monkeypatch):
         learned={"LoRA": 92.0, "Poly": 90.0, "MHR": 91.0},
         adapted={
             "LoRA": {"full": 85.0},
-            "Poly": {"full": 83.0, "z": 70.0, "mu": 60.0},
+            "Poly": {"full": 83.0, "z": 70.0},
             "MHR": {"full": 87.0, "z": 81.0, "mu": 86.0},
         },
         unseen={"LoRA": 80.0, "Poly": 60.0, "MHR": 73.0},
@@ -412,7 +437,7 @@ def test_the_recordings_are_what_a_training_gives():
     p = picture(blocks=1)
     found = Adapted(mine, route).accuracy(base, tasks)
     assert p.curves["learned"][0] == pytest.approx(found, **close)
-    now = adapt(base, others, mine, "z", method.shot_rate, 16, 60, 0)
+    now = adapt(base, others, mine, "z", 0.0, 16, 60, 0)
     assert p.accuracy == pytest.approx(now.accuracy(base, others), **close)
 
 
