@@ -177,8 +177,9 @@ def looped(policy, budget, k, unsure=1.0):
             lost = entropy > unsure
             yield int(general if lost else table.expert[first])
             continue
-        said = np.zeros(9)
-        for row in learned[near]:
+        # an expert outside the pool takes no vote away
+        said = np.zeros(len(inside))
+        for row in learned[near][:, inside]:
             best = np.flatnonzero(row == row.max())
             if policy == SCORES:
                 said += row
@@ -186,7 +187,7 @@ def looped(policy, budget, k, unsure=1.0):
                 said[best] += 1 / len(best)
             else:
                 said[best[0]] += 1
-        said = said[inside].round(9)
+        said = said.round(9)
         yield int(inside[said.argmax()])
 
 
@@ -195,6 +196,7 @@ def looped(policy, budget, k, unsure=1.0):
     [
         (COMPOSITION, 216, 20, 1.0), (COMPOSITION, 60, 7, 0.3),
         (SCORES, 110, 20, 1.0), (SHARED, 25, 10, 1.0), (LABEL, 216, 33, 1.0),
+        (LABEL, 25, 20, 1.0),
     ],
 )  # fmt: skip
 def test_policies_are_those_of_a_loop(policy, budget, k, unsure):
@@ -224,7 +226,7 @@ def test_nobody_is_sent_to_the_general_expert_at_1():
     assert torch.equal(
         route(COMPOSITION, 0, 216, 20, 1.0), route(COMPOSITION, 0, 216, 20)
     )
-    always = route(COMPOSITION, 0, 216, 60, -1.0)
+    always = route(COMPOSITION, 0, 216, 60, coe.ALWAYS)
     assert (always == coe.general(0, coe.solved(0, 216).pool)).all()
 
 
@@ -269,13 +271,19 @@ def test_k_is_chosen_without_a_test_prompt(monkeypatch):
 def test_effects_by_hand(monkeypatch):
     def known(seed, policy, budget=None, k=None, unsure=1.0, hidden=""):
         score = {COMPOSITION: 0.5, SINGLE: 0.4}[policy]
-        score += 0.25 * (unsure < 1 and hidden == "math")
+        if hidden == "math":
+            score += {coe.ALWAYS: 0.5, 0.5: 0.25}.get(unsure, 0)
         return coe.Result(score, {COMPOSITION: 30.0, SINGLE: 40.0}[policy])
 
+    def doubts(seed, k, hidden, tuning):
+        return None, torch.tensor([0.5, 0.9, 0.0, 0.2])
+
     monkeypatch.setattr(coe, "experiment", known)
+    monkeypatch.setattr(coe, "first_step", doubts)
     assert coe._above(0, COMPOSITION, SINGLE) == pytest.approx(10)
     assert coe._active(0) == pytest.approx(75)
-    assert coe._fallback(0, 0.5) == pytest.approx(25 / 12)
+    # one of four is more unsure; chance wins a quarter of the 0.5
+    assert coe._fallback(0, 0.5) == pytest.approx(12.5 / 12)
 
 
 def test_every_claim_can_be_measured_and_seed_0_is_the_recorded_one():
@@ -356,18 +364,27 @@ def test_the_largest_budget_loses_where_the_category_is_mistaken():
     assert lead[True] < 0 < 0.002 < lead[False]
 
 
-def test_chance_would_win_most_of_what_doubt_wins():
-    won = chance = 0.0
+def test_chance_wins_what_draws_of_as_many_prompts_win():
+    random, drawn = np.random.default_rng(0), []
     for hidden in pool().categories:
+        new = setting(0, hidden).new
         table, doubt, general = (
-            experiment(0, COMPOSITION, None, 20, unsure, hidden).score
-            for unsure in (1.0, coe.HALF, -1.0)
+            route(COMPOSITION, 0, pool().all, 20, unsure, hidden)
+            for unsure in (coe.NEVER, coe.HALF, coe.ALWAYS)
         )
-        _, entropy = coe.first_step(0, coe.NEIGHBOURS, hidden, False)
-        share = (entropy > coe.HALF).double().mean().item()
-        won += doubt - table
-        chance += share * (general - table)
-    assert 0.6 * won < chance < won
+        _, entropy = coe.first_step(0, 20, hidden, False)
+        lost = entropy > coe.HALF
+        assert torch.equal(doubt, torch.where(lost, general, table))
+        won = [
+            pool().scores[new].gather(1, one[:, None])[:, 0].numpy()
+            for one in (table, general)
+        ]
+        for _ in range(100):
+            pick = random.permutation(lost.numpy())
+            drawn.append(np.where(pick, won[1], won[0]).mean())
+    found = coe.by_chance(0, coe.HALF)
+    assert found == pytest.approx(np.mean(drawn), abs=0.001)
+    assert coe.unseen(0, coe.NEVER) < found < coe.unseen(0, coe.HALF)
 
 
 def test_neighbours_agree_on_the_category_and_not_on_the_best_expert():
