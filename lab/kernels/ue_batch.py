@@ -114,7 +114,7 @@ def ue_batch(
             f" link of each network, {tuple(capacity.shape)}"
         )
     if may_look(capacity):
-        _refuse(capacity, demand, links, free, rise)
+        _refuse(capacity, demand, links, free, rise, start)
     return Equilibrium(
         *_ue_batch(
             capacity, demand, links, free, rise, iterations, power, start
@@ -122,7 +122,7 @@ def ue_batch(
     )
 
 
-def _refuse(capacity, demand, links, free, rise):
+def _refuse(capacity, demand, links, free, rise, start):
     N = demand.shape[1]
     if links.numel() and not 0 <= int(links.min()) <= int(links.max()) < N:
         raise ValueError(f"links name nodes outside 0 to {N - 1}")
@@ -137,7 +137,10 @@ def _refuse(capacity, demand, links, free, rise):
             f"{int((~(capacity > 0)).sum())} capacities are not above 0;"
             " leave such a link out"
         )
-    for name, numbers in (("demand", demand), ("free", free), ("rise", rise)):
+    checked = {"demand": demand, "free": free, "rise": rise}
+    if start is not None:
+        checked["start"] = start
+    for name, numbers in checked.items():
         wrong = ~((numbers >= 0) & numbers.isfinite())
         if wrong.any():
             raise ValueError(

@@ -256,6 +256,7 @@ WRONG = [
     (dict(demand=-torch.ones(1, 3, 3)), "demand holds 9 entries"),
     (dict(free=torch.tensor([1, torch.inf, 1])), "free holds 1 entries"),
     (dict(rise=torch.tensor([1, torch.nan, -1])), "rise holds 2 entries"),
+    (dict(start=-torch.ones(2, 3)), "start holds 6 entries"),
     (
         dict(
             links=given()["links"][:, :2], free=torch.ones(2),
