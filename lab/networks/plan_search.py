@@ -16,9 +16,9 @@ lane on a link saves, if nobody changes route, x rise (x / c)^4 (1 - (1 + 1 /
 lanes)^-4), which divided by its price is proportional to the fifth power of
 its load: the fullest link saves most for its money.
 
-What the authors' package does and this does not: a child has two random
-parents of the 51, no plan is removed for being a copy, and each child's bits
-are drawn anew with the same chance.
+The authors' package draws two children from each random pair of the 51 parents
+and puts plans at random in the place of copies. Here every child has a pair of
+its own, and copies stay.
 """
 
 from collections.abc import Callable
