@@ -2,7 +2,7 @@
 
 import math
 
-from lab.figures.theme import COLOURS, drawn, plain
+from lab.figures.theme import COLOURS, drawn, of_a_plane, plain
 
 
 def network(
@@ -61,8 +61,8 @@ def network(
         traces,
         title,
         note,
-        x=_axis(x),
-        y=_axis(y),
+        x=of_a_plane(x, 0.12),
+        y=of_a_plane(y, 0.12),
         height=430,
         annotations=heads,
     )
@@ -107,14 +107,4 @@ def _arrow(points, u, v):
         arrowsize=1.1,
         arrowwidth=1.8,
         arrowcolor=COLOURS["cut"],
-    )
-
-
-def _axis(values):
-    room = 0.12 * (max(values) - min(values) or 1)
-    return dict(
-        range=[min(values) - room, max(values) + room],
-        showticklabels=False,
-        showgrid=False,
-        showline=False,
     )

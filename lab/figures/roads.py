@@ -2,7 +2,7 @@
 
 import math
 
-from lab.figures.theme import COLOURS, drawn, plain
+from lab.figures.theme import COLOURS, drawn, of_a_plane, plain
 
 # a road this full or fuller: flow over capacity, colour, name
 LEVELS = (
@@ -35,12 +35,13 @@ def road_map(points, links, load, wide, title, note=""):
             traces.append(lines | dict(name=name, showlegend=not thick))
     traces.append(_names(points))
     traces.append(_middles(points, links, load, wide, side))
+    across, along = zip(*points, strict=True)
     return drawn(
         traces,
         title,
         note,
-        x=_axis([x for x, _ in points], "flow over capacity"),
-        y=_axis([y for _, y in points]),
+        x=of_a_plane(across, 0.06, "flow over capacity", fixedrange=True),
+        y=of_a_plane(along, 0.06, fixedrange=True),
         height=ROOM + 150,
         meta=dict(room=ROOM),
     )
@@ -108,16 +109,4 @@ def _middles(points, links, load, wide, side):
         ],
         hovertemplate="%{text}<extra></extra>",
         showlegend=False,
-    )
-
-
-def _axis(values, title=None):
-    room = 0.06 * (max(values) - min(values) or 1)
-    return dict(
-        title_text=title,
-        range=[min(values) - room, max(values) + room],
-        showticklabels=False,
-        showgrid=False,
-        showline=False,
-        fixedrange=True,
     )

@@ -161,6 +161,22 @@ def _axis(title_text=None, **axis):
     return axis | dict(title=dict(text=title_text)) if title_text else axis
 
 
+def of_a_plane(values, room, title_text=None, **axis):
+    """An axis without ticks: a place, not a quantity, is drawn along it.
+
+    A share `room` of the span of `values` is left free at both ends.
+    """
+    free = room * (max(values) - min(values) or 1)
+    return dict(
+        title_text=title_text,
+        range=[min(values) - free, max(values) + free],
+        showticklabels=False,
+        showgrid=False,
+        showline=False,
+        **axis,
+    )
+
+
 def _two_voices(head, foot):
     quiet = f"font-size:12.5px;color:{COLOURS['quiet']}"
     return f"{head}<br><span style='{quiet}'>{foot}</span>" if foot else head

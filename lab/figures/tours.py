@@ -1,6 +1,6 @@
 """A tour on its map, with what the search was told about the edges."""
 
-from lab.figures.theme import COLOURS, drawn, plain
+from lab.figures.theme import COLOURS, drawn, of_a_plane, plain
 
 LEVELS = (0.05, 0.15, 0.4)  # of heat: thin, medium and thick lines
 SHADES = ("#DCE6EE", "#B7CFE1", "#8DB6D3")
@@ -38,12 +38,13 @@ def tour_map(points, tour, title, note="", heat=(), best=(), unit="map units"):
             showlegend=False,
         )
     )
+    x, y = zip(*points, strict=True)
     return drawn(
         traces,
         title,
         note,
-        x=_axis([x for x, _ in points], f"x ({unit})"),
-        y=_axis([y for _, y in points], f"y ({unit})"),
+        x=of_a_plane(x, 0.04, f"x ({unit})"),
+        y=of_a_plane(y, 0.04, f"y ({unit})"),
         height=430,
     )
 
@@ -83,15 +84,4 @@ def _lines(points, edges, name, shade, width):
         line=dict(color=shade, width=width),
         name=name,
         hoverinfo="skip",
-    )
-
-
-def _axis(values, title):
-    room = 0.04 * (max(values) - min(values) or 1)
-    return dict(
-        title_text=title,
-        range=[min(values) - room, max(values) + room],
-        showticklabels=False,
-        showgrid=False,
-        showline=False,
     )

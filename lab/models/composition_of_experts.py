@@ -347,8 +347,8 @@ CLAIMS = (
         slug="two-steps-beat-labels",
         sentence="Two steps address what makes learning the best expert"
         " hard (here: they beat a vote on the best expert).",
-        effect="mean score, two steps minus neighbours' votes for the best"
-        " model of the same pool, shared by all of it that are best",
+        effect="mean score, two steps minus neighbours' votes for the pool's"
+        " best models, ties shared",
         unit="points",
         experiment=_above,
         threshold=0.0,
