@@ -51,8 +51,8 @@ from lab.models.expert_table import (
 
 COMPOSITION, SINGLE = "two steps", "best single"
 LABEL, SHARED, SCORES = "best label", "shared label", "scores"
-KNOWN, ORACLE = "known category", "oracle"
-POLICIES = (COMPOSITION, LABEL, SHARED, SCORES, KNOWN, ORACLE, SINGLE)
+KNOWN = "known category"
+POLICIES = (COMPOSITION, LABEL, SHARED, SCORES, KNOWN, SINGLE)
 NEIGHBOURS = 20
 CHOICES = (5, 10, 20, 40, 60)  # of k, tried on a fifth of the training prompts
 NEVER = 1.0  # as unsure as can be: nothing is more
@@ -163,8 +163,6 @@ def route(
     if policy == SINGLE:
         chosen = general(seed, known.sizes <= budget, *which)
         return torch.full((len(new),), chosen)
-    if policy == ORACLE:
-        return within(known.scores[new], table.pool).argmax(dim=1)
     if policy == KNOWN:
         return table.expert[known.category[new].long()]
     if policy == COMPOSITION:

@@ -77,13 +77,6 @@ def times(roads: Roads, capacity: Tensor, flows: Tensor) -> Tensor:
     return roads.free + roads.rise * (flows / capacity) ** roads.power
 
 
-def beckmann(roads: Roads, capacity: Tensor, flows: Tensor) -> Tensor:
-    """The integral that an equilibrium minimises [B] (paper, equation 1)."""
-    power = roads.power
-    rest = roads.rise * (flows / capacity) ** power / (power + 1)
-    return (flows * (roads.free + rest)).sum(1)
-
-
 def equilibrium(
     roads: Roads,
     capacity: Tensor,

@@ -9,8 +9,6 @@ between 1 and 2, since they must talk. All times are in seconds.
 
 import math
 
-from lab.serving.engine_profiles import prefill_costs
-
 
 def one_gpu(rate: float, time: float) -> float:
     """Mean TTFT on one GPU; infinite from ``rate`` 1 / ``time`` on."""
@@ -50,21 +48,3 @@ def crossing(speedup: float) -> float:
     root = math.sqrt(b * b - 4 * a * c)
     roots = sorted(((-b + root) / (2 * a), (-b - root) / (2 * a)))
     return next(x for x in roots if 0 < x < K)
-
-
-def mixed_lengths(rate: float, times) -> float:
-    """Mean TTFT on one GPU for service times that vary (M/G/1).
-
-    Pollaczek and Khinchine: E[S] + R E[S^2] / (2 (1 - R E[S])).
-    """
-    mean = sum(times) / len(times)
-    square = sum(t * t for t in times) / len(times)
-    if rate * mean >= 1:
-        return math.inf
-    return mean + rate * square / (2 * (1 - rate * mean))
-
-
-def prefill_seconds(prompts, engine: str = "DistServe", gpus: int = 1):
-    """How long OPT-13B takes for each prompt alone."""
-    a, b, c = prefill_costs(engine, gpus)
-    return [(a + b * p + c * p * p) / 1000 for p in prompts]
