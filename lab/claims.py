@@ -67,18 +67,20 @@ class Claim:
             )
 
 
-def second_look(first, limits, seeds=range(5, 25)):
+def second_look(first, limits, seeds=range(5, 25), looked=None):
     """The `seeds` and `limits` of a claim that a first look left undecided.
 
-    `first` is what that look measured, the mean and its interval. Sentence,
-    measure and threshold stay, and the new seeds are judged without the old
-    ones: adding seeds until a verdict falls would confirm too much.
+    `first` is what that look measured, the mean and its interval, by the seeds
+    `looked`: all below the new ones, if left out. Sentence, measure and
+    threshold stay, and the new seeds are judged without the old ones: adding
+    seeds until a verdict falls would confirm too much.
     """
+    looked = looked or range(seeds[0])
     return {
         "seeds": seeds,
         "limits": f"{limits} A second look, by seeds {seeds[0]} to"
-        f" {seeds[-1]} alone: seeds 0 to {seeds[0] - 1} had left it undecided,"
-        f" {first}.",
+        f" {seeds[-1]} alone: seeds {looked[0]} to {looked[-1]} had left it"
+        f" undecided, {first}.",
     }
 
 

@@ -105,6 +105,8 @@ def test_a_second_look_has_other_seeds_and_says_what_the_first_one_gave():
         "Small. A second look, by seeds 3 to 6 alone: seeds 0 to 2 had left it"
         " undecided, 1 point (-1 to 3)."
     )
+    again = claims.second_look("1 point (-1 to 3)", "", range(8, 9), range(2))
+    assert "by seeds 8 to 8 alone: seeds 0 to 1 had" in again["limits"]
 
 
 @pytest.mark.parametrize("seeds", [2, [0, 1], [0, 0, 1], [1, 1, 1, 1], []])

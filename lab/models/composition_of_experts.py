@@ -36,7 +36,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lab.claims import Claim
+from lab.claims import Claim, second_look
 from lab.exercises import Exercise
 from lab.kernels.knn_vote import tally
 from lab.models import routers
@@ -371,6 +371,9 @@ CLAIMS = (
         threshold=-0.5,
         side="above",
         **_both(policy=SCORES, rival=COMPOSITION),
+        **second_look(
+            "-0.11 points (-0.51 to 0.28)", SCALE, range(60, 120), range(20)
+        ),
     ),
     _claim(
         slug="small-experts-together",

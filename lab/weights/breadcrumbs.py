@@ -32,7 +32,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lab.claims import Claim
+from lab.claims import Claim, second_look
 from lab.exercises import Exercise
 from lab.weights import merging
 from lab.weights.bands import band, breadcrumbs
@@ -310,8 +310,13 @@ CLAIMS = (
         threshold=2.0,
         side="below",
         parameters={**FULL, "few": 4},
-        seeds=range(40, 60),
-        limits=SMALL + ADDED + "two tasks are few to tune on.",
+        **second_look(
+            "4.1 points (1.4 to 6.8)",
+            SMALL + " This claim was added when the others had been seen: two"
+            " tasks are few to tune on.",
+            range(60, 120),
+            range(40, 60),
+        ),
     ),
     _claim(
         slug="clip-and-t5",
