@@ -21,6 +21,8 @@ MAY_SYNCHRONISE: dict[tuple[str, str], str] = {}
 
 # pointers to values that are fp32 whatever the dtype of the tokens
 ALWAYS_FP32 = {"weights_ptr", "grad_weights_ptr"}
+# pointers of helpers, which no declaration names, to integers
+HELPERS_INTEGERS = {"list_ptr"}
 
 
 def is_jit(function):
@@ -91,7 +93,7 @@ def integer_pointers():
 def test_loaded_values_are_widened_before_arithmetic(file, kernel):
     # the interpreter multiplies the raw bits of bfloat16
     above = parents(kernel)
-    exempt = integer_pointers() | ALWAYS_FP32
+    exempt = integer_pointers() | ALWAYS_FP32 | HELPERS_INTEGERS
     for load in calls(kernel, "tl.load"):
         if pointers(kernel, load.args[0]) & exempt:
             continue
