@@ -2,7 +2,7 @@
 
 import math
 
-from lab.figures.theme import COLOURS, drawn, of_a_plane, plain
+from lab.figures.theme import COLOURS, drawn, of_a_plane, plain, separate_lines
 
 
 def network(
@@ -69,20 +69,10 @@ def network(
 
 
 def _lines(points, edges, name, role, width, dash="solid"):
-    """One trace of separate lines; `None` lifts the pen."""
-    x, y = [], []
-    for u, v in edges:
-        x += [points[u][0], points[v][0], None]
-        y += [points[u][1], points[v][1], None]
-    return dict(
-        type="scatter",
-        x=x,
-        y=y,
-        mode="lines",
-        line=dict(color=COLOURS[role], width=width, dash=dash),
-        name=name,
-        hoverinfo="skip",
-    )
+    """The edges as one trace."""
+    ends = [(points[u], points[v]) for u, v in edges]
+    line = dict(color=COLOURS[role], width=width, dash=dash)
+    return separate_lines(ends, line, name=name)
 
 
 def _arrow(points, u, v):

@@ -2,7 +2,7 @@
 
 import math
 
-from lab.figures.theme import COLOURS, drawn, of_a_plane, plain
+from lab.figures.theme import COLOURS, drawn, of_a_plane, plain, separate_lines
 
 # a road this full or fuller: flow over capacity, colour, name
 LEVELS = (
@@ -56,23 +56,17 @@ def _ends(points, link, side):
 
 
 def _lines(points, links, chosen, side, shade, thick):
-    """One trace of separate lines; `None` lifts the pen.
+    """The chosen roads as one trace.
 
     It starts lifted, so that a level without a road stays in the legend.
     """
-    x, y = [None], [None]
-    for e in chosen:
-        (x0, y0), (x1, y1) = _ends(points, links[e], side)
-        x += [round(x0, 3), round(x1, 3), None]
-        y += [round(y0, 3), round(y1, 3), None]
-    return dict(
-        type="scatter",
-        x=x,
-        y=y,
-        mode="lines",
-        line=dict(color=shade, width=THICK if thick else THIN),
-        hoverinfo="skip",
-    )
+    ends = [
+        [(round(x, 3), round(y, 3)) for x, y in _ends(points, links[e], side)]
+        for e in chosen
+    ]
+    line = dict(color=shade, width=THICK if thick else THIN)
+    trace = separate_lines(ends, line)
+    return trace | dict(x=[None, *trace["x"]], y=[None, *trace["y"]])
 
 
 def _names(points):

@@ -177,6 +177,23 @@ def of_a_plane(values, room, title_text=None, **axis):
     )
 
 
+def separate_lines(ends, line, **trace):
+    """One trace of lines between pairs of points; `None` lifts the pen."""
+    x, y = [], []
+    for (x0, y0), (x1, y1) in ends:
+        x += [x0, x1, None]
+        y += [y0, y1, None]
+    return dict(
+        type="scatter",
+        x=x,
+        y=y,
+        mode="lines",
+        line=line,
+        hoverinfo="skip",
+        **trace,
+    )
+
+
 def _two_voices(head, foot):
     quiet = f"font-size:12.5px;color:{COLOURS['quiet']}"
     return f"{head}<br><span style='{quiet}'>{foot}</span>" if foot else head

@@ -1,6 +1,6 @@
 """A tour on its map, with what the search was told about the edges."""
 
-from lab.figures.theme import COLOURS, drawn, of_a_plane, plain
+from lab.figures.theme import COLOURS, drawn, of_a_plane, plain, separate_lines
 
 LEVELS = (0.05, 0.15, 0.4)  # of heat: thin, medium and thick lines
 SHADES = ("#DCE6EE", "#B7CFE1", "#8DB6D3")
@@ -71,17 +71,6 @@ def _edges(tour):
 
 
 def _lines(points, edges, name, shade, width):
-    """One trace of separate lines; `None` lifts the pen."""
-    x, y = [], []
-    for i, j in edges:
-        x += [points[i][0], points[j][0], None]
-        y += [points[i][1], points[j][1], None]
-    return dict(
-        type="scatter",
-        x=x,
-        y=y,
-        mode="lines",
-        line=dict(color=shade, width=width),
-        name=name,
-        hoverinfo="skip",
-    )
+    """The edges as one trace."""
+    ends = [(points[i], points[j]) for i, j in edges]
+    return separate_lines(ends, dict(color=shade, width=width), name=name)

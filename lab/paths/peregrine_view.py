@@ -33,9 +33,7 @@ class Picture(NamedTuple):
     places: list  # where the pattern's vertices are drawn
     points: list  # where the graph's vertices are drawn
     pairs: list  # the graph's edges
-    match: list[
-        int
-    ]  # one match, in the pattern's order; empty if there is none
+    match: list[int]  # one match, in the pattern's order, if there is one
     name: str
 
     @property
