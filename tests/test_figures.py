@@ -303,14 +303,15 @@ def test_bars_of_nothing_start_at_zero_and_have_no_sign():
 def test_the_claimed_side_is_named_inside_the_figure(side):
     sign = 1 if side == "above" else -1
     # beyond the threshold there is room for the label, or hardly any room
-    for effect, at_the_end in ((40 * sign, False), (-40 * sign, True)):
+    for effect, beyond in ((40 * sign, True), (-40 * sign, False)):
         seen = [effect] * 3
         figure = figures.effect(seen, *seen[:2], 0, side, "word", "it", "%")
         (label,) = figure.layout.annotations
-        left, right = figure.layout.xaxis.range
-        end = right if sign > 0 else left
-        assert label.x == (end if at_the_end else 0)
-        assert (label.xanchor == "left") == ((side == "above") != at_the_end)
+        # it begins or ends at the line, which never crosses it
+        assert label.x == 0
+        assert (label.xanchor == "left") == ((side == "above") == beyond)
+        assert ("→" in label.text) == (side == "above" and not beyond)
+        assert ("←" in label.text) == (side == "below" and not beyond)
         assert (label.y, label.yanchor) == (1, "top")
 
 

@@ -56,20 +56,23 @@ def effect(effects, low, high, threshold, side, word, what, unit):
     text = f"claimed: {side} {threshold:g} {unit}"
     edge = claimed["x1"]
     room = INNER * abs(edge - threshold) / (right - left)
+    anchor = "left" if side == "above" else "right"
+    if LETTER * len(text) > room:
+        # it would leave its panel, so it stands before the line and points
+        # across
+        text = f"{text} →" if side == "above" else f"← {text}"
+        anchor = "right" if side == "above" else "left"
     label = dict(
         x=threshold,
         y=1,
         yref="paper",
         # inside the axes, which a long title never reaches
         yanchor="top",
-        xanchor="left" if side == "above" else "right",
+        xanchor=anchor,
         text=text,
         showarrow=False,
         font=dict(size=12),
     )
-    if LETTER * len(text) > room:
-        # the label might leave its panel, so it ends where the axis ends
-        label |= dict(x=edge, xanchor="right" if side == "above" else "left")
     where = rounded(mean, low, high)
     return drawn(
         [interval, seeds],
