@@ -216,6 +216,10 @@ SIZES = {
         T=upto(140), P=upto(130, 1), E=upto(140, 1),
         scale=st.sampled_from([1.0, 40.0]),
     ),
+    "hashed_matmul": options(
+        M=upto(70), N=upto(80, 1), K=upto(80, 1), m=columns,
+        offset=upto(2000), still=flags,
+    ),
     "intersect": partial_matches(),
     "knn_prior": neighbours(),
     "knn_vote": voters(),
