@@ -14,8 +14,8 @@ One file per paper. Shared by the chapters of this part:
 For one chapter only: ``digit_questions`` and ``inventory`` belong to 20, on
 routing by blocks; ``descriptions`` and ``hints`` to 22, GLIDER; ``bands`` and
 ``merge_settings`` to 23, Breadcrumbs; ``shared_array``, ``shared_network``,
-``sharing_methods``, ``pruning`` and ``inner_products`` to 25, on parameter
-sharing. ``multi_head_routing_rates`` and ``parameter_sharing_rates`` say how 20
-and 25 chose their rates. The recordings that a chapter's pictures show are in ``<its
-name>_recorded``.
+``sharing_methods``, ``pruned_at_start`` and ``inner_products`` to 25, on
+parameter sharing. How 20 and 25 chose their rates is in
+``multi_head_routing_rates`` and ``parameter_sharing_rates``. The recordings
+that a chapter's pictures show are in ``<its name>_recorded``.
 """

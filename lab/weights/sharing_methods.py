@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from lab.tokens.digit_model import TRAIN
-from lab.weights.pruning import WAYS, narrower, prune, rewind
+from lab.weights.pruned_at_start import WAYS, narrower, prune, rewind
 from lab.weights.shared_array import share, size
 from lab.weights.shared_network import (
     STEPS,

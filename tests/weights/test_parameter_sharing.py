@@ -13,14 +13,14 @@ from lab.exercises import check
 from lab.weights import (
     parameter_sharing,
     parameter_sharing_rates,
-    pruning,
+    pruned_at_start,
     shared_network,
     sharing_methods,
 )
 from lab.weights import parameter_sharing_recorded as recorded
 from lab.weights.inner_products import products_after
 from lab.weights.parameter_sharing import EXERCISES
-from lab.weights.pruning import WAYS, keep, narrower, prune, rewind
+from lab.weights.pruned_at_start import WAYS, keep, narrower, prune, rewind
 from lab.weights.shared_array import (
     MAPPINGS,
     SCALERS,
@@ -211,7 +211,7 @@ def tiny(seed=1):
 
 def test_snips_score_is_the_slope_of_the_loss_along_a_weights_mask():
     network, weights, biases = tiny()
-    found = pruning.scores(network, "SNIP", 200)
+    found = pruned_at_start.scores(network, "SNIP", 200)
     for layer, place in ((0, (2, 29)), (1, (3, 4)), (2, (7, 1))):
         ends = []
         for mask in (1 + 1e-4, 1 - 1e-4):
@@ -226,7 +226,7 @@ def test_snips_score_is_the_slope_of_the_loss_along_a_weights_mask():
 
 def test_grasps_score_is_a_weight_times_the_curvature_along_the_gradient():
     network, weights, biases = tiny()
-    found = pruning.scores(network, "GraSP", 200)
+    found = pruned_at_start.scores(network, "GraSP", 200)
 
     def gradient(step, along):
         leaves = [
@@ -235,7 +235,8 @@ def test_grasps_score_is_a_weight_times_the_curvature_along_the_gradient():
         ]
         scores, labels = loss_of(leaves, biases)
         return torch.autograd.grad(
-            F.cross_entropy(scores / pruning.TEMPERATURE, labels), leaves
+            F.cross_entropy(scores / pruned_at_start.TEMPERATURE, labels),
+            leaves,
         )
 
     g = gradient(0.0, [torch.zeros_like(w) for w in weights])
@@ -251,7 +252,7 @@ def test_grasps_score_is_a_weight_times_the_curvature_along_the_gradient():
 def test_synflows_score_is_the_sum_of_all_paths_through_a_weight():
     network, weights, _ = tiny()
     w1, w2, w3 = (w.abs().numpy() for w in weights)
-    found = pruning.scores(network, "SynFlow", 200)[1]
+    found = pruned_at_start.scores(network, "SynFlow", 200)[1]
     for j in range(6):
         for k in range(6):
             into = sum(w1[k, p] for p in range(64))
@@ -270,7 +271,7 @@ def test_the_first_of_equal_scores_stay():
 
 @pytest.mark.parametrize("way", WAYS)
 def test_pruning_leaves_exactly_so_many_weights(way, monkeypatch):
-    monkeypatch.setattr(pruning, "ROUNDS", 10)
+    monkeypatch.setattr(pruned_at_start, "ROUNDS", 10)
     masks = prune(Dense(32, 0), way, 200, 100).masks
     assert sum(m.sum().item() for m in masks) == 200
     kept = prune(Dense(32, 0), way, 200, 100)
@@ -313,8 +314,8 @@ def test_a_lottery_ticket_goes_back_and_keeps_the_largest(monkeypatch):
         if len(ends) == 1:
             starts.append(early)
 
-    monkeypatch.setattr(pruning, "learn", watched)
-    monkeypatch.setattr(pruning, "REWOUND", 3)
+    monkeypatch.setattr(pruned_at_start, "learn", watched)
+    monkeypatch.setattr(pruned_at_start, "REWOUND", 3)
     n = size(shapes_of(16))
     network = rewind(16, n // 10, 0.1, 2, 200, steps=6)
     counts = [int(sum(m.sum() for m in masks)) for masks, _ in ends]
@@ -375,6 +376,24 @@ def test_sharing_wins_where_few_numbers_hold_a_product():
     assert errors["lone", "pruning"] == pytest.approx(7, rel=0.2)
 
 
+def test_errors_of_inner_products_follow_their_formulas():
+    generator = torch.Generator().manual_seed(3)
+    x, y = torch.rand(2, 1, 64, generator=generator)
+    p, exact = x * y, (x * y).sum()
+    expected = {
+        "sharing": (x.norm() ** 2 * y.norm() ** 2 + exact**2
+                    - 2 * p.square().sum()) / 8,
+        "pruning": 7 * (p.square().sum() - exact**2 / 64) * 64 / 63,
+        "pruning by chance": 7 * p.square().sum(),
+    }  # fmt: skip
+    for way, error in expected.items():
+        found = torch.cat(
+            [products_after(x, y, 8, way, key) for key in range(1500)]
+        )
+        square = (found - exact).square().mean()
+        assert square.item() == pytest.approx(error.item(), rel=0.15), way
+
+
 def test_rates_are_chosen_without_the_digits_that_judge_them(monkeypatch):
     seen = []
 
@@ -382,7 +401,7 @@ def test_rates_are_chosen_without_the_digits_that_judge_them(monkeypatch):
         seen.append((part, rows.start, rows.stop))
         return shown(part, rows)
 
-    for module in (shared_network, pruning):
+    for module in (shared_network, pruned_at_start):
         monkeypatch.setattr(module, "shown", watched)
     for arm in (Arm("STABLE-RPS", 64), Arm("SNIP", 64)):
         found = parameter_sharing_rates.validate(arm, 100, steps=2)
@@ -492,7 +511,7 @@ def test_the_picture_shows_how_the_scale_explodes_and_the_cure():
 
 def test_the_picture_answers_the_knobs():
     p = recorded.picture(compression=64)
-    assert p.counts == [1, 403] or sum(p.counts) == p.cells == 404
+    assert p.counts == [404] and p.cells == 404
     assert p.fewest == 64 and p.unused == 0
     cells = share(SHAPES, 404, "RandomFold", 0).cells[8192:].view(-1)
     assert p.window[1][:3] == cells[128:131].tolist()
@@ -533,7 +552,15 @@ def test_404_numbers_read_digits():
                            0),
             "start=inf is no scale",
         ),
-        (lambda: pruning.scores(Dense(6, 0), "x", 9), "way='x' is not one"),
+        (
+            lambda: pruned_at_start.scores(Dense(6, 0), "x", 9),
+            "way='x' is not one",
+        ),
+        (
+            lambda: products_after(torch.ones(1, 4), torch.ones(1, 4), 2, "x",
+                                   0),
+            "way='x' is not one of sharing, pruning",
+        ),
         (lambda: narrower(9, True), "budget=9 is too small"),
         (lambda: recorded.picture(0.05), "start=0.05 was not recorded"),
         (lambda: recorded.picture(scaler="x"), "scaler='x' was not"),
