@@ -50,6 +50,7 @@ SHOWN = 150  # steps
 EVERY = 5  # steps that a point of a curve is the mean of
 CEILING = 100.0  # nats; a loss above it, or none, is drawn here
 SEEDS = range(3)  # of the methods side by side
+PLACES = range(101)  # %, of the cells from the busiest on
 WINDOW = 32  # rows and columns of a layer that are shown
 RECORDED = "parameter_sharing/recorded.npz"
 
@@ -153,8 +154,7 @@ class Picture(NamedTuple):
     steps: list[int]
     right: dict[str, list[float]]  # % by scaler, over STARTS
     window: list[list[int]]  # [WINDOW][WINDOW] or fewer rows, cells
-    counts: list[int]  # cells by their number of weights, from `fewest` on
-    fewest: int
+    loads: dict[str, list[float]]  # weights of a cell, over PLACES
     cells: int  # m
     unused: float  # % of the cells
     rank: float  # effective, of the layer
@@ -163,13 +163,26 @@ class Picture(NamedTuple):
     said: str  # the setting in words
 
     @property
+    def colours(self) -> dict[str, str]:
+        """What each curve is: the cure, what is looked at, a baseline."""
+        roles = {"none": "dropped", "v4": "null", "v1": "best"}
+        roles |= {"original model": "faint", "the same for all": "faint"}
+        roles |= {"this setting": "kept", "this mapping": "kept"}
+        return roles | {f"v1, s0 = {START:g}": "best"}
+
+    @property
+    def rows(self) -> list[str]:
+        """Every fourth row of the window is named."""
+        return ["" if r % 4 else str(r) for r in range(len(self.window))]
+
+    @property
     def title(self) -> str:
         return f"{self.said}: {self.accuracy:.1f} % right"
 
     @property
     def note(self) -> str:
         return (
-            f"{self.cells} cells, {self.unused:.1f} % of them unused;"
+            f"{self.cells} numbers, {self.unused:.1f} % of them unused;"
             f" effective rank of the layer {self.rank:.0f} of {self.full}"
         )
 
@@ -202,13 +215,13 @@ def picture(
     before = sum(rows * columns for rows, columns in SHAPES[: layer - 1])
     rows, columns = SHAPES[layer - 1]
     cells = sharing.cells[before:][: rows * columns].view(rows, columns)
-    by_count = torch.bincount(sharers(sharing))
-    fewest = int(by_count.nonzero()[0])
+    busiest = sharers(sharing).sort(descending=True).values
+    places = [round(p / 100 * (sharing.m - 1)) for p in PLACES]
     return Picture(
         losses={
-            "this setting": arrays["curves"][at].tolist(),
-            f"v1, s0 = {START:g}": arrays["curves"][cured].tolist(),
             "original model": arrays["original"].tolist(),
+            f"v1, s0 = {START:g}": arrays["curves"][cured].tolist(),
+            "this setting": arrays["curves"][at].tolist(),
         },
         steps=[*range(0, SHOWN, EVERY)],
         right={
@@ -216,8 +229,10 @@ def picture(
             for place, name in enumerate(SCALERS)
         },
         window=cells[:WINDOW, :WINDOW].tolist(),
-        counts=by_count[fewest:].tolist(),
-        fewest=fewest,
+        loads={
+            "the same for all": [N / sharing.m] * len(PLACES),
+            "this mapping": busiest[places].tolist(),
+        },
         cells=sharing.m,
         unused=100 * (sharers(sharing) == 0).double().mean().item(),
         rank=rank_of(mapping, compression, layer),
