@@ -470,11 +470,16 @@ def test_an_effect_is_what_its_claim_says(monkeypatch):
 
 
 @pytest.mark.parametrize("arm", ARMS, ids=str)
-def test_no_method_keeps_more_numbers_than_its_compression_allows(arm):
+def test_a_method_is_what_its_name_says_and_keeps_no_more_numbers(arm):
     network = sharing_methods.trained(arm, 0, steps=1)
     m = N // arm.compression
     if isinstance(network, Shared):
         count = network.table.numel()
+        mapping = "RandomFold" if arm.method == "STABLE-RPS" else "ROAST"
+        expected = share(SHAPES, m, mapping, 0).cells
+        assert torch.equal(network.cells.cpu(), expected)
+        unscaled = (network.by == 1).all().item()
+        assert unscaled is arm.method.endswith("no scaler")
     elif network.masks:
         count = sum(mask.sum().item() for mask in network.masks)
     else:
