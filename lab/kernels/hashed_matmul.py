@@ -11,7 +11,8 @@ gives the sign:
 
 Eager PyTorch makes W [N, K] and multiplies. Here a program looks up a tile of
 W where it multiplies, so W never reaches memory. Neighbours in a row of W are
-neighbours in the table, except where a piece ends, so they are read together.
+neighbours in the table, except where a piece or the table ends, so they are
+read together.
 
 The backward pass takes the same kernel for x, with rows and columns of W
 exchanged. The gradient of W is made whole by PyTorch and then folded: a cell
