@@ -33,6 +33,7 @@ declaration from which tests, benchmarks and ahead-of-time compilation follow.
 ``delay_stats``          the median delay of each pair, and who is too slow
 ``knn_prior``            nearest neighbours by rank
 ``knn_vote``             nearest neighbours vote on a query's category
+``reach_bits``           what each actor of a graph meets within h steps
 ``kopt_simulate``        k-opt moves on many tours at once
 =======================  ===================================================
 """

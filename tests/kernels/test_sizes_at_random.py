@@ -238,6 +238,9 @@ SIZES = {
     "multi_lora": adapters(),
     "multi_lora_backward": adapters(wanted=wanted(4)),
     "placement_cost": placements(),
+    "reach_bits": options(
+        V=upto(20), degree=upto(3), hops=upto(3), D=upto(70), line=flags
+    ),
     "route_select": options(
         N=upto(150), D=columns, K=upto(128, 2), ties=flags, equal=flags
     ),
