@@ -45,9 +45,7 @@ class Reach(NamedTuple):
     counts: Tensor  # [hops + 1, V] int32, how many marks within 0, 1, ...
 
 
-def reach_bits(
-    marks: Tensor, rowptr: Tensor, col: Tensor, hops: int
-) -> Reach:
+def reach_bits(marks: Tensor, rowptr: Tensor, col: Tensor, hops: int) -> Reach:
     """The marks within ``hops`` steps, and how many within each number.
 
     ``marks`` [V, W] int32, packed as `own_bits` or `mask_overlap.pack` do;

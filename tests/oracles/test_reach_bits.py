@@ -76,9 +76,7 @@ def test_marks_are_not_changed_even_by_no_step(name):
         found = KERNELS[name](marks, rowptr, col, hops)
         assert torch.equal(marks, before)
         assert found.words.data_ptr() != marks.data_ptr()
-        assert found.counts.tolist() == [
-            [h + 1] * 35 for h in range(hops + 1)
-        ]
+        assert found.counts.tolist() == [[h + 1] * 35 for h in range(hops + 1)]
 
 
 def test_suppliers_outside_the_graph_are_not_there_for_the_kernel():
