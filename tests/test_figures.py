@@ -64,6 +64,21 @@ EXAMPLES = {
         [False, True, False],
         "three roads",
     ),
+    "horizon": lambda: figures.horizon(
+        [[2], [0, 3], [1]],
+        [(2, 0), (2, 3), (0, 1), (0, 3)],
+        ["a", "b", "c", "d"],
+        {2, 0, 3},
+        {2},
+        "four actors",
+        public=[3],
+    ),
+    "answers": lambda: figures.answers(
+        {"a": 30.0, "beyond": 70.0},
+        {"a": 100.0, "beyond": 0.0},
+        {"a"},
+        "two who answer",
+    ),
     "patch_grids": lambda: figures.patch_grids(
         [[0, 1, 2, 3]] * 4, [[[0, 1], [2, 1]]], ["a"], "four patches"
     ),
@@ -100,7 +115,10 @@ def test_every_figure_has_a_title_and_a_height(figure):
 
 
 # no axes, or named by the caller
-BARE = {"heatmap", "network", "patch_grids", "road_map", "steps", "text_strip"}
+BARE = {
+    "answers", "heatmap", "horizon", "network", "patch_grids", "road_map",
+    "steps", "text_strip",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", sorted(set(EXAMPLES) - BARE))
@@ -431,6 +449,37 @@ def test_a_tour_is_split_by_what_the_best_one_shares():
     assert not any(t.showlegend for t in heat)
     alone = figures.tour_map(square, [0, 2, 1, 3], "t")
     assert sum(len(t.x) for t in alone.data if t.name == "tour") == 4 * 3
+
+
+def test_a_horizon_lights_what_is_seen_and_whose_list_is_known():
+    figure = EXAMPLES["horizon"]()
+    there = {t.name: list(t.text) for t in figure.data[2:5]}
+    assert there == {
+        "the product": ["c"],
+        "in view": ["a", "d"],
+        "beyond the horizon": ["b"],
+    }
+    dark, lit = figure.data[:2]
+    # the way within a row makes a bow above it
+    assert list(dark.y) == [1, 1.5, 2, None, 1, 0.7, 1, None]
+    assert list(lit.x) == [0.5, 0.375, 0.25, None, 0.5, 0.625, 0.75, None]
+    assert figure.layout.shapes[0].y0 == 1.5
+    (ring,) = (t for t in figure.data if t.name == "discloses")
+    assert list(ring.x) == [0.75]
+    far = figures.horizon([[0], [1]], [(0, 1)], "ab", {0, 1}, {0}, "t", h=1)
+    assert not far.layout.shapes and not far.layout.annotations
+    assert not far.data[4].showlegend
+
+
+def test_answers_are_grey_out_of_view_and_alike_names_stay_apart():
+    names = ["one-and-the-same-beginning-" + c for c in "ab"]
+    values = dict(zip(names, (1.0, 2.0), strict=True))
+    figure = figures.answers(values, values, {names[0]}, "t")
+    bars, marks = figure.data
+    shades = figures.COLOURS["kept"], figures.COLOURS["dropped"]
+    assert tuple(bars.marker.color) == shades
+    assert list(bars.y) == list(marks.y) == [0, 1]
+    assert all(len(t) <= 22 for t in figure.layout.yaxis.ticktext)
 
 
 def test_a_road_map_keeps_to_the_right_and_shows_what_was_widened():

@@ -13,6 +13,7 @@ from lab.figures.choices import (
 )
 from lab.figures.flow import stage_flow
 from lab.figures.fronts import fronts, gaps
+from lab.figures.horizon import answers, horizon
 from lab.figures.kernels import block_grid, roofline
 from lab.figures.ledger import ledger
 from lab.figures.network import network
@@ -35,6 +36,7 @@ __all__ = [
     "SCALE",
     "SERIES",
     "STEPS",
+    "answers",
     "assignments",
     "bars",
     "block_grid",
@@ -48,6 +50,7 @@ __all__ = [
     "gaps",
     "heatmap",
     "histogram",
+    "horizon",
     "ledger",
     "load_heatmap",
     "network",
