@@ -152,7 +152,7 @@ def _labels(at, rows, names, sizes):
 
 
 def answers(true, told, seen, title, note=""):
-    """Who is responsible, in percent: bars, and a mark for what is told.
+    """Who is responsible: bars if all lists are known, marks for what is told.
 
     `true` and `told` map names to percent; bars of names that are not in
     `seen` are grey.
@@ -168,7 +168,7 @@ def answers(true, told, seen, title, note=""):
         marker=dict(
             color=[COLOURS["kept" if n in seen else "dropped"] for n in true]
         ),
-        name="in truth",
+        name="all lists known",
         text=list(true),
         textposition="none",
         hovertemplate="%{text}: %{x:.1f} %<extra></extra>",
@@ -179,7 +179,7 @@ def answers(true, told, seen, title, note=""):
         y=places,
         mode="markers",
         marker=dict(symbol="diamond", size=9, color=COLOURS["cut"]),
-        name="as told by who sees this far",
+        name="told at this horizon",
         text=list(true),
         cliponaxis=False,
         hovertemplate="%{text}: %{x:.1f} % told<extra></extra>",

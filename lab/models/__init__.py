@@ -11,7 +11,7 @@ Shared by the chapters of this part:
 ``expert_pool``     experts by size, and each prompt's nearest neighbours
 ``expert_table``    the best pool of experts within a budget, by category
 ``supply_chain``    who builds on whom: real packages, owners, blind chains
-``horizon``         who sees how much of a chain, and what disclosure adds
+``visibility``      who sees how much of a chain, and what disclosure adds
 ``responsibility``  how it flows up a chain, and what is told of it
 ==================  =========================================================
 """

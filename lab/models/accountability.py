@@ -12,8 +12,8 @@ The paper is one of law and has no formula; the model here is ours:
     rho_i    = e_i (I - a P)^-1 K                    who is responsible
 
 with P = what part of what i passes on goes to which supplier, a = the share
-passed on, and K = 1 - a, or 1 for an actor without suppliers. ``horizon`` and
-``responsibility`` compute them for the packages of a real environment.
+passed on, and K = 1 - a, or 1 for an actor without suppliers. ``visibility``
+and ``responsibility`` compute them for the packages of a real environment.
 
 Only the paper's abstract and reviews were at hand. What is said of four
 features of such chains is told as reviews tell it.
@@ -27,15 +27,6 @@ from torch import Tensor
 from lab.claims import Claim
 from lab.exercises import Exercise
 from lab.models import supply_chain
-from lab.models.horizon import (
-    best_disclosers,
-    dependents,
-    disclosed,
-    most_depended_on,
-    products,
-    steps,
-    visible,
-)
 from lab.models.responsibility import (
     SPLITS,
     as_told,
@@ -45,6 +36,15 @@ from lab.models.responsibility import (
     shares,
 )
 from lab.models.supply_chain import CHANCE
+from lab.models.visibility import (
+    best_disclosers,
+    dependents,
+    disclosed,
+    most_depended_on,
+    products,
+    steps,
+    visible,
+)
 
 FEW = 5  # providers that are called systemically important
 PASSED = 0.7

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lab.models import accountability as ac
-from lab.models import horizon, supply_chain
+from lab.models import supply_chain, visibility
 from lab.models.responsibility import (
     EQUAL,
     as_told,
@@ -25,7 +25,7 @@ SHOWN = 6  # actors with a bar of their own
 OTHERS, BEYOND = "others in view", "beyond the horizon"
 PRODUCTS = tuple(
     supply_chain.packages().names[i]
-    for i in horizon.products(ac.distances("packages"))
+    for i in visibility.products(ac.distances("packages"))
 )
 
 
@@ -62,10 +62,13 @@ class Picture(NamedTuple):
 
     @property
     def title(self) -> str:
+        part = "under 1" if self.beyond < 1 else f"{self.beyond:.0f}"
+        beyond = f"{part} % of the responsibility lies"
+        if len(self.seen) > self.suppliers:
+            beyond = "nothing lies"
         return (
             f"{self.name} sees {len(self.seen) - 1} of {self.suppliers}"
-            f" suppliers; {self.beyond:.0f} % of the responsibility lies"
-            " beyond"
+            f" suppliers; {beyond} beyond"
         )
 
     @property
@@ -137,9 +140,9 @@ def _disclosers(level: str, who: str) -> list[int]:
         raise ValueError(f"who={who!r} is not one of {', '.join(WHO)}")
     whole = supply_chain.named(level)
     if who == POPULAR:
-        return horizon.most_depended_on(whole, MOST_DISCLOSERS)
-    rows = horizon.products(ac.distances(level))
-    return horizon.best_disclosers(whole, rows, MOST_DISCLOSERS)
+        return visibility.most_depended_on(whole, MOST_DISCLOSERS)
+    rows = visibility.products(ac.distances(level))
+    return visibility.best_disclosers(whole, rows, MOST_DISCLOSERS)
 
 
 @cache
@@ -148,8 +151,8 @@ def _far(level: str, who: str, disclosing: int) -> Tensor:
     if not disclosing:
         return ac.distances(level)
     public = _disclosers(level, who)[:disclosing]
-    whole = horizon.disclosed(supply_chain.named(level), public)
-    return horizon.steps(whole)
+    whole = visibility.disclosed(supply_chain.named(level), public)
+    return visibility.steps(whole)
 
 
 @cache

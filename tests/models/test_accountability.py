@@ -14,7 +14,7 @@ from lab.data import data_path
 from lab.exercises import check
 from lab.models import accountability as ac
 from lab.models import accountability_view as view
-from lab.models import horizon, responsibility, supply_chain
+from lab.models import responsibility, supply_chain, visibility
 from lab.models.responsibility import SPLITS
 from lab.models.supply_chain import CHANCE, LEVELS, blind, chain, named
 
@@ -83,31 +83,31 @@ def test_steps_are_shortest_paths(level):
         assert far[i].tolist() == row
     above = [len(nx.descendants(graph, i)) for i in graph]
     below = [len(nx.ancestors(graph, i)) for i in graph]
-    assert horizon.upstream(far).tolist() == above
-    assert horizon.dependents(far).tolist() == below
+    assert visibility.upstream(far).tolist() == above
+    assert visibility.dependents(far).tolist() == below
     large = [i for i in graph if above[i] >= 10]
-    assert horizon.products(far) == large
+    assert visibility.products(far) == large
     assert len(large) == {"packages": 41, "owners": 20}[level]
 
 
 def test_the_visible_share_leaves_the_actor_itself_out():
-    far = horizon.steps(SMALL)
+    far = visibility.steps(SMALL)
     p, h = SMALL.number("p"), SMALL.number("h")
-    shares = [horizon.visible(far, k)[p].item() for k in range(4)]
+    shares = [visibility.visible(far, k)[p].item() for k in range(4)]
     assert shares == [0, 3 / 8, 7 / 8, 1]
     # who has no supplier sees all there is
-    assert horizon.visible(far, 1)[h] == 1
+    assert visibility.visible(far, 1)[h] == 1
     ring = chain({"a": "b", "b": "c", "c": "a"})
-    assert horizon.visible(horizon.steps(ring), 1).tolist() == [0.5] * 3
+    assert visibility.visible(visibility.steps(ring), 1).tolist() == [0.5] * 3
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_disclosure_makes_the_way_through_an_actor_free(seed):
     whole = random_chain(seed)
     who = random.Random(seed).sample(range(whole.size), 6)
-    found = horizon.steps(horizon.disclosed(whole, who))
+    found = visibility.steps(visibility.disclosed(whole, who))
     assert torch.equal(
-        found, horizon.steps(horizon.disclosed(whole, who[::-1]))
+        found, visibility.steps(visibility.disclosed(whole, who[::-1]))
     )
     graph = as_networkx(whole)
     for i in graph:
@@ -122,10 +122,10 @@ def test_disclosure_makes_the_way_through_an_actor_free(seed):
 
 def test_if_all_disclose_one_step_shows_everything():
     whole = random_chain(9)
-    far = horizon.steps(horizon.disclosed(whole, range(whole.size)))
+    far = visibility.steps(visibility.disclosed(whole, range(whole.size)))
     assert far.max() == 1
-    before = horizon.upstream(horizon.steps(whole))
-    assert torch.equal(horizon.upstream(far), before)
+    before = visibility.upstream(visibility.steps(whole))
+    assert torch.equal(visibility.upstream(far), before)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -135,10 +135,10 @@ def test_disclosers_are_chosen_as_by_brute_force(seed):
     for _ in range(4):
         gain = []
         for d in range(whole.size):
-            far = horizon.steps(horizon.disclosed(whole, [*chosen, d]))
+            far = visibility.steps(visibility.disclosed(whole, [*chosen, d]))
             gain.append(round(ac.seen(far, 1, rows), 6))
         chosen.append(gain.index(max(gain)))
-    assert horizon.best_disclosers(whole, rows, 4) == chosen
+    assert visibility.best_disclosers(whole, rows, 4) == chosen
 
 
 def test_the_most_depended_on_have_something_to_disclose():
@@ -146,7 +146,7 @@ def test_the_most_depended_on_have_something_to_disclose():
     graph = as_networkx(real)
     some = [i for i in graph if graph.out_degree(i)]
     some.sort(key=lambda i: -len(nx.ancestors(graph, i)))
-    assert horizon.most_depended_on(real, 10) == some[:10]
+    assert visibility.most_depended_on(real, 10) == some[:10]
     # of all five most depended on, four have no supplier
     top = sorted(graph, key=lambda i: -len(nx.ancestors(graph, i)))[:5]
     assert sum(graph.out_degree(i) == 0 for i in top) == 4
@@ -228,7 +228,7 @@ def test_what_is_told_stops_where_no_list_is_known(h):
 
 def test_in_a_tree_the_square_of_what_is_passed_on_is_misplaced():
     tree = chain({"p": "ab", "a": "cd", "b": "e"} | dict.fromkeys("cde", ""))
-    parts, far = responsibility.shares(tree), horizon.steps(tree)
+    parts, far = responsibility.shares(tree), visibility.steps(tree)
     p = tree.number("p")
     known = responsibility.known_lists(far[p], 1)
     true, told = (
@@ -239,8 +239,8 @@ def test_in_a_tree_the_square_of_what_is_passed_on_is_misplaced():
 
 
 def test_who_discloses_is_asked_even_at_the_horizon():
-    whole = horizon.disclosed(SMALL, [SMALL.number("c")])
-    far = horizon.steps(whole)[SMALL.number("p")]
+    whole = visibility.disclosed(SMALL, [SMALL.number("c")])
+    far = visibility.steps(whole)[SMALL.number("p")]
     known = responsibility.known_lists(far, 1, [SMALL.number("c")])
     assert {SMALL.names[i] for i in known.nonzero()[:, 0]} == {"p", "c"}
     # not if it is out of view
@@ -290,7 +290,7 @@ def test_what_makes_no_chain_is_refused():
     with pytest.raises(ValueError, match="'x' is not an actor"):
         SMALL.number("x")
     with pytest.raises(ValueError, match="h=-1 is less than 0"):
-        horizon.visible(horizon.steps(SMALL), -1)
+        visibility.visible(visibility.steps(SMALL), -1)
     with pytest.raises(ValueError, match="h=0 is less than 1"):
         responsibility.known_lists(torch.zeros(3), 0)
     parts = responsibility.shares(SMALL)
@@ -304,11 +304,11 @@ def test_what_makes_no_chain_is_refused():
 
 
 def test_an_empty_chain_and_one_without_suppliers_are_no_trouble():
-    assert horizon.steps(chain({})).shape == (0, 0)
+    assert visibility.steps(chain({})).shape == (0, 0)
     alone = chain({"a": "", "b": ""})
-    far = horizon.steps(alone)
+    far = visibility.steps(alone)
     assert far.tolist() == [[0, -1], [-1, 0]]
-    assert horizon.visible(far, 1).tolist() == [1, 1]
+    assert visibility.visible(far, 1).tolist() == [1, 1]
     found = responsibility.flow(responsibility.shares(alone), 1, 0.7)
     assert found.tolist() == [0, 1]
 
@@ -326,7 +326,7 @@ def test_claims_measure_what_the_ledger_says():
 
 
 def test_seeds_of_products_are_all_products():
-    every = horizon.products(ac.distances("packages"))
+    every = visibility.products(ac.distances("packages"))
     assert sorted(ac.product(seed) for seed in range(41)) == every
     for claim in ac.CLAIMS[:3]:
         assert claim.seeds == 41
@@ -365,13 +365,13 @@ def test_effects_are_what_they_are_called():
 def test_the_important_are_judged_on_products_that_chose_nobody():
     real, (learn, judge) = supply_chain.packages(), ac.halves(2)
     far = [
-        horizon.steps(horizon.disclosed(real, who))
+        visibility.steps(visibility.disclosed(real, who))
         for who in (
-            horizon.most_depended_on(real, 5),
-            horizon.best_disclosers(real, learn, 5),
+            visibility.most_depended_on(real, 5),
+            visibility.best_disclosers(real, learn, 5),
         )
     ]
-    every = horizon.upstream(far[0])
+    every = visibility.upstream(far[0])
     points = [
         100 * mean(((one[i] == 1).sum() / every[i]).item() for i in judge)
         for one in far
@@ -397,6 +397,8 @@ def test_the_picture_shows_the_chain_of_its_product():
     )
     assert seen.share == pytest.approx(100 * 4 / 67)
     assert view.picture(2).share > 8 * seen.share
+    assert "61 of 67 suppliers; under 1 % of" in view.picture(3).title
+    assert "67 of 67 suppliers; nothing lies" in view.picture(6).title
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -445,9 +447,9 @@ def test_exercise_2_is_told_of_its_chain():
     p = SMALL.number("p")
     share = {}
     for name in "abcdefgh":
-        shown = horizon.disclosed(SMALL, [SMALL.number(name)])
-        far = horizon.steps(shown)
-        share[name] = horizon.visible(far, 1)[p].item()
+        shown = visibility.disclosed(SMALL, [SMALL.number(name)])
+        far = visibility.steps(shown)
+        share[name] = visibility.visible(far, 1)[p].item()
     best = max(share, key=share.get)
     assert (best, share[best]) == ac.EXERCISES["exercise-2"].answer
 
