@@ -453,7 +453,7 @@ def test_a_tour_is_split_by_what_the_best_one_shares():
 
 def test_a_horizon_lights_what_is_seen_and_whose_list_is_known():
     figure = EXAMPLES["horizon"]()
-    there = {t.name: list(t.text) for t in figure.data[2:5]}
+    there = {t.name: list(t.customdata) for t in figure.data[2:5]}
     assert there == {
         "the product": ["c"],
         "in view": ["a", "d"],
@@ -461,8 +461,12 @@ def test_a_horizon_lights_what_is_seen_and_whose_list_is_known():
     }
     dark, lit = figure.data[:2]
     # the way within a row makes a bow above it
-    assert list(dark.y) == [1, 1.5, 2, None, 1, 0.7, 1, None]
-    assert list(lit.x) == [0.5, 0.375, 0.25, None, 0.5, 0.625, 0.75, None]
+    assert list(dark.y) == [1, 2, None, 1, 0.9, 0.85, 0.9, 1, None]
+    assert list(lit.x) == [0.5, 0.25, None, 0.5, 0.75, None]
+    # a row that is too long for its names goes without
+    long = figures.horizon([[0], [1, 2]], [], ["x", "y" * 60, "z" * 60],
+                           {0}, {0}, "t")  # fmt: skip
+    assert [list(t.text) for t in long.data[2:5]] == [["x"], [], ["", ""]]
     assert figure.layout.shapes[0].y0 == 1.5
     (ring,) = (t for t in figure.data if t.name == "discloses")
     assert list(ring.x) == [0.75]

@@ -4,6 +4,9 @@ from lab.figures.theme import COLOURS, drawn, of_a_plane, separate_lines
 
 NAMED = 96  # letters of the names that fit below one row of actors
 ROOM = 330  # pixels of the chain's height
+# along an edge, and above its straight line
+STRAIGHT = ((0, 0), (1, 0))
+BOW = ((0, 0), (0.2, 0.1), (0.5, 0.15), (0.8, 0.1), (1, 0))
 CLEAR = "rgba(0,0,0,0)"
 HALO = ", ".join(["0 0 3px white"] * 4)  # so that lines do not cross a name
 SHORT = 22  # letters of a name beside a bar
@@ -27,6 +30,7 @@ def horizon(
     lit = [e for e in edges if e[0] in known]
     dark = [e for e in edges if e[0] not in known]
     first, rest = rows[0][0], [v for row in rows[1:] for v in row]
+    shown = _with_room(rows, names)
     groups = {
         "the product": ("best", [first]),
         "in view": ("kept", [v for v in rest if v in seen]),
@@ -38,11 +42,10 @@ def horizon(
         _ways(at, dark, "#D9DDE2", 0.9),
         _ways(at, lit, "#9CC3DF", 1.1),
         *(
-            _actors(at, members, name, role, names, sizes)
+            _actors(at, members, name, role, names, shown, sizes)
             for name, (role, members) in groups.items()
         ),
         _rings(at, [v for v in public if v in at], sizes),
-        _labels(at, rows, names, sizes),
     ]
     last = len(rows) - 1
     line = dict(
@@ -83,21 +86,25 @@ def _ways(at, edges, shade, width):
     x, y = [], []
     for u, v in edges:
         (x0, y0), (x1, y1) = at[u], at[v]
-        bow = 0.3 if y0 == y1 else 0
-        x += [x0, (x0 + x1) / 2, x1, None]
-        y += [y0, (y0 + y1) / 2 - bow, y1, None]
-    trace = separate_lines([], dict(color=COLOURS.get(shade, shade)))
-    line = dict(trace["line"], width=width, shape="spline")
-    return trace | dict(x=x, y=y, line=line, showlegend=False)
+        for t, rise in BOW if y0 == y1 else STRAIGHT:
+            x.append(x0 + t * (x1 - x0))
+            y.append(y0 + t * (y1 - y0) - rise)
+        x.append(None)
+        y.append(None)
+    line = dict(color=shade, width=width)
+    return separate_lines([], line) | dict(x=x, y=y, showlegend=False)
 
 
-def _actors(at, members, name, role, names, sizes):
+def _actors(at, members, name, role, names, shown, sizes):
     return dict(
         type="scatter",
         x=[at[v][0] for v in members],
         y=[at[v][1] for v in members],
-        mode="markers",
-        text=[names[v] for v in members],
+        mode="markers+text",
+        text=[names[v] if v in shown else "" for v in members],
+        customdata=[names[v] for v in members],
+        textposition="bottom center",
+        textfont=dict(size=11, color=COLOURS["ink"], shadow=HALO),
         marker=dict(
             size=[_size(sizes, v) for v in members],
             color=COLOURS[role],
@@ -106,7 +113,7 @@ def _actors(at, members, name, role, names, sizes):
         ),
         name=name,
         showlegend=bool(members),
-        hovertemplate="%{text}<extra>" + name + "</extra>",
+        hovertemplate="%{customdata}<extra>" + name + "</extra>",
     )
 
 
@@ -128,27 +135,14 @@ def _rings(at, members, sizes):
     )
 
 
-def _labels(at, rows, names, sizes):
-    """Names below the actors of a row that has room for them."""
-    some = [
+def _with_room(rows, names):
+    """The actors of rows that have room for their names."""
+    return {
         v
         for row in rows
         if sum(len(names[v]) + 3 for v in row) <= NAMED
         for v in row
-    ]
-    return dict(
-        type="scatter",
-        x=[at[v][0] for v in some],
-        y=[at[v][1] for v in some],
-        # an actor of its size keeps the name off the drawn one
-        mode="markers+text",
-        marker=dict(size=[_size(sizes, v) for v in some], color=CLEAR),
-        text=[names[v] for v in some],
-        textposition="bottom center",
-        textfont=dict(size=11, color=COLOURS["ink"], shadow=HALO),
-        showlegend=False,
-        hoverinfo="skip",
-    )
+    }
 
 
 def answers(true, told, seen, title, note=""):

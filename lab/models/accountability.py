@@ -169,8 +169,7 @@ CLAIMS = (
         slug="little-is-visible",
         sentence="Limited visibility due to the accountability horizon (here:"
         " who knows its direct suppliers sees less than half of the chain).",
-        effect="share of a product's suppliers, direct or not, seen in one"
-        " step",
+        effect="suppliers that a product sees in one step, of all",
         unit="%",
         experiment=_seen,
         threshold=50.0,
@@ -184,8 +183,7 @@ CLAIMS = (
         sentence="... and still less than half if the direct suppliers name"
         " theirs (stronger than the paper's words).",
         source="our control",
-        effect="share of a product's suppliers, direct or not, seen in two"
-        " steps",
+        effect="suppliers that a product sees in two steps, of all",
         unit="%",
         experiment=_seen,
         threshold=50.0,

@@ -83,11 +83,16 @@ def test_suppliers_outside_the_graph_are_not_there_for_the_kernel():
     # as on a GPU, where nobody may look first
     rowptr = torch.tensor([0, 3, 3])
     col = torch.tensor([7, -1, 1]).int()
-    found = KERNELS["kernel"](own_bits(2), rowptr, col, 1)
+    # around the marks lies memory of others, with all bits set
+    around = torch.full((10, 1), -1, dtype=torch.int32)
+    around[1:3] = own_bits(2)
+    found = KERNELS["kernel"](around[1:3], rowptr, col, 1)
     assert found.counts.tolist() == [[1, 1], [2, 1]]
-    beyond = torch.tensor([-2, 5, 9])
-    found = KERNELS["kernel"](own_bits(2), beyond, col[2:], 1)
-    assert found.counts[1].tolist() == [2, 1]
+    # lists that end outside of col, in the midst of other lists
+    others = torch.tensor([2, 2, 1, 2, 2]).int()
+    beyond = torch.tensor([-2, 5, 9, 9])
+    found = KERNELS["kernel"](own_bits(3), beyond, others[2:3], 1)
+    assert found.counts[1].tolist() == [2, 1, 1]
 
 
 def test_what_does_not_fit_is_refused():
