@@ -15,8 +15,8 @@ with P = what part of what i passes on goes to which supplier, a = the share
 passed on, and K = 1 - a, or 1 for an actor without suppliers. ``visibility``
 and ``responsibility`` compute them for the packages of a real environment.
 
-Only the paper's abstract and reviews were at hand. What is said of four
-features of such chains is told as reviews tell it.
+Only the paper's abstract and parts of reviews were at hand. What is said of
+the fourth of four features of such chains is told from memory.
 """
 
 import random
@@ -148,8 +148,13 @@ ACTORS = (
 )
 OF_PRODUCTS = (
     ACTORS + " A seed is one of the 41 packages with ten suppliers or more,"
-    " direct or not. They share suppliers, so the interval is narrower than"
-    " that of 41 separate chains."
+    " direct or not. These are all there are, so the mean is exact, and the"
+    " interval speaks of others like them. They share suppliers, so it is"
+    " narrower than that of 41 separate chains."
+)
+OF_ALL = (
+    " The limit of ten decides: the 116 packages with any supplier see 64 % in"
+    " one step, on average."
 )
 OF_CHANCE = ACTORS + " The real chain is one; seeds draw the blind ones."
 FEATURE = (
@@ -175,7 +180,7 @@ CLAIMS = (
         threshold=50.0,
         side="below",
         seeds=41,
-        limits=OF_PRODUCTS,
+        limits=OF_PRODUCTS + OF_ALL,
         **_both(h=1),
     ),
     _claim(
@@ -218,7 +223,8 @@ CLAIMS = (
         threshold=10.0,
         side="below",
         seeds=20,
-        limits=OF_CHANCE,
+        limits=OF_CHANCE + " In each, its own packages with ten suppliers or"
+        " more are judged; they are not the same ones.",
         **_both(h=1),
     ),
     _claim(
@@ -265,7 +271,9 @@ CLAIMS = (
         side="above",
         seeds=20,
         limits=ACTORS + " Seeds split the 41 products into 20 to choose by"
-        " and 21 to judge by; the halves share suppliers.",
+        " and 21 to judge by; the halves share suppliers. The others are"
+        " chosen by what is measured: five drawn at random among those with a"
+        " list show less than the most depended on.",
         **_both(count=FEW),
     ),
     _claim(

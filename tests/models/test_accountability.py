@@ -333,6 +333,11 @@ def test_seeds_of_products_are_all_products():
     learn, judge = ac.halves(5)
     assert sorted(learn + judge) == every
     assert (len(learn), len(judge)) == (20, 21)
+    # another limit than ten would turn the verdict, as its limits say
+    far = ac.distances("packages")
+    some = (visibility.upstream(far) > 0).nonzero()[:, 0].tolist()
+    assert len(some) == 116
+    assert ac.seen(far, 1, some) == pytest.approx(64, abs=0.5)
 
 
 def test_the_weight_of_a_few_is_that_of_networkx():
