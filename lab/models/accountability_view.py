@@ -43,7 +43,7 @@ class Picture(NamedTuple):
     told: dict[str, float]  # the same as told by who sees this far
     curves: dict[str, list[float]]  # % in view after 0, 1, 2, ... steps
     wrong: float  # % misplaced
-    sizes: dict[int, float]  # of markers: the area is responsibility
+    sizes: dict[int, float]  # of markers: larger, more responsibility
     h: int
 
     @property
