@@ -200,15 +200,6 @@ CLAIMS = (
     _claim(
         slug="matches-smaller",
         sentence="RPS consistently outperforms or matches smaller models (at"
-        " 64x; biases not counted)." + MATCHED,
-        effect=_RIGHT + "64x, STABLE-RPS minus a narrower network with as many"
-        " weights as cells",
-        experiment=partial(_lead, "smaller", HIGH),
-        threshold=-0.5,
-    ),
-    _claim(
-        slug="matches-smaller-all-counted",
-        sentence="RPS consistently outperforms or matches smaller models (at"
         " 64x; all numbers counted)." + MATCHED,
         effect=_RIGHT + "64x, STABLE-RPS minus a narrower network with as many"
         " weights and biases as cells and biases",
