@@ -237,6 +237,10 @@ SIZES = {
     "mixed_factor_lora": mixtures(),
     "multi_lora": adapters(),
     "multi_lora_backward": adapters(wanted=wanted(4)),
+    "nano_sim": options(
+        C=upto(40), N=upto(4, 1), layers=upto(2, 1), alike=flags,
+        nothing=shares, share=st.sampled_from([0, 200, 499]),
+    ),
     "placement_cost": placements(),
     "reach_bits": options(
         V=upto(20), degree=upto(3), hops=upto(3), D=upto(70), line=flags
