@@ -2,13 +2,27 @@
 
 from lab.figures.theme import colour, drawn
 
+INNER, LETTER = 560, 7.8  # pixels of a row, and of a letter on a bar
 
-def timeline(lanes, kinds, title, note="", x_title="time", ends=None):
+# plotly picks black or white, whichever the bar lets one read
+NAMES = dict(
+    textposition="inside",
+    insidetextanchor="middle",
+    textangle=0,
+    constraintext="none",
+    insidetextfont=dict(size=12),
+)
+
+
+def timeline(
+    lanes, kinds, title, note="", x_title="time", ends=None, named=False
+):
     """Jobs of several workers; a gap in a row is time that it waits.
 
     `lanes` maps each worker to its jobs, tuples of kind, start, end and words
     for the hover; the first worker is on top. `kinds` maps each kind of job
-    to its colour, in the order of the legend. `ends` cuts the time off.
+    to its colour, in the order of the legend. `ends` cuts the time off. If
+    `named`, a bar with room for it carries the first of its words.
     """
     names = list(lanes)
     last = max((job[2] for jobs in lanes.values() for job in jobs), default=1)
@@ -22,6 +36,8 @@ def timeline(lanes, kinds, title, note="", x_title="time", ends=None):
         ]
         # the legend leaves out a trace without a point
         mine = mine or [(None, 0, 0, "")]
+        shown = (ends or last) / INNER
+        texts = [_name(*job[1:], shown) for job in mine] if named else None
         traces.append(
             dict(
                 type="bar",
@@ -43,6 +59,7 @@ def timeline(lanes, kinds, title, note="", x_title="time", ends=None):
                     " %{customdata[2]}<extra></extra>"
                 ),
             )
+            | (dict(text=texts, **NAMES) if named else {})
         )
     return drawn(
         traces,
@@ -60,3 +77,9 @@ def timeline(lanes, kinds, title, note="", x_title="time", ends=None):
         height=180 + 44 * len(names),
         meta=dict(room=44 * len(names)),
     )
+
+
+def _name(start, end, words, pixel):
+    """The first of the words, if it fits on the bar."""
+    first = words.split()[0] if words else ""
+    return first if end - start >= pixel * LETTER * len(first) else ""
