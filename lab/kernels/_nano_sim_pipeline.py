@@ -1,6 +1,6 @@
 """One pipeline of `nano_sim`, event by event: its reference."""
 
-OPERATIONS = ("KQV", "attention", "AG", "O", "AG", "UG", "D", "AR")
+OPERATIONS = ("KQV", "attn", "AG", "O", "AG", "UG", "D", "AR")
 COMPUTE, MEMORY, NETWORK = range(3)  # the streams, one for each resource
 STREAM = (
     COMPUTE, MEMORY, NETWORK, COMPUTE, NETWORK, COMPUTE, COMPUTE, NETWORK,

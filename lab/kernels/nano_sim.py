@@ -3,8 +3,8 @@
 A batch is cut into N nano-batches. In every layer each of them passes eight
 operations, one after the other, and each operation needs one resource:
 
-    KQV  attention  AG  O  AG  UG  D  AR
-     c       m       n  c   n   c  c   n     compute, memory or network
+    KQV  attn  AG  O  AG  UG  D  AR
+     c    m    n   c  n   c   c  n     compute, memory or network
 
 A stream for each resource does one operation at a time. A free stream takes
 the ready operation of the earliest layer; within it that of the first
@@ -34,7 +34,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lab.kernels._nano_sim_pipeline import COMPUTE as COMPUTE
 from lab.kernels._nano_sim_pipeline import OPERATIONS
+from lab.kernels._nano_sim_pipeline import STREAM as STREAM
 from lab.kernels._nano_sim_pipeline import Pipeline as Pipeline
 from lab.kernels.declaration import Compile, Cost, Declaration, Example
 from lab.kernels.operator import operator

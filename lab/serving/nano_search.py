@@ -22,8 +22,7 @@ from typing import NamedTuple
 
 import torch
 
-from lab.kernels._nano_sim_pipeline import COMPUTE, STREAM
-from lab.kernels.nano_sim import nano_sim
+from lab.kernels.nano_sim import COMPUTE, STREAM, nano_sim
 from lab.kernels.runtime import device
 from lab.serving.layer_times import Workload, alone
 
