@@ -35,6 +35,8 @@ import triton.language as tl
 from torch import Tensor
 
 from lab.kernels._nano_sim_pipeline import COMPUTE as COMPUTE
+from lab.kernels._nano_sim_pipeline import MEMORY as MEMORY
+from lab.kernels._nano_sim_pipeline import NETWORK as NETWORK
 from lab.kernels._nano_sim_pipeline import OPERATIONS
 from lab.kernels._nano_sim_pipeline import STREAM as STREAM
 from lab.kernels._nano_sim_pipeline import Pipeline as Pipeline

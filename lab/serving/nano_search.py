@@ -32,7 +32,9 @@ NETWORK = (0.0, 0.3, 0.5, 0.5 + 0.4 / 3, 0.9, 1.0, 1.0)
 SPREAD = 0.05  # of the table's entries, by the paper; of durations, by us
 GEMMS = [k for k, stream in enumerate(STREAM) if stream == COMPUTE]
 GRAIN = 128  # tokens; every cut is a multiple, as in the paper
-SIMULATED, FILLED = 12, 4  # layers, and those until a steady state
+# layers that are simulated; the first ones fill the pipeline and the last one
+# drains it, so neither belongs to the steady state
+SIMULATED, FILLED, STEADY = 12, 4, 7
 # in tenths: attention up to 0.7, network up to 0.5, and a GEMM has the rest
 PAIRS = tuple(
     (a / 10, n / 10)
@@ -98,6 +100,17 @@ def durations(
     ]
 
 
+def nanoseconds(
+    of: Machine, workload: Workload, split: tuple, slower: float = 1.0
+) -> list[list[int]]:
+    """The same in whole nanoseconds, with GEMMs slower by a factor."""
+    return [
+        [round(1e9 * (t * slower if k in GEMMS else t))
+         for k, t in enumerate(row)]
+        for row in durations(of, workload, split)
+    ]  # fmt: skip
+
+
 def one_by_one(of: Machine, workload: Workload, split: tuple) -> float:
     """Seconds of a layer if nothing overlaps."""
     return sum(map(sum, durations(of, workload, split)))
@@ -134,14 +147,10 @@ def measure(
     A plan is a split, shares and who goes first. All splits have the same
     number of parts. ``slower(split)`` is a factor on its GEMMs.
     """
-    made = {}
-    for split in {split for split, *_ in plans}:
-        factor = slower(split) if slower else 1.0
-        made[split] = [
-            [round(1e9 * (t * factor if k in GEMMS else t))
-             for k, t in enumerate(row)]
-            for row in durations(of, workload, split)
-        ]  # fmt: skip
+    made = {
+        split: nanoseconds(of, workload, split, slower(split) if slower else 1)
+        for split in {split for split, *_ in plans}
+    }
     where = {"dtype": torch.int32, "device": device()}
     finish = nano_sim(
         torch.tensor([made[split] for split, *_ in plans], **where),
@@ -149,8 +158,8 @@ def measure(
         torch.tensor([behind for *_, behind in plans], **where),
         SIMULATED,
     )
-    steady = (finish[:, -1] - finish[:, FILLED - 1]).double()
-    return (steady / (SIMULATED - FILLED) / 1e9).tolist()
+    steady = finish[:, FILLED + STEADY - 1] - finish[:, FILLED - 1]
+    return (steady.double() / STEADY / 1e9).tolist()
 
 
 def search(

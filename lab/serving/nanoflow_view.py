@@ -1,16 +1,28 @@
 """What the widget of chapter 15 shows: three resources, in turn or at once."""
 
 from functools import cache
+from itertools import pairwise
 from typing import NamedTuple
 
-from lab.kernels.nano_sim import OPERATIONS, STREAM, Pipeline
+from lab.kernels.nano_sim import (
+    COMPUTE,
+    MEMORY,
+    NETWORK,
+    OPERATIONS,
+    STREAM,
+    Pipeline,
+)
 from lab.serving.layer_times import WORKLOADS
 from lab.serving.nano_search import (
     FILLED,
+    SIMULATED,
+    STEADY,
+    Plan,
     columns,
     durations,
     machine,
     measure,
+    nanoseconds,
     one_by_one,
 )
 from lab.serving.nanoflow import optimum_share
@@ -127,12 +139,36 @@ def _work(lengths: str, split: tuple) -> list[float]:
     ]
 
 
+def bill(lengths: str, plan: Plan) -> dict[str, float]:
+    """Where the time of a layer goes, from the view of the multipliers.
+
+    Microseconds of their own work, of what attention and the network take
+    while a product runs, and of the time in which none runs.
+    """
+    rows = nanoseconds(machine(), WORKLOADS[lengths], plan.split)
+    r_a, _, r_n, _ = columns(machine(), plan.shares)
+    run = Pipeline(rows, columns(machine(), plan.shares), plan.behind,
+                   SIMULATED)  # fmt: skip
+    finish = run.run()
+    start, end = finish[FILLED - 1], finish[FILLED + STEADY - 1]
+    times = sorted({start, end, *(t for job in run.jobs for t in job[4:])})
+    found = dict.fromkeys(("work", "to attention", "to network", "none"), 0.0)
+    for one, two in pairwise(t for t in times if start <= t <= end):
+        runs = {job[0] for job in run.jobs if job[4] <= one < job[5]}
+        part = (two - one) / STEADY / 1e3
+        if COMPUTE not in runs:
+            found["none"] += part
+            continue
+        lost = r_a * (MEMORY in runs), r_n * (NETWORK in runs)
+        found["to attention"] += part * lost[0] / 1000
+        found["to network"] += part * lost[1] / 1000
+        found["work"] += part * (1 - sum(lost) / 1000)
+    return found
+
+
 def _jobs(lengths, split, shares, until) -> list[list[tuple]]:
     """What each resource does for some seconds of the steady state."""
-    rows = [
-        [round(1e9 * t) for t in row]
-        for row in durations(machine(), WORKLOADS[lengths], split)
-    ]
+    rows = nanoseconds(machine(), WORKLOADS[lengths], split)
     layers = FILLED + 2 * SHOWN
     run = Pipeline(rows, columns(machine(), shares), BEHIND, layers)
     start, end = run.run()[FILLED - 1] / 1e6, 1e3 * until
