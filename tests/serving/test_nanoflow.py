@@ -159,8 +159,9 @@ def test_two_stages_fix_the_structure_first():
 
 
 def test_the_search_finds_the_cuts_of_paper_and_code():
-    # the released code has 640 of 2048, 384 of 1024 and 384 of 768
-    for tokens, first in ((2048, 640), (1024, 384), (768, 384)):
+    # the released code cuts LLaMA-2-70B's 2048 tokens at 640, and 768 tokens
+    # of LLaMA-3.1-70B at 384
+    for tokens, first in ((2048, 640), (768, 384)):
         plan = nanoflow.found(None, tokens=tokens)
         assert plan.split[0] == first and plan.shares == (0.4, 0.2)
     # figure 6 cuts at 768, which is as good
