@@ -56,6 +56,11 @@ def test_waves_are_counted_tile_by_tile(tokens, name):
         assert found == pytest.approx(min(times))
 
 
+def test_a_wave_that_is_full_is_one_wave():
+    assert layer_times.waves(27 * 128, 4 * 128) == 1
+    assert layer_times.waves(27 * 128 + 1, 4 * 128) == 2
+
+
 def test_a_batch_reads_what_its_requests_have_written():
     # as many requests at each stage: prompt tokens once, output one a step
     workload = layer_times.Workload(30, 70)
