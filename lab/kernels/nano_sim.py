@@ -303,10 +303,10 @@ DECLARATION = Declaration(
     exact=("result",),
     examples=(
         Example("two", {"C": 40, "N": 2, "layers": 1}),
-        Example("three", {"C": 5, "N": 3, "layers": 2}),
+        Example("three", {"C": 5, "N": 3, "layers": 1}),
         Example("all alike", {"C": 7, "N": 2, "layers": 2, "alike": True},
                 degenerate=True),
-        Example("nothing to do", {"C": 9, "N": 3, "layers": 1,
+        Example("nothing to do", {"C": 9, "N": 2, "layers": 1,
                                   "nothing": 0.5}, degenerate=True),
         Example("no time at all", {"C": 2, "N": 2, "layers": 1,
                                    "nothing": 1.0}, degenerate=True),

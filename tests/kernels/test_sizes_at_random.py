@@ -238,7 +238,7 @@ SIZES = {
     "multi_lora": adapters(),
     "multi_lora_backward": adapters(wanted=wanted(4)),
     "nano_sim": options(
-        C=upto(40), N=upto(4, 1), layers=st.just(1), alike=flags,
+        C=upto(33), N=upto(4, 1), layers=st.just(1), alike=flags,
         nothing=shares, share=st.sampled_from([0, 200, 499]),
     ),
     "placement_cost": placements(),
