@@ -241,6 +241,9 @@ SIZES = {
         C=upto(33), N=upto(4, 1), layers=st.just(1), alike=flags,
         nothing=shares, share=st.sampled_from([0, 200, 499]),
     ),
+    "pair_aggregation": options(
+        B=upto(2), n=upto(20), D=upto(140), density=shares,
+    ),
     "placement_cost": placements(),
     "reach_bits": options(
         V=upto(20), degree=upto(3), hops=upto(3), D=upto(70), line=flags
