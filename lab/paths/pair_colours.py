@@ -142,7 +142,7 @@ def refined(
     ``key`` chooses the random bits. The children of a colour have neighbouring
     numbers, in the order of their parents.
     """
-    new = mix(colours, key)
+    heard_in_all = torch.zeros_like(colours)
     for place, what in enumerate(heard, start=1):
         mine = key + 10 * place
         x = mix(colours, mine)
@@ -150,8 +150,9 @@ def refined(
             said = hear_two(x, pair, what, mine + 1)
         else:
             said = hear(x, pair, what)
-        new = new + mix(said, mine + 3)
-    among = new.unique(return_inverse=True)[1]
+        heard_in_all += mix(said, mine + 3)
+    among = heard_in_all.unique(return_inverse=True)[1]
+    # its own colour first, so that no colour is given up
     both = colours * (int(among.max()) + 1) + among
     return both.unique(return_inverse=True)[1]
 

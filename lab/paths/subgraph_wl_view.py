@@ -17,7 +17,7 @@ from lab.paths.pair_colours import (
 from lab.paths.twisted_pairs import WITNESSES, base_edges, neighbours, witness
 
 HEARD = ("uL", "uL + vv", "uL + vG", "uL + vL")
-POOLED = {"VS": "copies (rows)", "SV": "vertices (columns)"}
+POOLED = {"VS": "rows", "SV": "columns"}
 PAIRS = tuple(WITNESSES)
 ROUNDS = 10  # of the slider
 # shades of what both graphs have, then of what only one of them has
@@ -32,6 +32,10 @@ SCALE = [
     for kind, shades in enumerate(SHADES)
     for shade, place in shades
 ]
+
+# of a heatmap of shades
+LOOK = {"colorscale": SCALE, "showscale": False, "texttemplate": ""}
+FEW = 16  # vertices that all have room for their number
 
 
 class Picture(NamedTuple):
@@ -76,10 +80,21 @@ class Picture(NamedTuple):
     def note(self) -> str:
         heard = " and ".join(self.design.heard)
         return (
-            f"{class_of(self.design)} hears {heard}, and pools"
-            f" {POOLED[self.design.pool]}; orange: more of these than in the"
-            " other graph"
+            f"{self.member} hears {heard}, pools"
+            f" {POOLED[self.design.pool]} first; orange: fewer in the other"
+            " graph"
         )
+
+    @property
+    def member(self) -> str:
+        """The class that the design belongs to."""
+        return class_of(self.design)
+
+    @property
+    def ticks(self) -> dict:
+        n = self.found.colours.shape[1]
+        places = list(range(0, n, 1 if n <= FEW else 5))
+        return {"tickvals": places, "ticktext": [str(p) for p in places]}
 
     @property
     def maps(self) -> list[tuple]:
