@@ -14,5 +14,7 @@ Shared by the chapters of this part:
 ``match_plan``     in which order a pattern is matched, and what is counted
 ``guided_match``   matching by plan, with the work that it takes
 ``unaware_match``  every connected subgraph, and which pattern it is
+``twisted_pairs``  Fürer's pairs of graphs that are hard to tell apart
+``pair_colours``   colours of pairs of vertices, refined round by round
 =================  =======================================================
 """
