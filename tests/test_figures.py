@@ -387,6 +387,7 @@ def test_a_first_look_at_counts_tells_them_apart():
     tables = {1: [[1, 0]], 3: [[3, 2]]}
     figure = figures.first_look(tables, "k", {1: "", 3: "t"}, ["a"], [0, 1])
     assert figure.data[0].zmax == 3
+    assert list(figure.data[0].text[0]) == ["1", "·"]
     assert all(frame.data[0].zmax == 3 for frame in figure.frames)
     assert EXAMPLES["first_look"]().data[0].zmax == 1
 

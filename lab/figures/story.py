@@ -168,7 +168,7 @@ def _weights(table, most):
     return dict(
         type="heatmap",
         z=[[float(v) for v in row] for row in table],
-        text=[[f"{v:.2f}" if v else "·" for v in row] for row in table],
+        text=[[_written(v) if v else "·" for v in row] for row in table],
         texttemplate="%{text}",
         textfont=dict(size=13),
         zmin=0,
@@ -180,3 +180,8 @@ def _weights(table, most):
         ygap=3,
         hovertemplate="row %{y}, column %{x}: %{z:.3f}<extra></extra>",
     )
+
+
+def _written(value) -> str:
+    """Counts without digits after the point."""
+    return str(value) if type(value) is int else f"{value:.2f}"
