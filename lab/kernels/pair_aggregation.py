@@ -15,9 +15,9 @@ each of the K places of the lists it adds one tile. Inside, the rows of a tile
 lie at places that the lists of v name; across, at neighbouring places of a
 copy that the list of u names. A sum is kept in registers, in the order of the
 list, and written once: no message is stored, and every run gives the same
-bits. Sums are fp32 for all floating types. For int64 they wrap around, as the
-hashes of a colour refinement need; no float sum may decide whether two
-multisets are equal.
+bits. Sums are fp32; for float64 a GPU, too, runs the reference, whose sums are
+float64. For int64 they wrap around, as the hashes of a colour refinement need;
+no float sum may decide whether two multisets are equal.
 
 Bytes: e (1 + terms) B n^2 D + 4 B n K for elements of e bytes, if the cache
 holds a copy's rows between their readers. Additions: n D for each entry of a
