@@ -381,7 +381,7 @@ def test_a_base_graph_is_named_by_what_it_needs():
     assert subgraph_wl.needed("01 02 03 12 13 23") == "none of the six"
     assert "hang together" in subgraph_wl.needed("01 23")
     assert subgraph_wl.needed(...) is ...
-    assert isinstance(subgraph_wl.needed(3), str)
+    assert subgraph_wl.needed(["01", "12", "02"]).startswith("no text")
 
 
 def test_claims_measure_what_the_ledger_says():
