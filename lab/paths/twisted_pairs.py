@@ -7,11 +7,11 @@ edge of F and
     y in S  <=>  x in T
 
 The **twisted** graph turns this rule round, ``<=>`` into "not <=>", on one
-edge of F. Twisting any other edge gives the same graph up to new names for its
-vertices, and so does twisting an even number of edges; twisting one edge does
-not, although around every single vertex both graphs look the same. How far a
-test must look to see it depends on F, so that F can be chosen to fail one
-test and to pass the next.
+edge of F. Which edge does not matter: the twisted graph stays the same up to
+new names for its vertices, and a second twist gives the first graph back. One
+twist makes another graph, although around every single vertex both look the
+same. How far a test must look to see it depends on F, so that F can be chosen
+to fail one test and to pass the next.
 
 `WITNESSES` holds one base graph for each step of the hierarchy. Those called
 "figure" are the base graphs of the paper's figures, read from the base graphs
