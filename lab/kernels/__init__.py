@@ -35,6 +35,7 @@ declaration from which tests, benchmarks and ahead-of-time compilation follow.
 ``knn_vote``             nearest neighbours vote on a query's category
 ``reach_bits``           what each actor of a graph meets within h steps
 ``kopt_simulate``        k-opt moves on many tours at once
+``fused_monarch``        a Fourier transform as two products, one program
 =======================  ===================================================
 """
 

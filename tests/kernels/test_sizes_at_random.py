@@ -209,6 +209,7 @@ SIZES = {
     "frontier": options(
         N=upto(150, 1), M=upto(64, 1), L=upto(40), by_prompt=flags, ties=flags
     ),
+    "fused_monarch": options(B=upto(5), n=upto(64, 1), flat=flags),
     "gate_backward": with_part(
         "E", "S", widths, T=upto(150), renormalize=flags
     ),
