@@ -14,5 +14,7 @@ For one chapter only: ``path_predictor``, ``prefetch_cache``,
 ``expertflow_view`` belong to chapter 11, ExpertFlow; ``exflow_view`` to
 chapter 12, ExFlow; ``request_traces``, ``engine_profiles``,
 ``prefill_queue``, ``goodput``, ``distserve_recorded`` and ``distserve_view``
-to chapter 16, DistServe.
+to chapter 16, DistServe. Chapter 14, SN40L, has ``expert_requests``,
+``model_switching``, ``fusion_levels`` and ``sn40l_view``, and takes lengths
+of answers from ``request_traces``.
 """
