@@ -23,9 +23,10 @@ number, and 6 s N once for the matrices, which stay in the cache. FLOPs:
 16 n N + 6 N for every signal. In 16 bits that is about 2 n FLOPs per byte.
 
 Real and imaginary parts are planes of their own, and a complex product is four
-real ones. Sums are in fp32; what goes from the first product to the second is
-rounded to the dtype of the signals. Nothing is scaled: fp16 ends at 65504,
-which a constant signal of 4096 ones reaches with an amplitude of 16.
+real ones; fp32 is multiplied without matrix units. Sums are in fp32; what goes
+from the first product to the second is rounded to the dtype of the signals.
+Nothing is scaled: fp16 ends at 65504, which the sum of 4096 equal numbers
+passes when they are 16.
 
 Source: Prabhakar et al. 2024, figure 3, a simplified form of the Monarch
 decomposition of Fu et al. 2023 (FlashFFTConv); Bailey 1990 for the four steps.
@@ -41,12 +42,6 @@ from torch import Tensor
 
 from lab.kernels import runtime
 from lab.kernels._expert_tiles import EACH_TARGET
-from lab.kernels._three_parts import (
-    HAVE_ROOM,
-    TAKE_IT_WHOLE,
-    add_product,
-    splits,
-)
 from lab.kernels.declaration import (
     KINDS,
     Compile,
@@ -171,7 +166,7 @@ def _times(a, b):
 @triton.jit
 def fused_monarch_kernel(
     signals_ptr, left_ptr, twiddle_ptr, right_ptr, out_ptr, n,
-    BLOCK: tl.constexpr, SPLIT: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One signal: its tile comes in, four operations, its tile goes out."""
     signal = tl.program_id(0).to(tl.int64)
@@ -182,15 +177,16 @@ def fused_monarch_kernel(
     at = i[:, None] * n + i[None, :]
     here = (i < n)[:, None] & (i < n)[None, :]
     dtype = signals_ptr.dtype.element_ty
-    zero = tl.zeros([BLOCK, BLOCK], tl.float32)
 
     # Y = left X, real and imaginary part
     a = tl.load(left_ptr + at, mask=here, other=0.0)
     b = tl.load(left_ptr + N + at, mask=here, other=0.0)
     x = tl.load(signals_ptr + at, mask=here, other=0.0)
     y = tl.load(signals_ptr + N + at, mask=here, other=0.0)
-    real = add_product(a, x, zero, SPLIT) - add_product(b, y, zero, SPLIT)
-    imag = add_product(b, x, add_product(a, y, zero, SPLIT), SPLIT)
+    real = tl.dot(a, x, input_precision="ieee")
+    real -= tl.dot(b, y, input_precision="ieee")
+    imag = tl.dot(a, y, input_precision="ieee")
+    imag = tl.dot(b, x, imag, input_precision="ieee")
 
     # T = (Y * twiddle) transposed: no number leaves the program
     u = tl.load(twiddle_ptr + at, mask=here, other=0.0).to(tl.float32)
@@ -201,17 +197,18 @@ def fused_monarch_kernel(
     # Z = right T
     c = tl.load(right_ptr + at, mask=here, other=0.0)
     d = tl.load(right_ptr + N + at, mask=here, other=0.0)
-    real = add_product(c, s, zero, SPLIT) - add_product(d, t, zero, SPLIT)
-    imag = add_product(d, s, add_product(c, t, zero, SPLIT), SPLIT)
+    real = tl.dot(c, s, input_precision="ieee")
+    real -= tl.dot(d, t, input_precision="ieee")
+    imag = tl.dot(c, t, input_precision="ieee")
+    imag = tl.dot(d, s, imag, input_precision="ieee")
     tl.store(out_ptr + at, real.to(dtype), mask=here)
     tl.store(out_ptr + N + at, imag.to(dtype), mask=here)
 
 
 def blocks(n: int) -> dict:
-    """The side of a program's tile, and warps that share it: addresses of
-    rows of odd sizes leave four warps no registers."""
+    """The side of a program's tile, and warps that share it."""
     side = max(FEWEST, runtime.next_power_of_2(n))
-    return {"BLOCK": side, "num_warps": 8 if side > 32 or n % 16 else 4}
+    return {"BLOCK": side, "num_warps": 8 if side == LARGEST else 4}
 
 
 def fused_monarch_triton(
@@ -225,7 +222,6 @@ def fused_monarch_triton(
         fused_monarch_kernel[(len(signals),)](
             signals, left.contiguous(), twiddle.contiguous(),
             right.contiguous(), out, n, **blocks(n),
-            SPLIT=splits(signals.dtype, runtime.target(signals)),
         )  # fmt: skip
     return out
 
@@ -273,33 +269,19 @@ def _cost(signals, left, twiddle, right) -> Cost:
     return Cost(numbers * signals.element_size(), B * (16 * n * N + 6 * N))
 
 
-def _compile(n, dtype, split, targets, size="i32:16") -> Compile:
+def _compile(n: int, dtype: torch.dtype) -> Compile:
+    """Sizes that 16 divides compile to other code than the rest."""
     chosen, kind = blocks(n), KINDS[dtype]
     pointers = ("signals", "left", "twiddle", "right", "out")
     return Compile(
-        f"n{n} {kind}{' split' if split else ''}",
+        f"n{n} {kind}",
         fused_monarch_kernel,
         signature={f"{name}_ptr": f"*{kind}" for name in pointers}
-        | {"n": size},
-        constants={"BLOCK": chosen["BLOCK"], "SPLIT": split},
+        | {"n": "i32" if n % 16 else "i32:16"},
+        constants={"BLOCK": chosen["BLOCK"]},
         num_warps=chosen["num_warps"],
-        targets=targets,
-        matrix_units=split or kind != "fp32",
-    )
-
-
-def _compiles(n: int) -> tuple[Compile, ...]:
-    """Sizes that 16 divides compile to other code than the rest."""
-    size = "i32:16" if n % 16 == 0 else "i32"
-    return tuple(
-        _compile(n, dtype, split, targets, size)
-        for dtype, split, targets in (
-            (torch.float16, False, EACH_TARGET),
-            (torch.bfloat16, False, EACH_TARGET),
-            (torch.float32, True, HAVE_ROOM),
-            (torch.float32, False, TAKE_IT_WHOLE),
-        )
-        if dtype.itemsize == 2 or n <= LARGEST_WIDE
+        targets=EACH_TARGET,
+        matrix_units=dtype.itemsize == 2,
     )
 
 
@@ -324,10 +306,10 @@ DECLARATION = Declaration(
         Example("large", {"B": 65536, "n": 64}, large=True),
     ),
     cost=_cost,
-    compiles=(
-        *_compiles(64),
-        *_compiles(32),
-        *_compiles(21),
-        *_compiles(9),
+    compiles=tuple(
+        _compile(n, dtype)
+        for n in (64, 32, 21, 9)
+        for dtype in (torch.float16, torch.bfloat16, torch.float32)
+        if dtype.itemsize == 2 or n <= LARGEST_WIDE
     ),
 )
