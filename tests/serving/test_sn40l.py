@@ -227,11 +227,11 @@ def test_the_picture_shows_what_moves():
     even, skewed = picture("0.0"), picture("1.4")
     assert 2.7 < even.times[even.other.name] / even.times["SN40L"] < 3.1
     assert 1.2 < skewed.times[skewed.other.name] / skewed.times["SN40L"] < 1.5
-    # every column of the map has one request, and no more models than slots
+    # every column of the map has its request, and no more models than slots
     for seen in (even, skewed, picture("0.6", software="Belady")):
         for column in zip(*seen.map, strict=True):
             asked = [c for c in column if c in (WAS_THERE, MOVED)]
-            assert len(asked) <= 1
+            assert len(asked) == 1
             here = sum(c != IN_DDR for c in column)
             assert here <= SN40L.slots
     assert sum(row.count(MOVED) for row in even.map) > 2 * sum(
@@ -249,14 +249,17 @@ def test_the_map_is_a_cache_that_keeps_its_rules():
             assert not (was in (WAS_THERE, MOVED) and now == MOVED)
 
 
-@pytest.mark.parametrize("experts", [10, 40, 75, 1000])
+@pytest.mark.parametrize("experts", [10, 40, 75, 890])
 @pytest.mark.parametrize("software", ["LRU", "prefetch", "Belady"])
 def test_the_picture_holds_at_the_ends_of_its_knobs(experts, software):
     for execute, link in ((5, 8), (500, 4000)):
         seen = picture("0.2", execute, link, experts, software)
         assert all(math.isfinite(t) and t > 0 for t in seen.times.values())
-        assert len(seen.slots) == len(seen.simulated) == len(seen.formula)
-        assert {lane: bool(jobs) for lane, jobs in seen.jobs.items()}
+        assert len(seen.jobs["SN40L chips"]) <= 140
+        for line in seen.curves.values():
+            assert len(line) == len(seen.slots)
+            assert all(0 <= y <= 100 for y in line)
+        assert all(job[2] > job[1] >= 0 for job in seen.jobs["SN40L chips"])
         if experts <= 10:
             assert seen.missing == (0.0, 0.0)
 
