@@ -112,7 +112,7 @@ def on_a_clock(stream, node, execute, ahead, slots):
         # the link takes the next request as soon as it may know it
         while loading < n and link_free <= now:
             may = (
-                loading < running + ahead + 1
+                loading < running + ahead
                 if ahead
                 else (loading == running and chip_free <= now)
             )
@@ -128,7 +128,7 @@ def on_a_clock(stream, node, execute, ahead, slots):
             running += 1
             continue
         now += 1
-    return started, ended
+    return brought, started, ended
 
 
 @pytest.mark.parametrize("software", ["LRU", "prefetch"])
@@ -140,7 +140,11 @@ def test_times_are_those_of_a_clock(software, link):
     execute = [20 + 7 * (i % 5) for i in range(len(stream))]
     served = serve(stream, node, execute, software)
     ahead = WAITING if software == "prefetch" else 0
-    started, ended = on_a_clock(stream, node, execute, ahead, node.slots)
+    brought, started, ended = on_a_clock(
+        stream, node, execute, ahead, node.slots
+    )
+    come = {i: round(r.come) for i, r in enumerate(served) if not r.hit}
+    assert come == {i: brought[i] for i in come} and len(come) > 60
     assert [round(one.start) for one in served] == started
     assert [round(one.end) for one in served] == ended
 
