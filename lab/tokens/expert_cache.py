@@ -68,11 +68,13 @@ def simulate(
             elif policy == "LFU":
                 leaves = min(last, key=lambda e: (uses[e], last[e]))
             else:
-                # what lies past the window might as well never come
-                seen = {
-                    e: at if at <= now + ahead else math.inf
-                    for e, at in needed.items()
-                }
+                seen = needed
+                if ahead < math.inf:
+                    # what lies past the window might as well never come
+                    seen = {
+                        e: at if at <= now + ahead else math.inf
+                        for e, at in needed.items()
+                    }
                 leaves = max(last, key=lambda e: (seen[e], -last[e]))
             del last[leaves], needed[leaves]
         last[expert], needed[expert] = now, upcoming[now]
