@@ -48,8 +48,9 @@ def requests(
         counts = torch.bincount(which, minlength=experts)
         # the place of each expert among all, by popularity
         rank = counts.argsort(descending=True, stable=True).argsort()
-        order = torch.randperm(len(which), generator=generator)[:number]
-        return tuple(rank[which[order]].tolist())
+        # the prompts that stand for an expert are the first; they come last
+        order = torch.randperm(len(which), generator=generator).roll(-experts)
+        return tuple(rank[which[order[:number]]].tolist())
     share = shares(traffic, experts)
     drawn = torch.multinomial(share, number, True, generator=generator)
     return tuple(drawn.tolist())

@@ -95,6 +95,14 @@ def test_the_formula_is_close_to_the_simulation(traffic):
         )
 
 
+def test_prompts_that_stand_for_a_model_do_not_come_first():
+    # as many distinct requests as models would be none but misses
+    stream = requests(PROMPTS, 890, 0, 1500)
+    [expected] = formula(shares(PROMPTS, 890, 0).tolist(), [39])
+    rest = hits(stream, 39, "LRU")[500:]
+    assert rest.count(False) / len(rest) == pytest.approx(expected, abs=0.015)
+
+
 def test_the_formula_by_hand():
     # with equal shares a cache of S experts misses 1 - S / K
     assert formula([0.1] * 10, [2, 5, 10, 12]) == pytest.approx(
