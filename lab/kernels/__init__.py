@@ -31,6 +31,7 @@ declaration from which tests, benchmarks and ahead-of-time compilation follow.
 ``frontier``             one prompt router per price of money, in one pass
 ``linkload``             what every link of many fabrics carries
 ``delay_stats``          the median delay of each pair, and who is too slow
+``chain_mc``             how long chains of entangled pairs take
 ``knn_prior``            nearest neighbours by rank
 ``knn_vote``             nearest neighbours vote on a query's category
 ``reach_bits``           what each actor of a graph meets within h steps

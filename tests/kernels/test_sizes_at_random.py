@@ -186,6 +186,11 @@ SIZES = {
         C=upto(150, 14), n=upto(80), F=upto(12, 1), several=flags,
         relu=st.sampled_from([0.0, 1.0, 99.0]),
     ),
+    "chain_mc": options(
+        C=upto(2), B=upto(140), H=upto(9, 1), low=st.just(0.3),
+        cutoff=st.sampled_from([4, 40, 60]), limit=st.just(60),
+        swap=st.sampled_from([0.8, 1.0]), longest=upto(4, 1), ragged=flags,
+    ),
     "combine": with_part(
         "E", "S", upto(20, 1), T=upto(150), H=columns, empty=shares
     ),
