@@ -11,6 +11,8 @@ Shared by the chapters of this part:
 For one chapter only: ``spraying_rivals`` (40 uses its ECMP, too),
 ``collective_time`` and ``packet_spraying_view`` belong to 39, packet spraying;
 ``training_jobs``, ``delay_traces``, ``slow_parts`` and ``c4_view`` to 40, C4;
-``roads``, ``flow_net``, ``plan_search`` and ``network_design_recorded`` to 46,
-network design.
+``starlight``, ``reservations``, ``entanglement`` and
+``quantum_network_recorded`` to 42, the quantum network; ``roads``,
+``flow_net``, ``plan_search`` and ``network_design_recorded`` to 46, network
+design.
 """
