@@ -126,7 +126,7 @@ LAYER = (
     " authors' script. How the paper placed the memories is not known."
 )
 RUNS = (
-    "One link of 20 km, one memory at each end, 10 s of the authors' simulator"
+    "One link of 20 km, one memory at each end, 4 s of the authors' simulator"
     " (0.8.5) for each seed. Runs of other seeds were known when the threshold"
     " was fixed."
 )
