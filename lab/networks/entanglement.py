@@ -146,8 +146,8 @@ def simulated_rate(
             return run.pairs / run.seconds
     known = sorted({run[:4] for run in simulated()})
     raise ValueError(
-        f"no run of {setting} with seed {seed} is recorded; seeds 0 to 4 (some: to 9) of"
-        f" (hops, km, ms, efficiency) {known} are"
+        f"no run of {setting} with seed {seed} is recorded; seeds 0 to 4,"
+        f" and some to 9, of (hops, km, ms, efficiency) {known} are"
     )
 
 

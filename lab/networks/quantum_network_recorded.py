@@ -237,7 +237,7 @@ def picture(
         },
         alive=int(pairs.sum()),
         title=f"{began} requests served in {SECONDS} s, {total:.0f} pairs per"
-        f" second from end to end; at {moment:.3f} s: {len(now)} served,"
+        f" second from end to end; at {moment:.3f}\u00a0s: {len(now)} served,"
         f" {len(waiting)} wait, {sum(taken)} of {MEMORIES} memories reserved",
     )
 
