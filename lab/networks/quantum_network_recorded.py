@@ -52,7 +52,7 @@ class Picture(NamedTuple):
     lanes: dict[str, list[tuple]]  # of each router: its requests
     moment: float  # s
     blends: list[int]  # percent
-    curves: dict[str, list[list[float]]]  # accepted requests, by seed
+    curves: dict[str, list[float]]  # accepted requests, mean over seeds
     alive: int  # pairs of neighbours that wait now
     title: str
 
@@ -232,7 +232,7 @@ def picture(
         moment=moment,
         blends=list(BLENDS),
         curves={
-            f"by {name}": curves[place].T.tolist()
+            f"by {name}": curves[place].mean(1).tolist()
             for place, name in enumerate(WEIGHTS)
         },
         alive=int(pairs.sum()),
