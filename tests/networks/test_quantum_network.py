@@ -269,6 +269,15 @@ def test_dim_memories_lose_pairs_that_grow_old():
     assert (np.isclose(waits, entanglement.COHERENCE)).sum() == dropped
 
 
+def test_a_memory_holds_one_pair_at_a_time():
+    seen = recorded.lanes((5, 4, 1), 1, 60_000.0, 1, 2.0, 0.4)
+    for hop in range(2):
+        mine = seen.hops == hop
+        order = seen.rises[mine].argsort()
+        rises, falls = seen.rises[mine][order], seen.falls[mine][order]
+        assert (rises[1:] >= falls[:-1] - 1e-6).all()
+
+
 def test_pairs_rise_and_are_used_up():
     one = reservations.Request(PATH, 12, 0.0, 5.0, 20.0, 1)
     counts = np.array(
