@@ -29,6 +29,7 @@ NAMES = tuple(ROUTERS)
 SHORT = tuple(short for short, _ in ROUTERS.values())
 PLACES = tuple(place for _, place in ROUTERS.values())
 MEMORIES = 450  # in all, 50 for each router at first
+PAPER = (25, 91, 67, 24, 67, 24, 103, 25, 24)  # the paper's, by load
 
 LOSS = 0.2  # dB for each km of fibre
 MEMORY, DETECTOR = 0.75, 0.8  # shares of the photons that get out, and count

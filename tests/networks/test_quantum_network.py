@@ -12,7 +12,12 @@ from seed_0 import in_the_ledger, measured
 
 from lab.data import data_path
 from lab.exercises import judge
-from lab.networks import entanglement, quantum_network, reservations
+from lab.networks import (
+    entanglement,
+    quantum_network,
+    reservations,
+    starlight,
+)
 from lab.networks import quantum_network_recorded as recorded
 from lab.networks.starlight import (
     MEMORIES,
@@ -84,6 +89,18 @@ def test_requests_are_accepted_as_by_the_authors_simulator(name, memories):
     assert len(mine) == len(rows) > 80
     # the recording cuts off below a microsecond
     assert np.abs(np.array(mine) - rows).max() <= 1.001
+
+
+def test_requests_of_half_the_memories_are_as_many_as_in_the_papers_runs():
+    # completed requests there, mean of ten seeds
+    for memories, theirs in (([50] * 9, 227.1), (starlight.PAPER, 384.0)):
+        mine = quantum_network.mean_accepted(memories, half=True)
+        assert mine == pytest.approx(theirs, rel=0.05)
+    most = [held // 2 for held in starlight.PAPER]
+    served = reservations.serve(starlight.PAPER, 300, 0, most)
+    for router, held in enumerate(starlight.PAPER):
+        mine = [x.memories for x in served.accepted if x.path[0] == router]
+        assert 10 <= min(mine) and max(mine) < held // 2
 
 
 def test_masks_are_cards_with_lists_of_reservations():
