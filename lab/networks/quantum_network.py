@@ -188,24 +188,6 @@ CLAIMS = (
         limits=LAYER,
     ),
     _claim(
-        slug="their-workload",
-        sentence="... by 69.1 %, with the paper's own placement and requests"
-        " (here: by at least nine tenths of that).",
-        source="section 5.4, and the authors' recorded runs",
-        effect="accepted requests, memories as the paper placed them above 50"
-        " for every router, each asking for less than half of its own",
-        unit="%",
-        experiment=_more_by_half,
-        parameters={"one": PAPER, "other": ALL_50, "seconds": SECONDS},
-        reduced=SHORT,
-        seeds=range(20, 40),
-        threshold=62.2,
-        limits="Only the reservation layer, nine routers. The rule for"
-        " requests was found in the authors' recorded runs, and seeds 0 to 19"
-        " had been seen, 70.9 % (67.8 to 74.0), before the threshold was"
-        " fixed; seeds 20 to 39 had not.",
-    ),
-    _claim(
         slug="throughput",
         sentence="... and throughput by 6.8 % (here: by at least half of"
         " that).",
@@ -272,6 +254,24 @@ CLAIMS = (
         experiment=_power_of_efficiency,
         parameters={"low": 0.375, "high": 0.75},
         threshold=1.0,
+    ),
+    _claim(
+        slug="their-workload",
+        sentence="With the paper's own placement and requests, capacity"
+        " increases by 69.1 % (here: by at least nine tenths of that).",
+        source="section 5.4, and the authors' recorded runs",
+        effect="accepted requests by the paper's rule, its placement above 50"
+        " everywhere",
+        unit="%",
+        experiment=_more_by_half,
+        parameters={"one": PAPER, "other": ALL_50, "seconds": SECONDS},
+        reduced=SHORT,
+        seeds=range(20, 40),
+        threshold=62.2,
+        limits="Only the reservation layer, nine routers. The rule for"
+        " requests was found in the authors' recorded runs, and seeds 0 to 19"
+        " had been seen, 70.9 % (67.8 to 74.0), before the threshold was"
+        " fixed; seeds 20 to 39 had not.",
     ),
     _claim(
         slug="full-stack",
