@@ -63,8 +63,14 @@ def out_of_date(claim, verdict):
         bool(claim.out_of_reach),
     )
     return not same or (
-        not claim.out_of_reach and verdict.parameters != claim.parameters
+        not claim.out_of_reach
+        and _as_kept(verdict.parameters) != _as_kept(claim.parameters)
     )
+
+
+def _as_kept(parameters):
+    """Parameters as the ledger keeps them: JSON turns tuples into lists."""
+    return json.loads(json.dumps(parameters))
 
 
 def table(chosen, folder=None):

@@ -197,6 +197,14 @@ def test_a_changed_claim_makes_its_verdict_old():
         assert ledger.out_of_date(claim(**change), verdict)
 
 
+def test_a_tuple_among_the_parameters_is_not_a_change(tmp_path):
+    one = claim(experiment=lambda seed, of: seed, parameters={"of": (1, 2)})
+    ledger.record(run(one), tmp_path)
+    verdict = ledger.recorded(one, tmp_path)
+    assert not ledger.out_of_date(one, verdict)
+    assert ledger.out_of_date(claim(parameters={"of": (1, 3)}), verdict)
+
+
 def test_the_table_lists_claims_with_and_without_a_verdict(tmp_path):
     ledger.record(run(claim()), tmp_path)
     far = claim(slug="far", out_of_reach="it needs 64 GPUs")
