@@ -37,6 +37,7 @@ declaration from which tests, benchmarks and ahead-of-time compilation follow.
 ``reach_bits``           what each actor of a graph meets within h steps
 ``kopt_simulate``        k-opt moves on many tours at once
 ``fused_monarch``        a Fourier transform as two products, one program
+``backward_induction``   the best plan of many worlds, from the end back
 =======================  ===================================================
 """
 

@@ -191,6 +191,11 @@ SIZES = {
         cutoff=st.sampled_from([4, 40, 60]), limit=st.just(60),
         swap=st.sampled_from([0.8, 1.0]), longest=upto(4, 1), ragged=flags,
     ),
+    # values stay sums of few binary digits
+    "backward_induction": options(
+        E=upto(5), H=upto(8, 1), S=upto(40, 1), A=upto(6, 1), known=shares,
+        ends=shares, parts=st.sampled_from([1, 4]), pays=upto(4),
+    ),
     "combine": with_part(
         "E", "S", upto(20, 1), T=upto(150), H=columns, empty=shares
     ),
