@@ -16,5 +16,8 @@ Shared by the chapters of this part:
 ``unaware_match``  every connected subgraph, and which pattern it is
 ``twisted_pairs``  Fürer's pairs of graphs that are hard to tell apart
 ``pair_colours``   colours of pairs of vertices, refined round by round
+``route_worlds``   worlds of a few steps, and what travellers did there
+``policy_tables``  tables of counts that clone, condition or plan
+``return_gpt``     a small transformer that is told which return to reach
 =================  =======================================================
 """
