@@ -28,6 +28,7 @@ from lab.figures.text import text_strip
 from lab.figures.theme import COLOURS, SCALE, SERIES, colour, drawn, number
 from lab.figures.timeline import timeline
 from lab.figures.tours import tour_map
+from lab.figures.travellers import travellers
 from lab.figures.verdicts import effect
 
 __all__ = [
@@ -68,4 +69,5 @@ __all__ = [
     "timeline",
     "tour_map",
     "trade_off",
+    "travellers",
 ]
