@@ -136,11 +136,12 @@ class Picture(NamedTuple):
         return lines | ({"transformer": self.network} if self.network else {})
 
     @property
-    def returns(self) -> tuple[list[int], int]:
-        """How many trajectories had each return, and the lowest one."""
+    def reached(self) -> str:
+        """How many trajectories brought what is asked for, in words."""
         returns = self.found.task.logged.returns
-        low = int(returns.min())
-        return (returns - low).bincount().tolist(), low
+        number = int((returns == self.target).sum())
+        said = f"{number} of {len(returns)} trajectories brought"
+        return f"{said} {points(self.target)}"
 
 
 COLOURS = {

@@ -434,8 +434,7 @@ def test_every_setting_of_the_knobs_has_a_picture():
         assert {len(line) for line in view.lines.values()} == {
             len(view.found.asked)
         }
-        counts, low = view.returns
-        assert sum(counts) == number
+        assert f" of {number} trajectories brought" in view.reached
         assert view.found.planning <= view.found.task.best + 1e-6
         drawn = sum(len(paths) for _, paths in view.logged.values())
         assert drawn == min(number, 60)
@@ -452,6 +451,8 @@ def test_asking_for_luck_earns_less_than_cloning():
     _, near = high.logged["nearest to what is asked"]
     assert (torch.tensor(near)[:, 1:] != LOST).all()
     assert "Asked for 10 points: conditioning earns -0.5" in high.title
+    wins = (high.found.task.logged.returns == 10).sum()
+    assert high.reached == f"{wins} of 3000 trajectories brought 10 points"
 
 
 def test_the_recorded_networks_are_those_of_the_worlds():
