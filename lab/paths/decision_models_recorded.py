@@ -35,7 +35,8 @@ WINS = (0.0, 0.1, 0.3, 0.5, 0.7, 1.0)
 SLIPS = (0.0, 0.1, 0.3)
 NUMBERS = (10, 30, 100, 300, 1000, 3000)
 GAMBLES = (0.05, 0.5)
-MOST = 125  # percent of what is possible that can be asked for
+ASKED = tuple(range(0, 121, 10))  # percent of what is possible
+MOST = 125  # percent of it that the axis shows
 LOGGED, SENT = 48, 12  # lines drawn: of the data, and of each policy
 PLACES = {
     "gamble": ("won", "sure", "lost"),
@@ -195,7 +196,7 @@ def _key(name, win, slip) -> str:
 
 
 def asked_for(one: World) -> list[int]:
-    """Every number of points that the knob can ask for."""
+    """Every number of points on the axis; the knob asks for some."""
     low, high = bounds(one)
     return list(range(low, low + int(MOST * (high - low) / 100 + 0.5) + 1))
 
