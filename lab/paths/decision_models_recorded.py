@@ -191,8 +191,9 @@ def _settings(name, win, slip, gambles) -> dict:
 
 
 def _key(name, win, slip) -> str:
-    setting = {"gamble": f" {win}", "roads": f" {slip}"}.get(name, "")
-    return name + setting
+    # 1 may be given for 1.0
+    chance = {"gamble": win, "roads": slip}.get(name)
+    return name if chance is None else f"{name} {float(chance)}"
 
 
 def asked_for(one: World) -> list[int]:

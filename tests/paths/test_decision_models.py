@@ -442,6 +442,13 @@ def test_every_setting_of_the_knobs_has_a_picture():
         assert view.places and view.roads
 
 
+def test_a_chance_may_be_a_whole_number():
+    for name in ("gamble", "roads"):
+        whole = decision_models_recorded.picture(50, name, win=1, slip=0)
+        same = decision_models_recorded.picture(50, name, win=1.0, slip=0.0)
+        assert whole.network and whole.network == same.network
+
+
 def test_asking_for_luck_earns_less_than_cloning():
     low, high = (decision_models_recorded.picture(x) for x in (50, 100))
     assert low.target == 3 and high.target == 10
