@@ -9,7 +9,7 @@ THIN, THICK = 1.1, 1.8  # where there are many lines, and where few
 FEW = 30
 
 
-def travellers(roads, groups, title, note="", places=None, layer="step"):
+def travellers(roads, groups, title, note="", places=None):
     """Lines from layer to layer: `groups` maps names to a role and its paths.
 
     `roads` holds triples (layer, place, next place), drawn behind. A path is
@@ -40,7 +40,7 @@ def travellers(roads, groups, title, note="", places=None, layer="step"):
         title,
         note,
         x=dict(
-            title_text=layer,
+            title_text="step",
             tickvals=list(range(last + 1)),
             range=[-0.25, last + 0.25],
             showline=False,
