@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import torch
 
-from lab.claims import Claim
+from lab.claims import Claim, second_look
 from lab.exercises import Exercise
 from lab.paths import return_gpt
 from lab.paths.policy_tables import (
@@ -233,11 +233,14 @@ CLAIMS = (
         experiment=_over_shares,
         threshold=0.0,
         side="above",
-        seeds=8,
         parameters={"steps": return_gpt.STEPS},
         reduced={"steps": 20},
-        limits=NETWORK + " The share is chosen in the true world, in favour of"
-        " cloning.",
+        **second_look(
+            "-1.1 points (-2.3 to 0.1)",
+            NETWORK + " The share is chosen in the true world, in favour of"
+            " cloning.",
+            seeds=range(8, 28),
+        ),
     ),
     _claim(
         slug="planning-stitches",
