@@ -50,9 +50,9 @@ class Plan(NamedTuple):
 def backward_induction(chances: Tensor, rewards: Tensor) -> Plan:
     """Plan in E worlds: ``chances`` [E, H, S, A, S], ``rewards`` [E, H, S, A].
 
-    Both are fp32 (or float64, but a GPU sums in fp32). Ties go to the lowest
-    action. On a CPU wrong numbers are refused; on a GPU, where a check would
-    stall it, an action worth NaN is not available. No gradient. O(E H S A S).
+    Both are fp32 (or float64, which stays so). Ties go to the lowest action.
+    On a CPU wrong numbers are refused; on a GPU, where a check would stall it,
+    an action worth NaN is not available. No gradient. O(E H S A S).
     """
     fits = chances.ndim == 5 and chances.shape[:4] == rewards.shape
     if not fits or chances.shape[2] != chances.shape[4]:

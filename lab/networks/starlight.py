@@ -7,9 +7,12 @@ by hand. Hardware as in `starlight_experiments.py` there.
 
 import csv
 from functools import lru_cache
+from itertools import permutations
 from typing import NamedTuple
 
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import dijkstra
 
 from lab.data import data_path
 
@@ -60,21 +63,18 @@ def fibres() -> Fibres:
 
 
 def shortest(ends, km) -> dict[tuple[int, int], tuple[int, ...]]:
-    """The shortest way between any two routers, by Floyd and Warshall."""
+    """The shortest way between any two routers of a connected network."""
     N = 1 + max(map(max, ends))
-    long = {(v, v): 0.0 for v in range(N)}
+    joined = coo_array((km, np.transpose(ends)), shape=(N, N))
+    _, before = dijkstra(
+        joined.tocsr(), directed=False, return_predecessors=True
+    )
     way = {}
-    for (u, v), length in zip(ends, km, strict=True):
-        long[u, v] = long[v, u] = length
-        way[u, v], way[v, u] = (u, v), (v, u)
-    far = float("inf")
-    for k in range(N):
-        for i in range(N):
-            for j in range(N):
-                through = long.get((i, k), far) + long.get((k, j), far)
-                if through < long.get((i, j), far):
-                    long[i, j] = through
-                    way[i, j] = way[i, k] + way[k, j][1:]
+    for u, v in permutations(range(N), 2):
+        back = [v]
+        while back[-1] != u:
+            back.append(int(before[u, back[-1]]))
+        way[u, v] = tuple(reversed(back))
     return way
 
 

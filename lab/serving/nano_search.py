@@ -20,6 +20,7 @@ from functools import cache
 from itertools import combinations, product
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from lab.kernels.nano_sim import COMPUTE, STREAM, nano_sim
@@ -82,11 +83,7 @@ def machine(seed: int | None = None) -> Machine:
 
 def speed(table: tuple[float, ...], share: float) -> float:
     """P of a share R: straight lines between the table's entries."""
-    for k in range(len(SHARES) - 1):
-        if share <= SHARES[k + 1]:
-            part = (share - SHARES[k]) / (SHARES[k + 1] - SHARES[k])
-            return table[k] + part * (table[k + 1] - table[k])
-    return table[-1]
+    return float(np.interp(share, SHARES, table))
 
 
 @cache
@@ -180,6 +177,4 @@ def search(
 def two_stages(of: Machine, workload: Workload, cuts: Iterable) -> Plan:
     """First the structure, as if nothing interfered; then the shares."""
     structure = search(of, workload, cuts, [None])
-    return search(
-        of, workload, [structure.split], orders=[structure.behind]
-    )  # fmt: skip
+    return search(of, workload, [structure.split], orders=[structure.behind])
