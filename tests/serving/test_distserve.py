@@ -9,7 +9,7 @@ import torch
 from seed_0 import in_the_ledger, measured
 
 from lab import claims
-from lab.exercises import check
+from lab.exercises import judge
 from lab.kernels.serve_sim import Served
 from lab.serving import distserve, distserve_view, goodput, prefill_queue
 from lab.serving import distserve_recorded as recorded
@@ -335,7 +335,7 @@ def test_the_ledger_holds_what_seed_0_measures():
         assert effect == pytest.approx(kept[slug], rel=1e-4), slug
 
 
-def test_the_exercises_accept_right_and_refuse_wrong_answers(capsys):
+def test_the_exercises_accept_right_and_refuse_wrong_answers():
     def right(runs, limits, gpus):
         best = 0.0
         for rate, ttft, tpot in runs:
@@ -365,5 +365,4 @@ def test_the_exercises_accept_right_and_refuse_wrong_answers(capsys):
             runs, limits, gpus), False),
     ]  # fmt: skip
     for slug, attempt, good in answers:
-        check(EXERCISES[slug], attempt)
-        assert (capsys.readouterr().out == "correct\n") == good, slug
+        assert (judge(EXERCISES[slug], attempt) == "correct") == good, slug
