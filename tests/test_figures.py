@@ -490,15 +490,17 @@ def test_answers_are_grey_out_of_view_and_alike_names_stay_apart():
 def test_a_road_map_keeps_to_the_right_and_shows_what_was_widened():
     points, links = [[0, 0], [10, 0]], [(0, 1), (1, 0)]
     figure = figures.road_map(points, links, [1.2, 0.2], [True, False], "t")
-    lines = [t for t in figure.data if t.mode == "lines" and len(t.x) > 1]
-    east = next(t for t in lines if t.line.width > 4)
-    west = next(t for t in lines if t.line.width < 4)
+    band, *levels = [t for t in figure.data if t.mode == "lines"]
+    west, east = (t for t in levels if len(t.x) > 1)
     assert list(east.x[1:]) == [0, 10, None]
     assert list(west.x[1:]) == [10, 0, None]
     assert east.y[1] < 0 < west.y[1] and east.line.color != west.line.color
+    # the band lies behind the widened one
+    assert (band.x, band.y) == (east.x, east.y)
+    assert band.line.width > 2 * east.line.width
     # one entry for each level, with or without a road
-    named = [t.name for t in figure.data if t.showlegend]
-    assert len(named) == len(set(named)) == 4
+    named = [t.name for t in figure.data if t.mode == "lines"]
+    assert len(named) == len(set(named)) == 5
     empty = figures.road_map(points, links, [0, 0], [False, False], "t")
     assert len(empty.data) == len(figure.data)
 

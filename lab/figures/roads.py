@@ -12,7 +12,7 @@ LEVELS = (
     (1.5, COLOURS["cut"], "1.5 and more"),
 )
 SIDE = 0.014  # of the map's width, from the middle of a road to each direction
-THIN, THICK = 2.2, 6.5
+THIN, THICK = 2.6, 5.6
 ROOM = 400  # pixels of the map's height
 
 
@@ -20,19 +20,19 @@ def road_map(points, links, load, wide, title, note=""):
     """The nodes of `points` and one line for each direction of a road.
 
     `links` holds pairs of node numbers, `load` the flow over capacity of each
-    and `wide` whether it was widened, which makes its line thick. Traffic
-    keeps to the right, and so does the line of its direction.
+    and `wide` whether it was widened, which draws a dark band behind its line.
+    Traffic keeps to the right, and so does the line of its direction.
     """
     points, load, wide = plain(points), plain(load), plain(wide)
     side = SIDE * (max(x for x, _ in points) - min(x for x, _ in points) or 1)
     bounds = [low for low, _, _ in LEVELS[1:]] + [math.inf]
-    traces = []
+    widened = [e for e, more in enumerate(wide) if more]
+    band = dict(color=COLOURS["baseline"], width=THICK)
+    traces = [_lines(points, links, widened, side, band, "widened")]
     for (low, shade, name), high in zip(LEVELS, bounds, strict=True):
         level = [e for e, full in enumerate(load) if low <= full < high]
-        for thick in (False, True):
-            mine = [e for e in level if bool(wide[e]) == thick]
-            lines = _lines(points, links, mine, side, shade, thick)
-            traces.append(lines | dict(name=name, showlegend=not thick))
+        line = dict(color=shade, width=THIN)
+        traces.append(_lines(points, links, level, side, line, name))
     traces.append(_names(points))
     traces.append(_middles(points, links, load, wide, side))
     across, along = zip(*points, strict=True)
@@ -55,7 +55,7 @@ def _ends(points, link, side):
     return (x0 + dx, y0 + dy), (x1 + dx, y1 + dy)
 
 
-def _lines(points, links, chosen, side, shade, thick):
+def _lines(points, links, chosen, side, line, name):
     """The chosen roads as one trace.
 
     It starts lifted, so that a level without a road stays in the legend.
@@ -64,9 +64,9 @@ def _lines(points, links, chosen, side, shade, thick):
         [(round(x, 3), round(y, 3)) for x, y in _ends(points, links[e], side)]
         for e in chosen
     ]
-    line = dict(color=shade, width=THICK if thick else THIN)
     trace = separate_lines(ends, line)
-    return trace | dict(x=[None, *trace["x"]], y=[None, *trace["y"]])
+    x, y = [None, *trace["x"]], [None, *trace["y"]]
+    return trace | dict(x=x, y=y, name=name)
 
 
 def _names(points):
