@@ -54,21 +54,19 @@ def effect(effects, low, high, threshold, side, word, what, unit):
         line=dict(width=0),
     )
     text = f"claimed: {side} {threshold:g} {unit}"
-    edge = claimed["x1"]
-    room = INNER * abs(edge - threshold) / (right - left)
-    anchor = "left" if side == "above" else "right"
-    if LETTER * len(text) > room:
+    room = INNER * abs(claimed["x1"] - threshold) / (right - left)
+    fits = LETTER * len(text) <= room
+    if not fits:
         # it would leave its panel, so it stands before the line and points
         # across
         text = f"{text} →" if side == "above" else f"← {text}"
-        anchor = "right" if side == "above" else "left"
     label = dict(
         x=threshold,
         y=1,
         yref="paper",
         # inside the axes, which a long title never reaches
         yanchor="top",
-        xanchor=anchor,
+        xanchor="left" if (side == "above") == fits else "right",
         text=text,
         showarrow=False,
         font=dict(size=12),

@@ -236,7 +236,6 @@ def train_checkpoints(progress: Callable = iter) -> None:
     shown += [("stitch", 0.3, 0.0)]
     for name, win, slip in progress(shown):
         arrays[_key(name, win, slip)] = network_returns(name, win, slip)
-    (DATA / RECORDED).parent.mkdir(exist_ok=True)
     write_arrays(DATA / RECORDED, **arrays)
 
 

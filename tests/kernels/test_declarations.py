@@ -14,6 +14,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import lab.kernels
 from lab.kernels import runtime
 from lab.kernels.declaration import all_declarations, targets_by_tile
 
@@ -403,6 +404,11 @@ def test_declaration_is_complete(declaration):
         assert list(inspect.signature(function).parameters) == named
     assert set(declaration.differentiable) <= set(named)
     assert declaration.compiles, "name what to compile ahead of time"
+
+
+def test_the_index_of_the_kernels_names_each_one():
+    for declaration in all_declarations():
+        assert f"\n``{declaration.name}`` " in lab.kernels.__doc__
 
 
 def test_targets_with_the_same_tile_are_compiled_together():
